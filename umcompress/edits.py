@@ -1,0 +1,147 @@
+"""Edits and plans: what a pass proposes to change, as documents that survive a round trip through JSON.
+
+All paths in one plan name modules of the model as it is before that plan, also when the plan removes blocks: blocks are
+renumbered only after its last edit. Indices are positions in the site as it is before the edit that holds them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+
+from umcompress.errors import PlanError
+
+Component = Literal["understanding", "generation", "shared"]
+BranchKind = Literal["attention", "feed_forward"]
+Index = tuple[NonNegativeInt, ...]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _ascending(index: tuple[int, ...], what: str) -> None:
+    if not index:
+        raise ValueError(f"{what} keeps nothing: drop the branch instead")
+    if any(a >= b for a, b in zip(index, index[1:], strict=False)):
+        raise ValueError(f"{what} must be ascending and without repeats")
+
+
+class DropBlock(_Document):
+    """Remove a block from its stack; later blocks move down by one."""
+
+    kind: Literal["drop_block"] = "drop_block"
+    block: str
+
+
+class DropBranch(_Document):
+    """Remove one residual branch of a block, with its norm and weights. The stream passes by unchanged."""
+
+    kind: Literal["drop_branch"] = "drop_branch"
+    block: str
+    branch: BranchKind
+    component: Component
+
+
+class KeepHeads(_Document):
+    """Keep these key-value groups with all their query heads, or these query heads (equally many in every group)."""
+
+    kind: Literal["keep_heads"] = "keep_heads"
+    site: str
+    component: Component
+    key_value_groups: Index | None = None
+    query_heads: Index | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> KeepHeads:
+        if (self.key_value_groups is None) == (self.query_heads is None):
+            raise ValueError("give key_value_groups or query_heads, not both and not neither")
+        for what in ("key_value_groups", "query_heads"):
+            if (index := getattr(self, what)) is not None:
+                _ascending(index, what)
+        return self
+
+
+class KeepChannels(_Document):
+    """Keep these inner channels of a feed-forward. `bias`: its last linear gets a bias of zeros if it has none."""
+
+    kind: Literal["keep_channels"] = "keep_channels"
+    site: str
+    keep: Index
+    bias: bool = False
+
+    @model_validator(mode="after")
+    def _legal(self) -> KeepChannels:
+        _ascending(self.keep, "keep")
+        return self
+
+
+class SetTensors(_Document):
+    """Give tensors new values of the shape that they have by then. The values are in a file next to the plan."""
+
+    kind: Literal["set_tensors"] = "set_tensors"
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    file: str = "tensors.safetensors"
+    digest: str = ""
+
+    @model_validator(mode="after")
+    def _legal(self) -> SetTensors:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("names must not repeat")
+        return self
+
+
+Edit = Annotated[DropBlock | DropBranch | KeepHeads | KeepChannels | SetTensors, Field(discriminator="kind")]
+
+
+class Evidence(_Document):
+    """Why a site was treated as it was: a score for each unit of it, and the units that stay (None: not cut)."""
+
+    site: str
+    component: str
+    scores: tuple[float, ...] = ()
+    kept: Index | None = None
+    note: str = ""
+
+
+class Declined(_Document):
+    """A site that the pass left alone, and why."""
+
+    site: str
+    component: str
+    reason: str
+
+
+class Plan(_Document):
+    """The ordered edits of one pass, with the evidence for them."""
+
+    pass_name: str
+    edits: tuple[Edit, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    declined: tuple[Declined, ...] = ()
+
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names whose new values must be passed along with this plan."""
+        return tuple(name for edit in self.edits if isinstance(edit, SetTensors) for name in edit.names)
+
+
+class CompressionRecord(_Document):
+    """`umcompress.json` of a compressed checkpoint: what it was made from, and the plans to replay on its skeleton."""
+
+    format: Literal[1] = 1
+    base: str
+    fingerprint: str = ""
+    family: str
+    plans: tuple[Plan, ...] = ()
+    provenance: dict[str, Any] = {}
+
+
+def plan_problems(plan: Plan, problems: list[str]) -> PlanError:
+    """One error that lists everything wrong with a plan."""
+    listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+    return PlanError(
+        asked=f"apply the plan of {plan.pass_name} ({len(plan.edits)} edits)",
+        found=listed,
+        do="make the plan anew on this model: paths and indices mean the model as it is before the plan",
+    )

@@ -1,0 +1,58 @@
+"""What an attention module tells about itself, so that heads and streams can be removed from it.
+
+An attention is a leaf of the traced graph: how it mixes tokens stays its own business. A leaf that follows
+`StreamAttention` says which Linears each stream owns and how heads lie in them; the generic edits then slice the
+Linears, and the leaf only updates its integers. A leaf that does not follow it can still be dropped as a whole.
+
+Layout: row `((group * query_heads_per_group) + j) * head_dim + d` of the query Linear is channel d of query head j of
+a key-value group; key and value rows are `group * head_dim + d`; columns of the output Linear are ordered as query rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class StreamLayout:
+    """One stream of an attention. Names are those of child modules of the attention."""
+
+    query: str
+    key: str
+    value: str
+    output: str
+    norms: tuple[str, ...]
+    key_value_groups: int
+    query_heads_per_group: int
+    head_dim: int
+
+    @property
+    def query_heads(self) -> int:
+        return self.key_value_groups * self.query_heads_per_group
+
+
+@runtime_checkable
+class StreamAttention(Protocol):
+    """An attention over one or more streams of tokens.
+
+    `forward` takes one tensor (or None) a stream first, in the order of `stream_components`, then anything else. With
+    one stream it returns that stream's tensor; with several, a tuple in the same order, None where a stream was dropped.
+    """
+
+    stream_components: tuple[str, ...]
+    layer_idx: int
+
+    def stream(self, component: str) -> StreamLayout | None:
+        """The layout of a stream as it is now, None once it was dropped."""
+
+    def keep_heads(
+        self, component: str, key_value_groups: tuple[int, ...] | None, query_heads: tuple[int, ...] | None
+    ) -> None:
+        """Record which heads remain; exactly one of the two is given, as positions in the current layout.
+
+        `query_heads` are flat positions (group * query_heads_per_group + j), equally many in every group.
+        """
+
+    def drop_stream(self, component: str) -> None:
+        """Forget a stream and delete its children; `forward` gets None in its place from now on."""
