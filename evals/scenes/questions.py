@@ -1,0 +1,232 @@
+"""Understanding questions about a scene, with exact answers, and the score of a guesser that sees nothing.
+
+Five kinds: color, count, existence, position, comparison. Answers are short lower-case strings.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+
+from .prompts import PLURALS, RELATIONS
+from .world import CELL_NAMES, COLOUR_NAMES, MAX_OBJECTS, SHAPES, Object, Scene, sample_scene
+
+T = TypeVar("T")
+
+KINDS = ("color", "count", "existence", "position", "comparison")
+_LOOKS = tuple(itertools.product(COLOUR_NAMES, SHAPES))
+_TIE_SHARE = 0.2  # of the comparisons answered "no"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`template` is the text with its colours and shapes left open; a blind guesser may know it."""
+
+    kind: str
+    text: str
+    answer: str
+    template: str
+
+
+def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.random() * len(options))]
+
+
+def _look(thing: Object) -> str:
+    return f"{thing.colour} {thing.shape}"
+
+
+def _unique(scene: Scene) -> list[Object]:
+    """Objects that their colour and shape name without doubt."""
+    counts = Counter(_look(thing) for thing in scene.objects)
+    return [thing for thing in scene.objects if counts[_look(thing)] == 1]
+
+
+def _color(rng: np.random.Generator, scene: Scene) -> Question | None:
+    counts = Counter(thing.shape for thing in scene.objects)
+    single = [thing for thing in scene.objects if counts[thing.shape] == 1]
+    if not single:
+        return None
+    thing = _choose(rng, single)
+    return Question("color", f"what color is the {thing.shape}?", thing.colour, "what color is the S?")
+
+
+def _tallies(scene: Scene, shapes: bool) -> dict[str, int]:
+    """Plural phrase -> how many, over all shapes or all colours."""
+    if shapes:
+        counts = Counter(thing.shape for thing in scene.objects)
+        return {PLURALS[shape]: counts[shape] for shape in SHAPES}
+    counts = Counter(thing.colour for thing in scene.objects)
+    return {f"{colour} objects": counts[colour] for colour in COLOUR_NAMES}
+
+
+def _count(rng: np.random.Generator, scene: Scene) -> Question:
+    """The number asked for is drawn first, among those in the scene, so that "0" does not prevail."""
+    what = int(rng.random() * 3)
+    if what == 2:
+        text = "how many objects are there?"
+        return Question("count", text, str(len(scene.objects)), text)
+    tallies = _tallies(scene, shapes=what == 0)
+    number = _choose(rng, sorted(set(tallies.values())))
+    phrase = _choose(rng, [phrase for phrase, tally in tallies.items() if tally == number])
+    template = "how many S are there?" if what == 0 else "how many C objects are there?"
+    return Question("count", f"how many {phrase} are there?", str(number), template)
+
+
+def _existence(rng: np.random.Generator, scene: Scene) -> Question:
+    """Half yes, half no; half of the no ask for a colour and a shape that are there, but not together."""
+    present = {(thing.colour, thing.shape) for thing in scene.objects}
+    yes = rng.random() < 0.5
+    options = sorted(present)
+    if not yes:
+        options = [look for look in _LOOKS if look not in present]
+        colours, shapes = {colour for colour, _ in present}, {shape for _, shape in present}
+        mixed = [(colour, shape) for colour, shape in options if colour in colours and shape in shapes]
+        if mixed and rng.random() < 0.5:
+            options = mixed
+    colour, shape = _choose(rng, options)
+    return Question("existence", f"is there a {colour} {shape}?", "yes" if yes else "no", "is there a C S?")
+
+
+def _holds(relation: str, subject: Object, target: Object) -> bool:
+    if relation in ("left of", "right of"):
+        a, b = subject.column, target.column
+    else:
+        a, b = subject.row, target.row
+    return a < b if relation in ("left of", "above") else a > b
+
+
+def _relative(rng: np.random.Generator, things: list[Object]) -> Question | None:
+    """Asks only along an axis on which the two differ."""
+    horizontal = [(a, b, 0) for a, b in itertools.permutations(things, 2) if a.column != b.column]
+    vertical = [(a, b, 2) for a, b in itertools.permutations(things, 2) if a.row != b.row]
+    pairs = horizontal + vertical
+    if not pairs:
+        return None
+    subject, target, axis = _choose(rng, pairs)
+    yes = rng.random() < 0.5
+    relation = next(r for r in RELATIONS[axis : axis + 2] if _holds(r, subject, target) == yes)
+    return Question(
+        "position",
+        f"is the {_look(subject)} {relation} the {_look(target)}?",
+        "yes" if yes else "no",
+        "is the C S R the C S?",
+    )
+
+
+def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
+    things = _unique(scene)
+    if not things:
+        return None
+    if rng.random() < 0.5:
+        question = _relative(rng, things)
+        if question is not None:
+            return question
+    thing = _choose(rng, things)
+    return Question("position", f"where is the {_look(thing)}?", CELL_NAMES[thing.cell], "where is the C S?")
+
+
+def _comparison(rng: np.random.Generator, scene: Scene) -> Question | None:
+    """Half yes, half no, few ties; half of the pairs are both there where such pairs exist."""
+    first_shapes = rng.random() < 0.5
+    yes, tie, hard = rng.random(3) < (0.5, _TIE_SHARE, 0.5)
+    for shapes in (first_shapes, not first_shapes):
+        tallies = _tallies(scene, shapes)
+        pairs = list(itertools.permutations(tallies, 2))
+        more = [(a, b) for a, b in pairs if tallies[a] > tallies[b]]
+        if not more:
+            continue
+        close = [(a, b) for a, b in more if tallies[b] > 0]
+        even = [(a, b) for a, b in pairs if tallies[a] == tallies[b] > 0]
+        if tie and not yes and even:
+            first, second = _choose(rng, even)
+        else:
+            first, second = _choose(rng, close if hard and close else more)
+            if not yes:
+                first, second = second, first
+        template = "are there more S than S?" if shapes else "are there more C objects than C objects?"
+        return Question(
+            "comparison", f"are there more {first} than {second}?", "yes" if yes else "no", template
+        )
+    return None
+
+
+_MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+    "color": _color,
+    "count": _count,
+    "existence": _existence,
+    "position": _position,
+    "comparison": _comparison,
+}
+
+
+def sample_questions(
+    rng: np.random.Generator, scene: Scene, n: int, kinds: Sequence[str] | None = None
+) -> list[Question]:
+    """`n` questions, going round `kinds` (default: all five) in random order; a kind may be listed twice.
+
+    Kinds that the scene cannot support are left out; if none is left, the list is empty.
+    """
+    wanted = list(KINDS if kinds is None else kinds)
+    questions: list[Question] = []
+    while wanted and len(questions) < n:
+        for index in rng.permutation(len(wanted)).tolist():
+            question = _MAKERS[wanted[index]](rng, scene)
+            if question is not None:
+                questions.append(question)
+            else:
+                wanted[index] = ""
+        wanted = [kind for kind in wanted if kind]
+    return questions[:n]
+
+
+def describe(scene: Scene) -> str:
+    """Every object with its place, in reading order: "red circle top left, blue square center"."""
+    return ", ".join(f"{_look(thing)} {CELL_NAMES[thing.cell]}" for thing in scene.objects)
+
+
+@cache
+def chance_levels(seed: int = 0, n: int = 4000) -> dict[str, float]:
+    """Kind -> accuracy of a guesser that sees no image and gives each template's most frequent answer.
+
+    Measured on `n` evaluation scenes, one question of each kind a scene.
+    """
+    rng = np.random.default_rng(seed)
+    answers: dict[str, dict[str, Counter[str]]] = {kind: defaultdict(Counter) for kind in KINDS}
+    for _ in range(n):
+        scene = sample_scene(rng, "evaluation")
+        for kind in KINDS:
+            for question in sample_questions(rng, scene, 1, [kind]):
+                answers[kind][question.template][question.answer] += 1
+    return {
+        kind: sum(max(tally.values()) for tally in templates.values())
+        / sum(tally.total() for tally in templates.values())
+        for kind, templates in answers.items()
+    }
+
+
+def answers() -> tuple[str, ...]:
+    """Every answer that a question can have."""
+    return (*COLOUR_NAMES, *(str(number) for number in range(MAX_OBJECTS + 1)), "yes", "no", *CELL_NAMES)
+
+
+def all_texts() -> tuple[str, ...]:
+    """Strings that together hold every word of every question, answer and description."""
+    looks = [f"{colour} {shape}" for colour, shape in _LOOKS]
+    phrases = [*PLURALS.values(), *(f"{colour} objects" for colour in COLOUR_NAMES), "objects"]
+    return (
+        *(f"what color is the {shape}?" for shape in SHAPES),
+        *(f"how many {phrase} are there?" for phrase in phrases),
+        *(f"is there a {look}?" for look in looks),
+        *(f"where is the {look}?" for look in looks),
+        *(f"is the {look} {relation} the {look}?" for look in looks for relation in RELATIONS),
+        *(f"are there more {phrase} than {phrase}?" for phrase in phrases),
+        *(f"{look} {cell}, {look} {cell}" for look in looks for cell in CELL_NAMES),
+        *answers(),
+    )
