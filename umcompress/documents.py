@@ -1,0 +1,33 @@
+"""The base of every document (recipe, edits, plan, report), and the words that they share. No torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Component = Literal["understanding", "generation", "shared"]
+Task = Literal["understanding", "generation"]
+TASKS: tuple[Task, ...] = ("understanding", "generation")
+Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+class Document(BaseModel):
+    """Frozen, and closed to unknown keys: a misspelt key is an error, never a silent default.
+
+    A subclass that says otherwise is refused when it is defined (TypeError), so a user's pass cannot forget.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls.model_config.get("frozen") is not True or cls.model_config.get("extra") != "forbid":
+            raise TypeError(f"{cls.__name__}: a document stays frozen=True and extra='forbid'")
+
+    def plain(self) -> dict[str, Any]:
+        """The document as JSON-ready values, under the names that it has on disk."""
+        value: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
+        return value

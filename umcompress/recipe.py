@@ -1,0 +1,134 @@
+"""A recipe: which model, which passes in which order, which evaluations. Read strictly, never changed.
+
+`parse_recipe` reports every problem at once, each with its line. It knows no pass and no evaluation: the
+caller injects how names become classes, so this module stays below the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny
+
+from umcompress.documents import TASKS, Component, Document, Ratio, Task
+from umcompress.errors import RecipeError
+from umcompress.recipe_reader import Reader
+from umcompress.yaml_source import Source
+
+__all__ = [
+    "TASKS", "Calibration", "Component", "Document", "Gate", "Ratio", "Recipe", "RecipeHead", "Step", "Task",
+    "parse_recipe",
+]  # fmt: skip
+
+Resolver = Callable[[str], type[Document]]
+
+
+class Calibration(Document):
+    """The data that scores what to remove."""
+
+    task: Task = Field(default="understanding", description="What the model does while it is observed.")
+    samples: PositiveInt = Field(default=64, description="How many items are run.")
+    seed: int = Field(default=0, description="Draws the items.")
+    source: str | None = Field(
+        default=None, description="The evaluation that provides items; null: the model's own."
+    )
+
+
+class Gate(Document):
+    """The run ends, with the step undone, when a score falls further below the baseline than this."""
+
+    understanding_drop: float | None = Field(
+        default=None, ge=0, le=1, description="Largest drop of the score."
+    )
+    generation_drop: float | None = Field(default=None, ge=0, le=1, description="Largest drop of the score.")
+
+
+class RecipeHead(Document):
+    """Everything in a recipe but its steps and evaluations, which are validated by classes found by name."""
+
+    model: str = Field(min_length=1, description="A built-in name, a folder, or a hub id.")
+    calibration: Calibration = Field(
+        default=Calibration(), description="The default of every step that calibrates."
+    )
+    output: str | None = Field(default=None, description="The run's folder; -o says it too.")
+    seed: NonNegativeInt = Field(default=0, description="Seeds evaluation and whatever is drawn.")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="What the weights are loaded as."
+    )
+    components: dict[str, Component] | None = Field(
+        default=None, description="Parts of a model that has no family of its own: module path to component."
+    )
+    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with a hub model.")
+
+
+class Step(Document):
+    """One pass with its options. `reference` is the pass as the recipe names it."""
+
+    name: str
+    reference: str
+    pass_: SerializeAsAny[Document] = Field(validation_alias="pass", serialization_alias="pass")
+    stop_if: Gate | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        gate = {"stop_if": self.stop_if.plain()} if self.stop_if else {}
+        return {"name": self.name, "pass": self.reference, **self.pass_.plain(), **gate}
+
+
+class Recipe(RecipeHead):
+    """A validated recipe. `evaluation_names[i]` is how the recipe names `evaluate[i]`."""
+
+    evaluate: tuple[SerializeAsAny[Document], ...] = ()
+    evaluation_names: tuple[str, ...] = ()
+    steps: tuple[Step, ...]
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default written out; parsing it again gives an equal recipe."""
+        head = RecipeHead.model_validate({name: getattr(self, name) for name in RecipeHead.model_fields})
+        named = zip(self.evaluation_names, self.evaluate, strict=True)
+        return {
+            **head.plain(),
+            "evaluate": [{name: evaluation.plain()} for name, evaluation in named],
+            "steps": [step.resolved() for step in self.steps],
+        }
+
+    def fingerprint(self) -> str:
+        """Identifies what the recipe computes: a hash of `resolved()` without the place it is written to."""
+        content = {key: value for key, value in self.resolved().items() if key != "output"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def parse_recipe(
+    text: str,
+    file: str,
+    passes: Resolver,
+    evaluations: Resolver,
+    overrides: Sequence[str] = (),
+    models: Callable[[str], object] | None = None,
+) -> Recipe:
+    """The recipe in `text`. `file` is the name shown in errors.
+
+    passes, evaluations: name (or `file.py:Class`) to class; they raise UmcompressError or LookupError.
+    overrides: `steps.1.keep_ratio=0.25`; list indices count from 0.
+    models: called with the model's name; a UmcompressError from it joins the other problems.
+    Raises RecipeError with all problems at once.
+    """
+    source = Source(text, file)
+    for option in overrides:
+        source.override(option)
+    reader = Reader(source, RecipeHead, Gate)
+    head = reader.head(models)
+    evaluate = reader.evaluations(evaluations)
+    steps = reader.steps(passes, scored=bool(evaluate))
+    if source.problems or head is None:
+        raise RecipeError(source.ordered())
+    values = {name: getattr(head, name) for name in RecipeHead.model_fields}
+    return Recipe(
+        **values,
+        evaluate=tuple(document for _, document in evaluate),
+        evaluation_names=tuple(name for name, _ in evaluate),
+        steps=tuple(Step(**step) for step in steps),
+    )

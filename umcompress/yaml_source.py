@@ -1,0 +1,164 @@
+"""YAML text with its line numbers, and `--set` overrides on top: plain data plus where each value came from.
+
+The text is composed to nodes and built here, not by a loader, so that every key keeps its line and a key that
+occurs twice is reported beside the other problems instead of ending the reading.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from umcompress.errors import Problem, RecipeError
+
+Path = tuple[str | int, ...]
+# A recipe is a page of text. More values than this are aliases multiplied into each other.
+_MOST_VALUES = 100_000
+_SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
+
+
+def dotted(path: Path) -> str:
+    """`("steps", 1, "keep_ratio")` -> `steps.1.keep_ratio`, the form that `--set` takes."""
+    return ".".join(str(part) for part in path)
+
+
+class Source:
+    """A parsed YAML text: `data` (plain values), the line of each path, and the problems met on the way."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+        self._lines: dict[Path, int] = {(): 1}
+        self._overridden: dict[Path, str] = {}
+        self._count = 0
+        self._yaml = YAML(typ="safe", pure=True)
+        self.data: Any = self._read(text)
+
+    def _read(self, text: str) -> Any:
+        try:
+            root = self._yaml.compose(io.StringIO(text))
+        except MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            what = " ".join(part for part in (error.context, error.problem) if part)
+            raise RecipeError(
+                [Problem(self.file, mark.line + 1 if mark else None, "", f"not valid YAML: {what}")]
+            ) from error
+        except YAMLError as error:
+            message = f"not valid YAML: {_first_line(error)}"
+            raise RecipeError([Problem(self.file, None, "", message)]) from error
+        return None if root is None else self._build(root, (), ())
+
+    def _build(self, node: Node, path: Path, above: tuple[int, ...]) -> Any:
+        self._lines.setdefault(path, node.start_mark.line + 1)
+        self._count += 1
+        if id(node) in above or self._count > _MOST_VALUES:
+            why = "an alias that contains itself" if id(node) in above else "far too many values"
+            line = node.start_mark.line + 1
+            raise RecipeError([Problem(self.file, line, dotted(path), f"not usable YAML: {why}")])
+        below = (*above, id(node))
+        if isinstance(node, MappingNode):
+            return self._build_mapping(node, path, below)
+        if isinstance(node, SequenceNode):
+            return [self._build(item, (*path, index), below) for index, item in enumerate(node.value)]
+        return self._scalar(node, path)
+
+    def _build_mapping(self, node: MappingNode, path: Path, above: tuple[int, ...]) -> dict[str, Any]:
+        built: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, ScalarNode):
+                self.problems.append(Problem(self.file, line, dotted(path), "a key must be a word"))
+                continue
+            key = str(key_node.value)
+            here = (*path, key)
+            if key in built:
+                first = self._lines[here]
+                message = f"the key occurs twice (first on line {first})"
+                self.problems.append(Problem(self.file, line, dotted(here), message, "keep one of the two"))
+                continue
+            self._lines[here] = line
+            built[key] = self._build(value_node, here, above)
+        return built
+
+    def _scalar(self, node: Node, path: Path) -> Any:
+        # ruamel would make dates and bytes of some plain words; a recipe has neither, so they stay text.
+        if str(node.tag) not in _SCALARS:
+            return str(node.value)
+        try:
+            return self._yaml.constructor.construct_object(node)
+        except (ValueError, YAMLError):
+            line = node.start_mark.line + 1
+            message = f"not a {str(node.tag).rpartition(':')[2]}: {node.value!r}"
+            self.problems.append(Problem(self.file, line, dotted(path), message))
+            return None
+
+    def override(self, option: str) -> None:
+        """Apply `dotted.path=value` (the value is YAML, list indices count from 0); problems are collected."""
+        origin = f"--set {option}"
+        target, equals, text = option.partition("=")
+        if not equals or not target.strip():
+            hint = "write it as --set steps.1.keep_ratio=0.25"
+            self.problems.append(Problem(origin, None, "", "an override is PATH=VALUE", hint))
+            return
+        try:
+            value = Source(text, origin).data
+        except RecipeError as error:
+            self.problems.extend(Problem(origin, None, target, item.message) for item in error.problems)
+            return
+        parts = target.strip().split(".")
+        container = self.data
+        walked: Path = ()
+        for depth, part in enumerate(parts):
+            key = self._key(container, part, walked, origin)
+            if key is None:
+                return
+            walked = (*walked, key)
+            if depth == len(parts) - 1:
+                container[key] = value
+                self._overridden[walked] = origin
+            else:
+                if isinstance(container, dict) and container.get(key) is None:
+                    container[key] = {}
+                container = container[key]
+
+    def _key(self, container: Any, part: str, walked: Path, origin: str) -> str | int | None:
+        """`part` as a key of `container`, or None with a problem noted."""
+        if isinstance(container, dict):
+            return part
+        where = dotted(walked) or "the recipe"
+        if not isinstance(container, list):
+            message = f"{where} is a single value; it has no {part!r}"
+        elif not part.isdecimal():
+            message = f"{where} is a list: {part!r} is not an index"
+        elif int(part) >= len(container):
+            message = f"{where} has {len(container)} entries; there is no number {part}"
+        else:
+            return int(part)
+        last = len(container) - 1 if isinstance(container, list) else -1
+        hint = f"indices count from 0: {where}.0 to {where}.{last}" if last >= 0 else ""
+        self.problems.append(Problem(origin, None, dotted((*walked, part)), message, hint))
+        return None
+
+    def problem(self, path: Path, message: str, hint: str = "") -> None:
+        """Note a problem at `path`: at the option that set it, else at the nearest line of the file."""
+        for length in range(len(path), -1, -1):
+            origin = self._overridden.get(path[:length])
+            if origin is not None:
+                self.problems.append(Problem(origin, None, dotted(path), message, hint))
+                return
+            if path[:length] in self._lines:
+                line = self._lines[path[:length]]
+                self.problems.append(Problem(self.file, line, dotted(path), message, hint))
+                return
+
+    def ordered(self) -> list[Problem]:
+        """The problems in the order of the file; those of overrides, which have no line, come last."""
+        return sorted(self.problems, key=lambda problem: (problem.line is None, problem.line or 0))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["?"])[0]
