@@ -1,0 +1,130 @@
+"""The frozen result of a calibration sweep, keyed by declaration and then by site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from umcompress.calibrate.declare import Declaration
+from umcompress.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from umcompress.edits import Edit
+    from umcompress.graph.sites import ModelGraph
+
+Key: TypeAlias = tuple[str, str]
+Rework: TypeAlias = "Callable[[Sequence[Edit]], tuple[ModelGraph, Callable[[], None]]]"
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Mean cosine over the tokens that reached the site."""
+
+    cosine: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Channels:
+    """mean_abs, mean: (width,) float64."""
+
+    mean_abs: Tensor
+    mean: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Moments:
+    """second: (width, width) = sum h h' / tokens; mean: (width,); both float64."""
+
+    second: Tensor
+    mean: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Heads:
+    """query_heads: (groups * heads per group,) in projection order; key_value_groups: (groups,); float64."""
+
+    query_heads: Tensor
+    key_value_groups: Tensor
+    tokens: int
+
+
+def site_key(site: Any, component: str | None = None) -> Key:
+    """The name under which a site's values are kept.  A block site also needs the component."""
+    if hasattr(site, "branches"):
+        if component is None:
+            raise ValueError(f"{site.path}: a block has one value per component; index with (block, component)")
+        return site.path, component
+    path = site.path if hasattr(site, "path") else f"{site.block}.{site.kind}"
+    return path, site.component
+
+
+class Measured(Mapping[Any, Any]):
+    """The values of one declaration.  Index with a site, or with (block, component)."""
+
+    def __init__(self, declaration: Declaration, values: Mapping[Key, Any], task: str) -> None:
+        self._declaration, self._values, self._task = declaration, MappingProxyType(dict(values)), task
+
+    def __getitem__(self, site: Any) -> Any:
+        key = site_key(*site) if isinstance(site, tuple) else site_key(site)
+        what = type(self._declaration).__name__
+        if key not in self._values:
+            raise KeyError(f"{what} was not measured at {key[0]} ({key[1]}): outside the declared scope")
+        value = self._values[key]
+        if value.tokens == 0:
+            other = "understanding" if self._task == "generation" else "generation"
+            raise PlanError(
+                asked=f"{what} at {key[0]} ({key[1]})",
+                found=f"no token passes there while the task is {self._task}",
+                do=f"calibrate on {other}: calibration: {{task: {other}}}",
+            )
+        return value
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class UndeclaredStatistic(KeyError):
+    """A pass read a statistic that its needs() does not list."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """All that one sweep measured.
+
+    `dry` is true when only shapes are known (a dry run on a skeleton): nothing may be read, and a pass
+    then plans the counts, with whichever members it likes.
+    """
+
+    values: Mapping[Declaration, Measured] = field(default_factory=dict)
+    task: str = "understanding"
+    dry: bool = False
+    again: Callable[[Sequence[Edit]], tuple[ModelGraph, Statistics]] | None = None
+
+    def __getitem__(self, declaration: Declaration) -> Measured:
+        if declaration not in self.values:
+            have = ", ".join(map(repr, self.values)) or "nothing"
+            raise UndeclaredStatistic(f"{declaration!r} was not declared by needs(); declared: {have}")
+        return self.values[declaration]
+
+    def remeasure(self, edits: Sequence[Edit]) -> tuple[ModelGraph, Statistics]:
+        """The same declarations on a copy of the model with `edits` made.  The model itself stays.
+
+        Paths in `edits` mean the model before any of them; sites of the returned graph are renumbered.
+        """
+        if self.again is None:
+            raise PlanError(
+                asked="measuring again on an edited copy of the model",
+                found="this run cannot edit a copy (a dry run, or a bare call of plan)",
+                do="leave greedy out, or run the recipe with `umcompress apply`",
+            )
+        return self.again(edits)

@@ -1,0 +1,255 @@
+"""All that passes and evaluations may see, shipped ones and users' own alike.
+
+A pass reads and proposes; an evaluation scores.  Both are pydantic documents whose fields are the options of
+a recipe.  They are found by entry point, or by `path/to/file.py:Class`.  Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from umcompress.calibrate.declare import (
+    BlockSimilarity,
+    BranchKind,
+    BranchSimilarity,
+    ChannelActivation,
+    ChannelMoments,
+    Declaration,
+    HeadContribution,
+    Scope,
+)
+from umcompress.calibrate.statistics import Channels, Heads, Moments, Similarity, Statistics
+from umcompress.discover import entries, load_class
+from umcompress.edits import (
+    Declined,
+    DropBlock,
+    DropBranch,
+    Edit,
+    Evidence,
+    KeepChannels,
+    KeepHeads,
+    Plan,
+    SetTensors,
+)
+from umcompress.errors import PlanError, did_you_mean
+from umcompress.recipe import Calibration, Component, Document, Ratio, Task
+from umcompress.report import KindScore, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from umcompress.graph.sites import ModelGraph
+
+PASSES = "umcompress.passes"
+EVALUATIONS = "umcompress.evaluations"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a pass hands back: the plan, and the values of the tensors that its SetTensors edits name."""
+
+    plan: Plan
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Pass(Document, ABC):
+    """Plans edits.  A pass may read the graph, its weights and the statistics; it never writes to any of them.
+
+    The fields of a subclass are the options of its step in a recipe.  `needs` declares the statistics that
+    `plan` will read: one calibration sweep collects them all, and reading another one raises.  A pass that
+    finds nothing to do raises PlanError; one that was told to keep everything returns a plan without edits.
+    """
+
+    name: ClassVar[str]
+
+    def needs(self) -> Sequence[Declaration]:
+        """The statistics that `plan` reads with these options."""
+        return ()
+
+    @abstractmethod
+    def plan(self, graph: ModelGraph, statistics: Statistics) -> Proposal:
+        """The edits for this model, with the evidence for each and the sites that were declined.
+
+        When `statistics.dry` is true only shapes are known: neither weights nor statistics may be read, and
+        any members will do as long as their numbers are right.
+        """
+
+
+def parse_layers(text: str) -> frozenset[int] | None:
+    """"all" -> None; "2-20" or "1,3,5-7" -> those layer indices, ends included.  Raises ValueError."""
+    if text.strip() == "all":
+        return None
+    chosen: set[int] = set()
+    for part in text.split(","):
+        ends = [end.strip() for end in part.split("-")]
+        if len(ends) > 2 or not all(end.isascii() and end.isdecimal() for end in ends):
+            raise ValueError(f"{part.strip()!r} is neither a layer nor a range; write all, 4, 2-20 or 1,3,5-7")
+        first, last = int(ends[0]), int(ends[-1])
+        if last < first:
+            raise ValueError(f"the range {part.strip()} runs backwards; write {last}-{first}")
+        if last > 100_000:
+            raise ValueError(f"no model has a layer {last}")
+        chosen.update(range(first, last + 1))
+    return frozenset(chosen)
+
+
+def _as_text(value: Any) -> Any:
+    """`layers: 3` and `layers: [1, 2]` mean what they look like."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
+        return ",".join(map(str, value))
+    return value
+
+
+class SitePass(Pass):
+    """A pass that works on the sites of one component in a range of layers: the common options, resolved."""
+
+    component: Component | None = Field(
+        None, description="whose parts to compress; may be left out where the model has one component only"
+    )
+    layers: Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | int | list[int])] = Field(
+        "all", description="all, or layer indices and ranges, ends included: 2-20 or 1,3,5-7"
+    )
+    stack: str | None = Field(None, description="the stack of blocks; default: the model's main stack; or all")
+    calibration: Calibration | None = Field(
+        None, description="the data that statistics are measured on; default: the recipe's"
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_parse(cls, text: str) -> str:
+        parse_layers(text)
+        return text
+
+    def scope(self) -> Scope:
+        """The scope as asked for, before the model is known: for declarations in `needs`."""
+        return Scope(component=self.component, stack=self.stack, layers=parse_layers(self.layers))
+
+    def resolve(self, graph: ModelGraph) -> Scope:
+        """The scope in this model, its component named.  PlanError where the model has no such part."""
+        if self.stack not in (None, "all") and self.stack not in graph.stacks:
+            raise PlanError(
+                asked=f"{self.name}: stack {self.stack}",
+                found=f"this model has {', '.join(graph.stacks)}",
+                do=did_you_mean(self.stack or "", [*graph.stacks, "all"]),
+            )
+        blocks = graph.blocks(stack=self.stack)
+        here = sorted({branch.component for block in blocks for branch in block.branches})
+        component = self.component or (here[0] if len(here) == 1 else None)
+        if component is None or component not in here:
+            raise PlanError(
+                asked=f"{self.name}: component {self.component or '(not given)'}",
+                found=f"these blocks belong to {', '.join(here) or 'no component'}",
+                do=f"component: {here[0]}" if len(here) == 1 else f"name one of {', '.join(here)}",
+            )
+        self._check_layers({block.index for block in blocks})
+        return Scope(component=component, stack=self.stack, layers=parse_layers(self.layers))
+
+    def _check_layers(self, present: set[int]) -> None:
+        missing = sorted((parse_layers(self.layers) or set()) - present)
+        if missing:
+            raise PlanError(
+                asked=f"{self.name}: layers {self.layers}",
+                found=f"no layer {', '.join(map(str, missing[:5]))}; there are {len(present)}, counted from 0",
+                do=f"stay within 0-{max(present, default=0)}",
+            )
+
+
+class Evaluation(Document, ABC):
+    """Scores a model on one or more tasks.  The fields of a subclass are its options in a recipe."""
+
+    name: ClassVar[str]
+    tasks: ClassVar[tuple[Task, ...]] = ("understanding", "generation")
+
+    @abstractmethod
+    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+        """Score what `runner` answers and generates; leave artifacts (answers, images) in `out`."""
+
+    def calibration_items(self, task: Task, samples: int, seed: int) -> list[Any]:
+        """Items for Runner.feed, disjoint from what `run` scores.  Default: none, so not a source."""
+        raise PlanError(
+            asked=f"calibration data for {task} from {self.name}",
+            found=f"the evaluation {self.name} provides none",
+            do="leave `calibration.source` out, or name an evaluation that provides data",
+        )
+
+
+def passes() -> list[str]:
+    """The names of the installed passes; nothing of them is imported."""
+    return sorted(entries(PASSES))
+
+
+def evaluations() -> list[str]:
+    """The names of the installed evaluations; nothing of them is imported."""
+    return sorted(entries(EVALUATIONS))
+
+
+def find_pass(name: str, base: Path | None = None) -> type[Pass]:
+    """A pass by registered name or as `path/to/file.py:Class`, the path relative to `base`.  UsageError."""
+    return load_class(PASSES, name, base, Pass, "pass")
+
+
+def find_evaluation(name: str, base: Path | None = None) -> type[Evaluation]:
+    """An evaluation by registered name or as `path/to/file.py:Class`.  UsageError."""
+    return load_class(EVALUATIONS, name, base, Evaluation, "evaluation")
+
+
+def __getattr__(name: str) -> Any:
+    """The site types load with the graph package, only when asked for."""
+    if name in _SITES:
+        from umcompress.graph import sites
+
+        return getattr(sites, name)
+    raise AttributeError(f"umcompress.extend has no {name}")
+
+
+_SITES = ("AttentionSite", "BlockSite", "BranchSite", "FeedForwardSite", "ModelGraph")
+
+__all__ = [
+    "BlockSimilarity",
+    "BranchKind",
+    "BranchSimilarity",
+    "Calibration",
+    "ChannelActivation",
+    "ChannelMoments",
+    "Channels",
+    "Component",
+    "Declaration",
+    "Declined",
+    "Document",
+    "DropBlock",
+    "DropBranch",
+    "Edit",
+    "Evaluation",
+    "Evidence",
+    "HeadContribution",
+    "Heads",
+    "KeepChannels",
+    "KeepHeads",
+    "KindScore",
+    "Moments",
+    "Pass",
+    "Plan",
+    "PlanError",
+    "Proposal",
+    "Ratio",
+    "Scope",
+    "Score",
+    "SetTensors",
+    "Similarity",
+    "SitePass",
+    "Statistics",
+    "Task",
+    "evaluations",
+    "find_evaluation",
+    "find_pass",
+    "parse_layers",
+    "passes",
+]
