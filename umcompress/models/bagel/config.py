@@ -1,0 +1,187 @@
+"""What a BAGEL folder says about its shapes, and what the official loaders hard-code.
+
+`llm_config.json` and `vit_config.json` are the official files.  The rest (latent patch, autoencoder, token ids)
+stands in no official file; a folder that differs from the released model says so in `extra.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from umcompress.errors import ModelError
+
+EXTRA_FILES = ("extra.json", "tiny_extra.json")
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TextConfig(_Config):
+    """The Qwen2 decoder: names as in `llm_config.json`."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    rope_theta: float = 1_000_000.0
+    rms_norm_eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class VisionConfig(_Config):
+    """The SigLIP tower: names as in `vit_config.json`.  One layer fewer than stated is used (and stored)."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    patch_size: int
+    image_size: int
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def layers_used(self) -> int:
+        return self.num_hidden_layers - 1
+
+
+class AutoencoderConfig(_Config):
+    """The FLUX-style autoencoder.  Defaults are the released ones."""
+
+    in_channels: int = 3
+    out_ch: int = 3
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 16
+    scale_factor: float = 0.3611
+    shift_factor: float = 0.1159
+
+    @property
+    def downsample(self) -> int:
+        return int(2 ** (len(self.ch_mult) - 1))
+
+
+class SpecialTokens(_Config):
+    """Token ids; the released model looks them up in its tokenizer by string."""
+
+    bos_token_id: int = 151644
+    eos_token_id: int = 151645
+    start_of_image: int = 151652
+    end_of_image: int = 151653
+
+
+class SamplingDefaults(_Config):
+    """How pictures are made when the caller does not say: the official text-to-image settings."""
+
+    image_size: int = 1024
+    num_timesteps: int = 50
+    timestep_shift: float = 3.0
+    cfg_text_scale: float = 4.0
+    cfg_interval: tuple[float, float] = (0.4, 1.0)
+    cfg_renorm_type: str = "global"
+    cfg_renorm_min: float = 0.0
+
+
+class ImageRule(_Config):
+    """The resize rule of one input path, in pixels."""
+
+    max_size: int
+    min_size: int
+    stride: int
+
+
+class BagelConfig(_Config):
+    """Everything that the shapes and the flows of a BAGEL folder depend on."""
+
+    text: TextConfig
+    vision: VisionConfig
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    tokens: SpecialTokens = SpecialTokens()
+    sampling: SamplingDefaults = SamplingDefaults()
+    latent_patch_size: int = 2
+    max_latent_size: int = 64
+    vit_max_num_patch_per_side: int = 70
+    timestep_shift: float = 1.0
+    vit_rule: ImageRule = ImageRule(max_size=980, min_size=224, stride=14)
+    vae_rule: ImageRule = ImageRule(max_size=1024, min_size=512, stride=16)
+    direct_vit_input: bool = False
+
+    @property
+    def latent_downsample(self) -> int:
+        """Pixels on a side of one latent token (D of the paper's code)."""
+        return self.latent_patch_size * self.autoencoder.downsample
+
+    @property
+    def latent_channels(self) -> int:
+        """Values in one latent token: patch * patch * channels."""
+        return self.latent_patch_size**2 * self.autoencoder.z_channels
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> BagelConfig:
+        """Read the JSON files of `folder`.  Raises ModelError naming what is missing or malformed."""
+        text = _read_json(folder / "llm_config.json")
+        vision = _read_json(folder / "vit_config.json")
+        extra: dict[str, Any] = {}
+        for name in EXTRA_FILES:
+            if (folder / name).exists():
+                extra = _read_json(folder / name)
+                break
+        values = _extra_values(extra)
+        sides = _table_sides(folder)
+        try:
+            return cls.model_validate({"text": text, "vision": vision, **sides, **values})
+        except ValueError as error:
+            raise ModelError(
+                asked=f"the configuration of {folder}", found=str(error), do="mend the JSON files of the folder"
+            ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ModelError(
+            asked=f"a BAGEL folder at {path.parent}", found=f"no {path.name} in it",
+            do="point at a folder in the official BAGEL layout (llm_config.json, vit_config.json, "
+            "ema.safetensors, ae.safetensors, tokenizer)",
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ModelError(asked=f"JSON in {path}", found=str(error), do="fetch the file again") from error
+    if not isinstance(value, dict):
+        raise ModelError(asked=f"a JSON object in {path}", found=type(value).__name__, do="fetch the file again")
+    return value
+
+
+def _extra_values(extra: dict[str, Any]) -> dict[str, Any]:
+    renamed = {"vae": "autoencoder", "special_tokens": "tokens"}
+    return {renamed.get(key, key): value for key, value in extra.items()}
+
+
+def _table_sides(folder: Path) -> dict[str, int]:
+    """The sides of both position tables follow from their rows, whatever the loaders hard-code."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "ema.safetensors"
+    sides: dict[str, int] = {}
+    if not path.exists():
+        return sides
+    tables = {"max_latent_size": "latent_pos_embed.pos_embed", "vit_max_num_patch_per_side": "vit_pos_embed.pos_embed"}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            for field, name in tables.items():
+                if name in names:
+                    sides[field] = round(file.get_slice(name).get_shape()[0] ** 0.5)
+    except SafetensorError as error:
+        raise ModelError(asked=f"tensors in {path}", found=str(error), do="fetch the file again") from error
+    return sides
