@@ -111,7 +111,8 @@ def parse_recipe(
 ) -> Recipe:
     """The recipe in `text`. `file` is the name shown in errors.
 
-    passes, evaluations: name (or `file.py:Class`) to class; they raise UmcompressError or LookupError.
+    passes, evaluations: name (or `file.py:Class`) to class; they raise ValueError (`what is wrong; hint`) or
+    UmcompressError.
     overrides: `steps.1.keep_ratio=0.25`; list indices count from 0.
     models: called with the model's name; a UmcompressError from it joins the other problems.
     Raises RecipeError with all problems at once.

@@ -79,7 +79,7 @@ class Reader:
             message = f"should be a name, or one name with its options; found {shown(entry)}"
             self.source.problem(path, message, hint)
             return None
-        cls = self._resolve(resolve, name, below, "evaluation")
+        cls = self._resolve(resolve, name, below)
         document = None if cls is None else self.validate(cls, {} if options is None else options, below)
         return None if document is None else (name, document)
 
@@ -106,7 +106,7 @@ class Reader:
         reference = entry.get("pass")
         cls: type[Document] | None = None
         if isinstance(reference, str) and reference:
-            cls = self._resolve(resolve, reference, (*path, "pass"), "pass")
+            cls = self._resolve(resolve, reference, (*path, "pass"))
         elif "pass" in entry:
             self.source.problem((*path, "pass"), f"should be the name of a pass, found {shown(reference)}")
         else:
@@ -125,10 +125,11 @@ class Reader:
         """The pass's own keys. What a step's `calibration` leaves out comes from the recipe's."""
         options = {key: value for key, value in entry.items() if key not in _STEP_KEYS}
         own, common = options.get("calibration"), self._calibration
-        if cls is not None and common is not None and isinstance(own, dict):
-            if model_at(cls, ("calibration",)) is type(common):
-                options["calibration"] = common.plain() | own
-        return options
+        if cls is None or common is None or not isinstance(own, dict):
+            return options
+        if model_at(cls, ("calibration",)) is not type(common):
+            return options
+        return options | {"calibration": common.plain() | own}
 
     def _gate_of(self, path: Path, entry: dict[str, Any], scored: bool) -> Document | None:
         if entry.get("stop_if") is None:
@@ -159,14 +160,14 @@ class Reader:
                 message = f"{step['name']!r} names step {first[1]} already"
                 self.source.problem((*step["path"], "name"), message)
 
-    def _resolve(self, resolve: Resolver, name: str, path: Path, what: str) -> type[Document] | None:
+    def _resolve(self, resolve: Resolver, name: str, path: Path) -> type[Document] | None:
         try:
             return resolve(name)
         except UmcompressError as error:
             self._refused(path, error)
-        except LookupError as error:
-            known = [str(option) for option in error.args[1:]]
-            self.source.problem(path, f"unknown {what} {name!r}", did_you_mean(name, known))
+        except ValueError as error:
+            message, _, hint = str(error).partition("; ")
+            self.source.problem(path, message, hint)
         return None
 
     def _refused(self, path: Path, error: UmcompressError) -> None:

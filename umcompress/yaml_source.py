@@ -97,7 +97,7 @@ class Source:
             return None
 
     def override(self, option: str) -> None:
-        """Apply `dotted.path=value` (the value is YAML, list indices count from 0); problems are collected."""
+        """Apply `dotted.path=value` (the value is YAML, list indices count from 0). Problems are kept."""
         origin = f"--set {option}"
         target, equals, text = option.partition("=")
         if not equals or not target.strip():

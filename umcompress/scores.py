@@ -1,0 +1,115 @@
+"""Scores with their uncertainty; whether two differ by more than chance gives.
+
+Intervals are at 95 %. A proportion has Wilson's interval; a mean of kinds and a difference of two scores
+combine the intervals of their parts by MOVER (Zou and Donner, 2008), which needs only the parts' limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from umcompress.documents import Document
+
+_Z = 1.959963984540054  # the normal quantile of 97.5 %
+
+
+class KindScore(Document):
+    """The share answered rightly, of `n`, with its 95 % interval; `chance` is what guessing gets."""
+
+    value: float = Field(allow_inf_nan=False)
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    n: PositiveInt
+    chance: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> KindScore:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"the interval {self.low} to {self.high} does not hold the value {self.value}")
+        return self
+
+
+class Score(KindScore):
+    """A task's score: over all items, or the mean over kinds; `by_kind` has the parts."""
+
+    by_kind: dict[str, KindScore] = {}
+
+
+class Change(Document):
+    """The difference of two scores of the same task (new minus old) with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    beyond_noise: bool
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion. It always holds right / n."""
+    if not 0 <= right <= n or n == 0:
+        raise ValueError(f"{right} right of {n} is not a proportion")
+    share, z2 = right / n, _Z * _Z
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def proportion(right: int, n: int, chance: float | None = None) -> KindScore:
+    """`right` of `n` as a score."""
+    low, high = wilson(right, n)
+    return KindScore(value=right / n, low=low, high=high, n=n, chance=chance)
+
+
+def score(
+    counts: Mapping[str, tuple[int, int]],
+    chance: Mapping[str, float] | None = None,
+    average: Literal["items", "kinds"] = "items",
+) -> Score:
+    """A task's score from `counts[kind] = (right, n)`.
+
+    average: "items" weighs every item alike; "kinds" is the plain mean over kinds, GenEval's way.
+    The overall chance is averaged in the same way; None unless every kind has one.
+    """
+    if not counts:
+        raise ValueError("a score needs at least one kind")
+    known = chance or {}
+    parts = {kind: proportion(right, n, known.get(kind)) for kind, (right, n) in counts.items()}
+    total = sum(part.n for part in parts.values())
+    even = average == "kinds"
+    weights = [1 / len(parts) if even else part.n / total for part in parts.values()]
+    levels = [part.chance for part in parts.values() if part.chance is not None]
+    level = sum(w * c for w, c in zip(weights, levels, strict=True)) if len(levels) == len(parts) else None
+    if even:
+        value, low, high = _mean(list(parts.values()))
+    else:
+        right = sum(right for right, _ in counts.values())
+        value, (low, high) = right / total, wilson(right, total)
+    return Score(value=value, low=low, high=high, n=total, chance=level, by_kind=parts)
+
+
+def _mean(parts: Sequence[KindScore]) -> tuple[float, float, float]:
+    value = sum(part.value for part in parts) / len(parts)
+    below = sqrt(sum((part.value - part.low) ** 2 for part in parts)) / len(parts)
+    above = sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
+    return value, max(min(part.low for part in parts), value - below), value + above
+
+
+def change(new: KindScore, old: KindScore) -> Change:
+    """new - old. Beyond noise when the 95 % interval of the difference leaves zero out.
+
+    The two are taken as independent. Scored on the same items they are usually correlated, which makes the
+    true interval narrower: this errs towards calling a small real change noise.
+    """
+    value = new.value - old.value
+    low = value - sqrt((new.value - new.low) ** 2 + (old.high - old.value) ** 2)
+    high = value + sqrt((new.high - new.value) ** 2 + (old.value - old.low) ** 2)
+    return Change(value=value, low=low, high=high, beyond_noise=low > 0 or high < 0)
+
+
+def is_beyond_noise(new: KindScore, old: KindScore) -> bool:
+    """Whether two scores differ by more than their uncertainty explains."""
+    return change(new, old).beyond_noise
