@@ -1,41 +1,40 @@
 """Edits and plans: what a pass proposes to change, as documents that survive a round trip through JSON.
 
-All paths in one plan name modules of the model as it is before that plan, also when the plan removes blocks: blocks are
-renumbered only after its last edit. Indices are positions in the site as it is before the edit that holds them.
+All paths in one plan name modules of the model as it is before that plan, also when the plan removes
+blocks: blocks are renumbered only after its last edit. Indices are positions in the site as it is before the
+edit that holds them.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
+from umcompress.documents import Component, Document
 from umcompress.errors import PlanError
 
-Component = Literal["understanding", "generation", "shared"]
+
 BranchKind = Literal["attention", "feed_forward"]
 Index = tuple[NonNegativeInt, ...]
-
-
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _ascending(index: tuple[int, ...], what: str) -> None:
     if not index:
         raise ValueError(f"{what} keeps nothing: drop the branch instead")
-    if any(a >= b for a, b in zip(index, index[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(index)):
         raise ValueError(f"{what} must be ascending and without repeats")
 
 
-class DropBlock(_Document):
+class DropBlock(Document):
     """Remove a block from its stack; later blocks move down by one."""
 
     kind: Literal["drop_block"] = "drop_block"
     block: str
 
 
-class DropBranch(_Document):
+class DropBranch(Document):
     """Remove one residual branch of a block, with its norm and weights. The stream passes by unchanged."""
 
     kind: Literal["drop_branch"] = "drop_branch"
@@ -44,8 +43,8 @@ class DropBranch(_Document):
     component: Component
 
 
-class KeepHeads(_Document):
-    """Keep these key-value groups with all their query heads, or these query heads (equally many in every group)."""
+class KeepHeads(Document):
+    """Keep these key-value groups with all their query heads, or these query heads (equally many a group)."""
 
     kind: Literal["keep_heads"] = "keep_heads"
     site: str
@@ -63,8 +62,8 @@ class KeepHeads(_Document):
         return self
 
 
-class KeepChannels(_Document):
-    """Keep these inner channels of a feed-forward. `bias`: its last linear gets a bias of zeros if it has none."""
+class KeepChannels(Document):
+    """Keep these inner channels of a feed-forward. `bias`: its last linear gets a zero bias if it has none."""
 
     kind: Literal["keep_channels"] = "keep_channels"
     site: str
@@ -77,8 +76,8 @@ class KeepChannels(_Document):
         return self
 
 
-class SetTensors(_Document):
-    """Give tensors new values of the shape that they have by then. The values are in a file next to the plan."""
+class SetTensors(Document):
+    """Give tensors new values, of the shape they have by then. The values are in a file next to the plan."""
 
     kind: Literal["set_tensors"] = "set_tensors"
     names: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -95,8 +94,8 @@ class SetTensors(_Document):
 Edit = Annotated[DropBlock | DropBranch | KeepHeads | KeepChannels | SetTensors, Field(discriminator="kind")]
 
 
-class Evidence(_Document):
-    """Why a site was treated as it was: a score for each unit of it, and the units that stay (None: not cut)."""
+class Evidence(Document):
+    """Why a site was treated as it was: a score for each of its units, and the units kept (None: not cut)."""
 
     site: str
     component: str
@@ -105,7 +104,7 @@ class Evidence(_Document):
     note: str = ""
 
 
-class Declined(_Document):
+class Declined(Document):
     """A site that the pass left alone, and why."""
 
     site: str
@@ -113,7 +112,7 @@ class Declined(_Document):
     reason: str
 
 
-class Plan(_Document):
+class Plan(Document):
     """The ordered edits of one pass, with the evidence for them."""
 
     pass_name: str
@@ -126,8 +125,8 @@ class Plan(_Document):
         return tuple(name for edit in self.edits if isinstance(edit, SetTensors) for name in edit.names)
 
 
-class CompressionRecord(_Document):
-    """`umcompress.json` of a compressed checkpoint: what it was made from, and the plans to replay on its skeleton."""
+class CompressionRecord(Document):
+    """`umcompress.json` of a compressed checkpoint: what it was made from, and the plans to replay."""
 
     format: Literal[1] = 1
     base: str

@@ -1,11 +1,12 @@
 """What an attention module tells about itself, so that heads and streams can be removed from it.
 
 An attention is a leaf of the traced graph: how it mixes tokens stays its own business. A leaf that follows
-`StreamAttention` says which Linears each stream owns and how heads lie in them; the generic edits then slice the
-Linears, and the leaf only updates its integers. A leaf that does not follow it can still be dropped as a whole.
+`StreamAttention` says which Linears each stream owns and how heads lie in them; the generic edits then slice
+the Linears, and the leaf only updates its integers. Another leaf can still be dropped as a whole.
 
-Layout: row `((group * query_heads_per_group) + j) * head_dim + d` of the query Linear is channel d of query head j of
-a key-value group; key and value rows are `group * head_dim + d`; columns of the output Linear are ordered as query rows.
+Layout: row `((group * query_heads_per_group) + j) * head_dim + d` of the query Linear is channel d of query
+head j of a key-value group; key and value rows are `group * head_dim + d`; columns of the output Linear are
+ordered as query rows.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class StreamLayout:
 class StreamAttention(Protocol):
     """An attention over one or more streams of tokens.
 
-    `forward` takes one tensor (or None) a stream first, in the order of `stream_components`, then anything else. With
-    one stream it returns that stream's tensor; with several, a tuple in the same order, None where a stream was dropped.
+    `forward` takes one tensor (or None) a stream first, in the order of `stream_components`, then anything
+    else. With one stream it returns that stream's tensor; with several, a tuple in the same order, None where
+    a stream was dropped.
     """
 
     stream_components: tuple[str, ...]

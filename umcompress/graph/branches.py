@@ -1,0 +1,161 @@
+"""Find residual branches: walk back from each output through the adds that close a residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from umcompress.graph.protocol import StreamAttention
+from umcompress.graph.sites import BranchKind
+from umcompress.graph.trace import call_name, is_attention, module_of
+
+_ADDS = {"add", "iadd", "add_", "__add__", "__iadd__"}
+_STEP_MODULES = ("Norm", "Dropout", "Identity")
+_STEP_CALLS = {"dropout", "contiguous", "to", "getitem"}
+
+
+@dataclass(frozen=True)
+class Branch:
+    """`add` = `stream` + `branch`; `own` are the nodes that only the branch needs beyond the stream."""
+
+    kind: BranchKind
+    component: str
+    add: fx.Node
+    stream: fx.Node
+    branch: fx.Node
+    own: frozenset[fx.Node]
+    leaf: fx.Node | None
+
+
+def find_branches(
+    graph: fx.Graph, block: nn.Module, path: str, component_of: Callable[[str], str]
+) -> tuple[Branch, ...]:
+    """Branches in the order of the graph."""
+    found: dict[fx.Node, Branch] = {}
+    above = _ancestors(graph)
+    for output in graph.output_node().all_input_nodes:
+        node: fx.Node | None = output
+        while node is not None:
+            operands = _operands(node)
+            if operands is None:
+                node = _step(node, block)
+                continue
+            split = _split(operands, above)
+            if split is None:
+                break
+            stream, branch = split
+            if node not in found:
+                made = _classify(node, stream, branch, above, block, path, component_of)
+                if made is not None:
+                    found[node] = made
+            node = stream
+    return tuple(found[node] for node in graph.nodes if node in found)
+
+
+def _ancestors(graph: fx.Graph) -> dict[fx.Node, frozenset[fx.Node]]:
+    above: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        above[node] = frozenset(inputs).union(*(above[i] for i in inputs))
+    return above
+
+
+def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    if call_name(node) not in _ADDS or len(node.args) != 2:
+        return None
+    a, b = node.args
+    return (a, b) if isinstance(a, fx.Node) and isinstance(b, fx.Node) else None
+
+
+def _step(node: fx.Node, block: nn.Module) -> fx.Node | None:
+    """The one operand of something that a stream passes through between two adds."""
+    if len(node.all_input_nodes) != 1:
+        return None
+    module = module_of(block, node)
+    if module is not None:
+        passes = any(part in type(module).__name__ for part in _STEP_MODULES)
+    else:
+        passes = call_name(node) in _STEP_CALLS
+    return node.all_input_nodes[0] if passes else None
+
+
+def _split(
+    operands: tuple[fx.Node, fx.Node], above: dict[fx.Node, frozenset[fx.Node]]
+) -> tuple[fx.Node, fx.Node] | None:
+    """(stream, branch): the branch came from the stream, or only adds part the stream from an input."""
+    a, b = operands
+    for stream, branch in ((a, b), (b, a)):
+        if stream in above[branch]:
+            return stream, branch
+    for stream, branch in ((a, b), (b, a)):
+        if _from_input(stream) and not _from_input(branch):
+            return stream, branch
+    return None
+
+
+def _from_input(node: fx.Node) -> bool:
+    if node.op == "placeholder":
+        return True
+    operands = _operands(node)
+    return operands is not None and any(_from_input(operand) for operand in operands)
+
+
+def _classify(
+    add: fx.Node,
+    stream: fx.Node,
+    branch: fx.Node,
+    above: dict[fx.Node, frozenset[fx.Node]],
+    block: nn.Module,
+    path: str,
+    component_of: Callable[[str], str],
+) -> Branch | None:
+    own = (above[branch] | {branch}) - above[stream] - {stream}
+    # A step the walk takes later must not be claimed: a parallel branch does not own the stream's other adds.
+    calls = {node: module for node in own if (module := module_of(block, node)) is not None}
+    attention = [node for node, module in calls.items() if is_attention(module)]
+    if attention:
+        leaf = attention[0] if len(attention) == 1 else None
+        component = _attention_component(attention, own, block, path, component_of)
+        return Branch("attention", component, add, stream, branch, own, leaf)
+    if any(call_name(node) == "scaled_dot_product_attention" for node in own):
+        linears = [node for node, module in calls.items() if isinstance(module, nn.Linear)]
+        return Branch("attention", _agreed(linears, path, component_of), add, stream, branch, own, None)
+    inner = [node for node, module in calls.items() if isinstance(module, nn.Linear)]
+    experts = [node for node, module in calls.items() if "Experts" in type(module).__name__]
+    if len(inner) >= 2 or experts:
+        component = _agreed(inner + experts, path, component_of)
+        return Branch("feed_forward", component, add, stream, branch, own, None)
+    return None
+
+
+def _attention_component(
+    leaves: list[fx.Node],
+    own: frozenset[fx.Node],
+    block: nn.Module,
+    path: str,
+    component_of: Callable[[str], str],
+) -> str:
+    """The stream that the branch takes from a joint attention; otherwise by the attention's path."""
+    components: set[str] = set()
+    for leaf in leaves:
+        module = module_of(block, leaf)
+        if not isinstance(module, StreamAttention):
+            components.add(component_of(f"{path}.{leaf.target}"))
+        elif len(module.stream_components) == 1:
+            components.add(module.stream_components[0])
+        else:
+            components |= {module.stream_components[i] for i in _outputs_used(leaf, own)}
+    return components.pop() if len(components) == 1 else "shared"
+
+
+def _outputs_used(leaf: fx.Node, own: frozenset[fx.Node]) -> Iterator[int]:
+    for user in leaf.users:
+        if user in own and call_name(user) == "getitem" and isinstance(user.args[1], int):
+            yield user.args[1]
+
+
+def _agreed(nodes: list[fx.Node], path: str, component_of: Callable[[str], str]) -> str:
+    components = {component_of(f"{path}.{node.target}") for node in nodes}
+    return components.pop() if len(components) == 1 else "shared"

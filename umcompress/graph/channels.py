@@ -1,0 +1,140 @@
+"""Find feed-forward channels: an interpretation of the graph in which a value is "the channels of group g".
+
+A Linear's output starts a group on its last axis, pointwise functions pass it on, a product of two grouped
+values makes them one group, a Linear's input ends it. Whatever else touches a group freezes it. Gated and
+plain feed-forwards are then only names for two producers and one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from umcompress.graph.trace import call_name, module_of
+
+_ACTIVATIONS = {
+    "silu", "gelu", "relu", "relu6", "sigmoid", "tanh", "mish", "elu", "leaky_relu", "softplus", "hardswish",
+}  # fmt: skip
+_PASS = {"dropout", "to", "float", "type", "contiguous", "type_as", "clone"}
+_PRODUCTS = {"mul", "imul", "mul_", "__mul__"}
+
+
+@dataclass
+class ChannelGroup:
+    """Channels shared by producers' rows and consumers' columns; names are relative to the block."""
+
+    width: int
+    producers: list[str] = field(default_factory=list)
+    consumers: list[str] = field(default_factory=list)
+    activation: str = "identity"
+    frozen: bool = False
+
+
+def channel_groups(graph: fx.Graph, block: nn.Module) -> tuple[ChannelGroup, ...]:
+    """Groups that can be sliced: not frozen, with producers and exactly one consumer."""
+    reader = _Reader(graph, block)
+    for node in graph.nodes:
+        reader.visit(node)
+    unique = {id(group): group for group in map(reader.root, reader.groups)}
+    return tuple(g for g in unique.values() if not g.frozen and g.producers and len(g.consumers) == 1)
+
+
+class _Reader:
+    def __init__(self, graph: fx.Graph, block: nn.Module) -> None:
+        self.block = block
+        self.groups: list[ChannelGroup] = []
+        self.merged: dict[int, ChannelGroup] = {}
+        self.value: dict[fx.Node, ChannelGroup] = {}
+        self.calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+
+    def root(self, group: ChannelGroup) -> ChannelGroup:
+        while id(group) in self.merged:
+            group = self.merged[id(group)]
+        return group
+
+    def of(self, value: object) -> ChannelGroup | None:
+        group = self.value.get(value) if isinstance(value, fx.Node) else None
+        return None if group is None else self.root(group)
+
+    def visit(self, node: fx.Node) -> None:
+        module = module_of(self.block, node)
+        if isinstance(module, nn.Linear):
+            self._linear(node, module)
+        elif activation := _pointwise(node, module):
+            self._pass_on(node, activation)
+        elif call_name(node) in _PRODUCTS and len(node.args) == 2:
+            self._product(node)
+        else:
+            for used in node.all_input_nodes:
+                self._freeze(self.of(used))
+
+    def _freeze(self, group: ChannelGroup | None) -> None:
+        if group is not None:
+            group.frozen = True
+
+    def _linear(self, node: fx.Node, module: nn.Linear) -> None:
+        name = str(node.target)
+        source = self.of(node.args[0]) if node.args else None
+        if source is not None:
+            source.consumers.append(name)
+        made = ChannelGroup(module.out_features, producers=[name])
+        # A Linear called twice cannot be narrowed for one of its uses.
+        if self.calls[name] > 1:
+            made.frozen = True
+            self._freeze(source)
+        self.groups.append(made)
+        self.value[node] = made
+
+    def _pass_on(self, node: fx.Node, activation: str) -> None:
+        group = self.of(node.args[0]) if node.args else None
+        if group is None:
+            return
+        if len([used for used in node.all_input_nodes if self.of(used) is not None]) > 1:
+            self._freeze(group)
+        if activation != "pass" and group.activation == "identity":
+            group.activation = activation
+        self.value[node] = group
+
+    def _product(self, node: fx.Node) -> None:
+        left, right = (self.of(operand) for operand in node.args)
+        if left is not None and right is not None and left.width == right.width:
+            if left is not right:
+                left.producers += right.producers
+                left.consumers += right.consumers
+                left.frozen |= right.frozen
+                left.activation = right.activation if left.activation == "identity" else left.activation
+                self.merged[id(right)] = left
+            self.value[node] = left
+            return
+        number = any(isinstance(operand, (int, float)) for operand in node.args)
+        for group in (left, right):
+            if group is not None and number:
+                self.value[node] = group
+            else:
+                self._freeze(group)
+
+
+def _pointwise(node: fx.Node, module: nn.Module | None) -> str | None:
+    """The name of a pointwise function, "pass" if it changes no value, None for any other node."""
+    if module is None:
+        name = call_name(node)
+        return name if name in _ACTIVATIONS else "pass" if name in _PASS else None
+    if isinstance(module, (nn.Dropout, nn.Identity)):
+        return "pass"
+    if any(True for _ in module.parameters()) or any(True for _ in module.children()):
+        return None
+    return type(module).__name__.lower() if _acts_pointwise(module) else None
+
+
+def _acts_pointwise(module: nn.Module) -> bool:
+    """Probe: a channel's result must not change when the other channels go away."""
+    x = torch.linspace(-3.0, 3.0, 24, dtype=torch.float64).reshape(2, 12)
+    some = [1, 4, 9]
+    try:
+        whole, part = module(x), module(x[:, some])
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    return isinstance(whole, torch.Tensor) and whole.shape == x.shape and torch.equal(whole[:, some], part)

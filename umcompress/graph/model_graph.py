@@ -1,0 +1,195 @@
+"""The traced model: every stack's blocks with their graphs, and the sites found in them."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor, fx, nn
+
+from umcompress.errors import UsageError, did_you_mean
+from umcompress.graph.branches import Branch, find_branches
+from umcompress.graph.channels import channel_groups
+from umcompress.graph.protocol import StreamAttention
+from umcompress.graph.sites import AttentionSite, BlockSite, BranchKind, BranchSite, FeedForwardSite
+from umcompress.graph.trace import trace_block
+
+
+class ModelFamily(Protocol):
+    """The part of a model family that a graph cannot know."""
+
+    @property
+    def main_stack(self) -> str: ...
+
+    def stacks(self, model: nn.Module) -> dict[str, str]: ...
+
+    def component_of(self, path: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class BlockGraph:
+    """A block, its graph, and what was found in it."""
+
+    site: BlockSite
+    graph: fx.Graph
+    branches: tuple[Branch, ...]
+    attentions: tuple[AttentionSite, ...]
+    feed_forwards: tuple[FeedForwardSite, ...]
+
+
+class _InStack(Protocol):
+    @property
+    def stack(self) -> str: ...
+    @property
+    def index(self) -> int: ...
+
+
+Site = TypeVar("Site", bound=_InStack)
+
+
+class ModelGraph:
+    """Sites of a model, narrowed by component, stack (None: the main one; "all") and layers.
+
+    A graph is a picture of the model at one moment: after a rewrite, trace again.
+    """
+
+    def __init__(self, model: nn.Module, family: ModelFamily, blocks: Iterable[BlockGraph]) -> None:
+        self.model = model
+        self.family = family
+        self.stacks = family.stacks(model)
+        self._blocks = {block.site.path: block for block in blocks}
+
+    def blocks(
+        self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
+    ) -> tuple[BlockSite, ...]:
+        """Blocks, in depth order; a block belongs to every component that one of its branches belongs to."""
+        found = self._narrow((b.site for b in self._blocks.values()), stack, layers)
+        return tuple(site for site in found if component is None or component in site.components)
+
+    def branches(
+        self,
+        kind: BranchKind | None = None,
+        component: str | None = None,
+        stack: str | None = None,
+        layers: Set[int] | None = None,
+    ) -> tuple[BranchSite, ...]:
+        """Residual branches, in depth order."""
+        every = (site for b in self._blocks.values() for site in b.site.branches)
+        found = self._narrow(every, stack, layers)
+        wanted = (site for site in found if kind is None or site.kind == kind)
+        return tuple(site for site in wanted if component is None or site.component == component)
+
+    def attentions(
+        self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
+    ) -> tuple[AttentionSite, ...]:
+        """Streams of attentions that follow the protocol, in depth order."""
+        found = self._narrow((s for b in self._blocks.values() for s in b.attentions), stack, layers)
+        return tuple(site for site in found if component is None or site.component == component)
+
+    def feed_forwards(
+        self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
+    ) -> tuple[FeedForwardSite, ...]:
+        """Groups of feed-forward channels, in depth order."""
+        found = self._narrow((s for b in self._blocks.values() for s in b.feed_forwards), stack, layers)
+        return tuple(site for site in found if component is None or site.component == component)
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter or buffer by name, detached. Read it, never write it."""
+        path, _, leaf = name.rpartition(".")
+        value = getattr(self.model.get_submodule(path), leaf)
+        if not isinstance(value, Tensor):
+            raise UsageError(f"read the tensor {name}", f"a {type(value).__name__}")
+        return value.detach()
+
+    def block_graph(self, path: str) -> fx.Graph:
+        """A copy of a block's graph, free to be instrumented."""
+        return copy.deepcopy(self.block(path).graph)
+
+    def block(self, path: str) -> BlockGraph:
+        """A block with its graph and branches; UsageError with the nearest path if there is none."""
+        if path not in self._blocks:
+            raise UsageError(f"find the block {path}", "no such block", did_you_mean(path, self._blocks))
+        return self._blocks[path]
+
+    def _narrow(self, sites: Iterable[Site], stack: str | None, layers: Set[int] | None) -> tuple[Site, ...]:
+        stack = self.family.main_stack if stack is None else stack
+        if stack != "all" and stack not in self.stacks:
+            hint = did_you_mean(stack, [*self.stacks, "all"])
+            raise UsageError(f"select stack {stack!r}", "no such stack", hint)
+        chosen = (site for site in sites if stack in ("all", site.stack))
+        return tuple(site for site in chosen if layers is None or site.index in layers)
+
+
+def trace_model(model: nn.Module, family: ModelFamily) -> ModelGraph:
+    """Trace every block of every stack and find its sites. ModelError for a block that cannot be traced."""
+    blocks = []
+    for stack, path in family.stacks(model).items():
+        modules = model.get_submodule(path)
+        assert isinstance(modules, nn.ModuleList)
+        for index, block in enumerate(modules):
+            blocks.append(read_block(block, f"{path}.{index}", stack, index, family))
+    return ModelGraph(model, family, blocks)
+
+
+def read_block(block: nn.Module, path: str, stack: str, index: int, family: ModelFamily) -> BlockGraph:
+    """Trace one block and find its sites."""
+    graph = trace_block(block, path)
+    branches = find_branches(graph, block, path, family.component_of)
+    sites = tuple(BranchSite(path, stack, index, b.kind, b.component) for b in branches)
+    return BlockGraph(
+        BlockSite(path, stack, index, sites),
+        graph,
+        branches,
+        tuple(_attention_sites(graph, block, path, stack, index)),
+        tuple(_feed_forward_sites(graph, block, path, stack, index, family)),
+    )
+
+
+def _attention_sites(
+    graph: fx.Graph, block: nn.Module, path: str, stack: str, index: int
+) -> Iterable[AttentionSite]:
+    names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
+    for name in names:
+        leaf = block.get_submodule(name)
+        if not isinstance(leaf, StreamAttention):
+            continue
+        for component in leaf.stream_components:
+            layout = leaf.stream(component)
+            if layout is None:
+                continue
+            linears = (layout.query, layout.key, layout.value, layout.output)
+            yield AttentionSite(
+                f"{path}.{name}", path, stack, index, component,
+                layout.key_value_groups, layout.query_heads_per_group, layout.head_dim,
+                *(f"{path}.{name}.{linear}" for linear in linears),
+            )  # fmt: skip
+
+
+def _feed_forward_sites(
+    graph: fx.Graph, block: nn.Module, path: str, stack: str, index: int, family: ModelFamily
+) -> Iterable[FeedForwardSite]:
+    groups = channel_groups(graph, block)
+    homes = [_common([*group.producers, *group.consumers]) for group in groups]
+    taken = Counter(homes)
+    for group, home in zip(groups, homes, strict=True):
+        # Two groups in one module (or straight in the block) are told apart by their last linear.
+        name = home if home and taken[home] == 1 else group.consumers[0]
+        site = f"{path}.{name}"
+        yield FeedForwardSite(
+            site, path, stack, index, family.component_of(site), group.width,
+            tuple(f"{path}.{p}" for p in group.producers), f"{path}.{group.consumers[0]}",
+            group.activation, len(group.producers) > 1,
+        )  # fmt: skip
+
+
+def _common(names: list[str]) -> str:
+    """The deepest module path that holds all of `names`."""
+    shared: list[str] = []
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)

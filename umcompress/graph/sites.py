@@ -1,0 +1,75 @@
+"""Places in a model that an edit can act on. Found in traced graphs, named by module path, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+BranchKind = Literal["attention", "feed_forward"]
+
+
+@dataclass(frozen=True)
+class BranchSite:
+    """One residual branch of a block."""
+
+    block: str
+    stack: str
+    index: int
+    kind: BranchKind
+    component: str
+
+
+@dataclass(frozen=True)
+class BlockSite:
+    """One block of a stack, at position `index`."""
+
+    path: str
+    stack: str
+    index: int
+    branches: tuple[BranchSite, ...]
+
+    @property
+    def components(self) -> frozenset[str]:
+        """Every component that one of the branches belongs to."""
+        return frozenset(branch.component for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One stream of an attention. `query`, `key`, `value`, `output` are module paths of its Linears."""
+
+    path: str
+    block: str
+    stack: str
+    index: int
+    component: str
+    key_value_groups: int
+    query_heads_per_group: int
+    head_dim: int
+    query: str
+    key: str
+    value: str
+    output: str
+
+    @property
+    def query_heads(self) -> int:
+        return self.key_value_groups * self.query_heads_per_group
+
+
+@dataclass(frozen=True)
+class FeedForwardSite:
+    """Inner channels between linears: every producer's output channel c meets column c of the consumer.
+
+    `path` is the deepest module that holds them all; producers and consumer are module paths of Linears.
+    """
+
+    path: str
+    block: str
+    stack: str
+    index: int
+    component: str
+    width: int
+    producers: tuple[str, ...]
+    consumer: str
+    activation: str
+    gated: bool

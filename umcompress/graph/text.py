@@ -1,0 +1,24 @@
+"""Graphs as text: the generated Python, without the lines that only release dead values."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from torch import fx
+
+_RELEASE = re.compile(r";\s+(?:\w+ = )+None.*$")
+
+
+def print_graph(graph: fx.Graph) -> str:
+    """The forward that lowering this graph would run. The same graph always gives the same text."""
+    source = graph.python_code("self").src
+    start = source.index("def forward")
+    lines = (_RELEASE.sub("", line).rstrip() for line in source[start:].splitlines())
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def diff_graphs(before: fx.Graph, after: fx.Graph, name: str = "forward") -> str:
+    """A unified diff of two graphs' texts; empty when they are the same."""
+    old, new = print_graph(before).splitlines(), print_graph(after).splitlines()
+    return "\n".join(difflib.unified_diff(old, new, f"{name} (before)", f"{name} (after)", lineterm=""))
