@@ -12,11 +12,9 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any
 
 from umcompress.errors import UsageError, did_you_mean
-
-T = TypeVar("T")
 
 
 def entries(group: str) -> dict[str, list[EntryPoint]]:
@@ -29,7 +27,7 @@ def entries(group: str) -> dict[str, list[EntryPoint]]:
     return found
 
 
-def load_class(group: str, name: str, base: Path | None, kind: type[T], word: str) -> type[T]:
+def load_class(group: str, name: str, base: Path | None, kind: type[object], word: str) -> type[Any]:
     """The class that `name` stands for, a subclass of `kind`.  UsageError says what is wrong."""
     if ".py:" in name or name.endswith(".py"):
         path, _, attribute = name.rpartition(".py")
@@ -45,12 +43,12 @@ def load_class(group: str, name: str, base: Path | None, kind: type[T], word: st
         found = entry.load()
     except Exception as error:  # somebody else's module may raise anything; it is reported, not swallowed
         raise UsageError(
-            f"{word} {name!r}", f"{entry.value} does not import: {_brief(error)}", "mend or uninstall its package"
+            f"{word} {name!r}", f"{entry.value} does not import: {_brief(error)}", "mend its package"
         ) from error
     return _checked(found, f"{word} {name!r} ({entry.value})", kind)
 
 
-def _from_file(path: Path, attribute: str, kind: type[T], word: str) -> type[T]:
+def _from_file(path: Path, attribute: str, kind: type[object], word: str) -> type[Any]:
     asked = f"{word} {path.name}:{attribute}"
     if not path.is_file():
         raise UsageError(asked, f"there is no file {path}", "the path is relative to the recipe's folder")
@@ -91,9 +89,11 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def _checked(found: object, asked: str, kind: type[T]) -> type[T]:
+def _checked(found: object, asked: str, kind: type[object]) -> type[Any]:
     if not (inspect.isclass(found) and issubclass(found, kind)):
-        raise UsageError(asked, f"it is {found!r}", f"derive the class from umcompress.extend.{kind.__name__}")
+        raise UsageError(
+            asked, f"it is {found!r}", f"derive the class from umcompress.extend.{kind.__name__}"
+        )
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise UsageError(asked, f"{found.__name__} does not define {', '.join(missing)}", "define it")

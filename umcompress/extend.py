@@ -38,13 +38,14 @@ from umcompress.edits import (
     SetTensors,
 )
 from umcompress.errors import PlanError, did_you_mean
+from umcompress.graph.sites import AttentionSite, BlockSite, BranchSite, FeedForwardSite
 from umcompress.recipe import Calibration, Component, Document, Ratio, Task
 from umcompress.report import KindScore, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from umcompress.graph.sites import ModelGraph
+    from umcompress.graph.model_graph import ModelGraph
 
 PASSES = "umcompress.passes"
 EVALUATIONS = "umcompress.evaluations"
@@ -59,7 +60,7 @@ class Proposal:
 
 
 class Pass(Document, ABC):
-    """Plans edits.  A pass may read the graph, its weights and the statistics; it never writes to any of them.
+    """Plans edits.  It may read the graph, its weights and the statistics; it never writes to any.
 
     The fields of a subclass are the options of its step in a recipe.  `needs` declares the statistics that
     `plan` will read: one calibration sweep collects them all, and reading another one raises.  A pass that
@@ -82,14 +83,14 @@ class Pass(Document, ABC):
 
 
 def parse_layers(text: str) -> frozenset[int] | None:
-    """"all" -> None; "2-20" or "1,3,5-7" -> those layer indices, ends included.  Raises ValueError."""
+    """ "all" -> None; "2-20" or "1,3,5-7" -> those layer indices, ends included.  Raises ValueError."""
     if text.strip() == "all":
         return None
     chosen: set[int] = set()
     for part in text.split(","):
         ends = [end.strip() for end in part.split("-")]
         if len(ends) > 2 or not all(end.isascii() and end.isdecimal() for end in ends):
-            raise ValueError(f"{part.strip()!r} is neither a layer nor a range; write all, 4, 2-20 or 1,3,5-7")
+            raise ValueError(f"{part.strip()!r} is no layer and no range; write all, 4, 2-20 or 1,3,5-7")
         first, last = int(ends[0]), int(ends[-1])
         if last < first:
             raise ValueError(f"the range {part.strip()} runs backwards; write {last}-{first}")
@@ -117,7 +118,7 @@ class SitePass(Pass):
     layers: Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | int | list[int])] = Field(
         "all", description="all, or layer indices and ranges, ends included: 2-20 or 1,3,5-7"
     )
-    stack: str | None = Field(None, description="the stack of blocks; default: the model's main stack; or all")
+    stack: str | None = Field(None, description="a stack of blocks, or all; default: the model's main stack")
     calibration: Calibration | None = Field(
         None, description="the data that statistics are measured on; default: the recipe's"
     )
@@ -157,8 +158,8 @@ class SitePass(Pass):
         if missing:
             raise PlanError(
                 asked=f"{self.name}: layers {self.layers}",
-                found=f"no layer {', '.join(map(str, missing[:5]))}; there are {len(present)}, counted from 0",
-                do=f"stay within 0-{max(present, default=0)}",
+                found=f"no layer {', '.join(map(str, missing[:5]))}; layers count from 0 to {max(present, default=0)}",
+                do="name layers that exist; an earlier step may have dropped blocks",
             )
 
 
@@ -193,29 +194,32 @@ def evaluations() -> list[str]:
 
 def find_pass(name: str, base: Path | None = None) -> type[Pass]:
     """A pass by registered name or as `path/to/file.py:Class`, the path relative to `base`.  UsageError."""
-    return load_class(PASSES, name, base, Pass, "pass")
+    found: type[Pass] = load_class(PASSES, name, base, Pass, "pass")
+    return found
 
 
 def find_evaluation(name: str, base: Path | None = None) -> type[Evaluation]:
     """An evaluation by registered name or as `path/to/file.py:Class`.  UsageError."""
-    return load_class(EVALUATIONS, name, base, Evaluation, "evaluation")
+    found: type[Evaluation] = load_class(EVALUATIONS, name, base, Evaluation, "evaluation")
+    return found
 
 
 def __getattr__(name: str) -> Any:
-    """The site types load with the graph package, only when asked for."""
-    if name in _SITES:
-        from umcompress.graph import sites
+    """ModelGraph, for annotations: it brings torch, so it loads when somebody asks for it."""
+    if name == "ModelGraph":
+        from umcompress.graph.model_graph import ModelGraph
 
-        return getattr(sites, name)
+        return ModelGraph
     raise AttributeError(f"umcompress.extend has no {name}")
 
 
-_SITES = ("AttentionSite", "BlockSite", "BranchSite", "FeedForwardSite", "ModelGraph")
-
 __all__ = [
+    "AttentionSite",
     "BlockSimilarity",
+    "BlockSite",
     "BranchKind",
     "BranchSimilarity",
+    "BranchSite",
     "Calibration",
     "ChannelActivation",
     "ChannelMoments",
@@ -229,11 +233,13 @@ __all__ = [
     "Edit",
     "Evaluation",
     "Evidence",
+    "FeedForwardSite",
     "HeadContribution",
     "Heads",
     "KeepChannels",
     "KeepHeads",
     "KindScore",
+    "ModelGraph",
     "Moments",
     "Pass",
     "Plan",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from umcompress.edits import Edit
-    from umcompress.graph.sites import ModelGraph
+    from umcompress.graph.model_graph import ModelGraph
 
 Key: TypeAlias = tuple[str, str]
 Rework: TypeAlias = "Callable[[Sequence[Edit]], tuple[ModelGraph, Callable[[], None]]]"
@@ -59,7 +59,7 @@ def site_key(site: Any, component: str | None = None) -> Key:
     """The name under which a site's values are kept.  A block site also needs the component."""
     if hasattr(site, "branches"):
         if component is None:
-            raise ValueError(f"{site.path}: a block has one value per component; index with (block, component)")
+            raise ValueError(f"{site.path}: index a block's values with (block, component)")
         return site.path, component
     path = site.path if hasattr(site, "path") else f"{site.block}.{site.kind}"
     return path, site.component

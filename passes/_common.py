@@ -1,0 +1,70 @@
+"""What the shipped passes share: exact counts, seeded scores, choosing, and refusals as data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from umcompress.extend import BranchKind, Declined, PlanError, Scope
+
+if TYPE_CHECKING:
+    from umcompress.extend import ModelGraph
+
+
+def exact(ratio: float) -> Fraction:
+    """The ratio as it was written: 0.7 is seven tenths, not the binary number next to it."""
+    return Fraction(repr(float(ratio)))
+
+
+def half_up(value: Fraction) -> int:
+    """The nearest whole number; a half goes up."""
+    return int((value + Fraction(1, 2)) // 1)
+
+
+def kept_count(total: int, ratio: float, multiple_of: int = 1) -> int:
+    """How many of `total` stay: the multiple nearest to ratio * total, a half going up.
+
+    At least one multiple, and never more than `total`: where the nearest reaches it, everything stays.
+    """
+    if ratio == 1:
+        return total
+    multiples = half_up(exact(ratio) * total / multiple_of)
+    return min(total, max(1, multiples) * multiple_of)
+
+
+def dropped_count(total: int, keep_ratio: float) -> int:
+    """How many of `total` go: (1 - keep_ratio) * total, a half goes up."""
+    return half_up((1 - exact(keep_ratio)) * total)
+
+
+def top(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """The positions of the `count` highest scores, ascending.  Of equal ones the earlier wins."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return tuple(sorted(order[:count]))
+
+
+def random_scores(seed: int, site: str, component: str, count: int) -> list[float]:
+    """Uniform scores that depend on the seed and the site's own name only."""
+    draw = random.Random(f"{seed}/{component}/{site}")
+    return [draw.random() for _ in range(count)]
+
+
+def unmatched(
+    graph: ModelGraph, scope: Scope, kind: BranchKind, sites: Iterable[Any], reason: str
+) -> list[Declined]:
+    """Branches of `kind` in scope at which no site was found."""
+    found = {(site.block, site.component) for site in sites}
+    return [
+        Declined(site=branch.block, component=branch.component, reason=reason)
+        for branch in graph.branches(kind, **scope.query())
+        if (branch.block, branch.component) not in found
+    ]
+
+
+def nothing(name: str, asked: str, declined: Sequence[Declined], do: str) -> PlanError:
+    """The error of a step that would change nothing although it was asked to."""
+    reasons = [f"{refusal.site}: {refusal.reason}" for refusal in declined[:5]]
+    more = f" (and {len(declined) - 5} more)" if len(declined) > 5 else ""
+    return PlanError(asked=f"{name}: {asked}", found="; ".join(reasons) + more or "no such site", do=do)

@@ -1,0 +1,180 @@
+"""Keep the feed-forward channels that matter most; the others leave producers and consumer alike.
+
+Scores of channel j, with h its activation, w_j its row in each producer and W_:j its column in the consumer:
+`activation` E|h_j| * ||W_:j||, `magnitude` ||W_:j|| * product over producers of ||w_j||, `random`.
+Repairs of what is lost: see `_repair`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from umcompress.extend import (
+    ChannelActivation,
+    ChannelMoments,
+    Declaration,
+    Declined,
+    Edit,
+    Evidence,
+    KeepChannels,
+    Plan,
+    PlanError,
+    Proposal,
+    Ratio,
+    SetTensors,
+    SitePass,
+    Statistics,
+)
+
+from ._common import exact, half_up, kept_count, nothing, random_scores, top, unmatched
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from umcompress.extend import FeedForwardSite, ModelGraph
+
+
+class ChannelPrune(SitePass):
+    """Keep the feed-forward channels that contribute most, and repair what the others leave behind."""
+
+    name: ClassVar[str] = "channel_prune"
+    score: Literal["activation", "magnitude", "random"] = Field(
+        "activation", description="measured E|h| times the column norm, weight norms, or by lot"
+    )
+    keep_ratio: Ratio = Field(
+        description="share of channels that stays, rounded half up to a multiple of `multiple_of`"
+    )
+    allocation: Literal["uniform", "global"] = Field(
+        "uniform", description="the same share in every layer, or one ranking over all, scores divided by "
+        "their layer's mean"
+    )  # fmt: skip
+    repair: Literal["none", "bias", "least_squares"] = Field(
+        "none",
+        description="the removed channels' mean into the consumer's bias, or the consumer refitted on the "
+        "calibration data",
+    )
+    multiple_of: PositiveInt = Field(1, description="widths stay multiples of this, at least one of them")
+    damping: PositiveFloat = Field(
+        1e-2, description="of least_squares, as a share of the mean square activation"
+    )
+    seed: int = Field(0, description="for score: random")
+
+    def needs(self) -> Sequence[Declaration]:
+        if self.keep_ratio == 1:
+            return []
+        activation = ChannelActivation(self.scope())
+        if self.repair == "least_squares":
+            moments = ChannelMoments(self.scope())
+            return [activation, moments] if self.score == "activation" else [moments]
+        return [activation] if self.score == "activation" or self.repair == "bias" else []
+
+    def plan(self, graph: ModelGraph, statistics: Statistics) -> Proposal:
+        scope = self.resolve(graph)
+        if self.keep_ratio == 1:
+            return Proposal(Plan(pass_name=self.name))
+        sites = graph.feed_forwards(**scope.query())
+        declined = unmatched(
+            graph, scope, "feed_forward", sites, "its inner channels cannot be followed through the graph"
+        )
+        scores = {} if statistics.dry else {s.path: self._scores(graph, statistics, s) for s in sites}
+        counts = self._counts(sites, scores)
+        edits: list[Edit] = []
+        evidence: list[Evidence] = []
+        tensors: dict[str, Tensor] = {}
+        for site in sites:
+            count = counts[site.path]
+            if count == site.width:
+                declined.append(self._refusal(site))
+                continue
+            own = scores.get(site.path, [])
+            kept = top(own or [0.0] * site.width, count)
+            edits.append(KeepChannels(site=site.path, keep=kept, bias=self.repair == "bias"))
+            if not statistics.dry:
+                tensors.update(self._repaired(graph, statistics, site, kept))
+            evidence.append(Evidence(site=site.path, component=site.component, scores=tuple(own), kept=kept))
+        if not edits:
+            raise nothing(self.name, f"keep_ratio {self.keep_ratio}", declined, "keep fewer channels")
+        if tensors:
+            edits.append(SetTensors(names=tuple(sorted(tensors))))
+        plan = Plan(
+            pass_name=self.name, edits=tuple(edits), evidence=tuple(evidence), declined=tuple(declined)
+        )
+        return Proposal(plan, tensors)
+
+    def _refusal(self, site: FeedForwardSite) -> Declined:
+        unit = f" in multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
+        reason = f"keep_ratio {self.keep_ratio} of {site.width} channels{unit} keeps all of them"
+        return Declined(site=site.path, component=site.component, reason=reason)
+
+    def _scores(self, graph: ModelGraph, statistics: Statistics, site: FeedForwardSite) -> list[float]:
+        """producers (I, H) each; consumer (H, I)."""
+        if self.score == "random":
+            return random_scores(self.seed, site.path, site.component, site.width)
+        scores = graph.weight(f"{site.consumer}.weight").double().norm(dim=0).cpu()
+        if self.score == "activation":
+            scores = scores * statistics[ChannelActivation(self.scope())][site].mean_abs
+        else:
+            for producer in site.producers:
+                scores = scores * graph.weight(f"{producer}.weight").double().norm(dim=1).cpu()
+        return [float(score) for score in scores]
+
+    def _counts(
+        self, sites: Sequence[FeedForwardSite], scores: Mapping[str, Sequence[float]]
+    ) -> dict[str, int]:
+        if self.allocation == "uniform" or not scores:
+            return {site.path: kept_count(site.width, self.keep_ratio, self.multiple_of) for site in sites}
+        return global_counts(
+            {site.path: scores[site.path] for site in sites}, self.keep_ratio, self.multiple_of
+        )
+
+    def _repaired(
+        self, graph: ModelGraph, statistics: Statistics, site: FeedForwardSite, kept: tuple[int, ...]
+    ) -> dict[str, Tensor]:
+        from . import _repair
+
+        if self.repair == "none":
+            return {}
+        weight = graph.weight(f"{site.consumer}.weight")
+        has_bias = graph.model.get_submodule(site.consumer).bias is not None
+        bias = graph.weight(f"{site.consumer}.bias") if has_bias else None
+        if self.repair == "bias":
+            mean = statistics[ChannelActivation(self.scope())][site].mean
+            return {f"{site.consumer}.bias": _repair.mean_into_bias(weight, bias, mean, kept)}
+        moments = statistics[ChannelMoments(self.scope())][site]
+        if not bool(moments.second.isfinite().all()):
+            asked = f"{self.name}: repair {site.path}"
+            raise PlanError(asked, "activations that are not finite", "calibrate in float32")
+        weight, bias = _repair.least_squares(weight, bias, moments.second, moments.mean, kept, self.damping)
+        changed = {f"{site.consumer}.weight": weight}
+        return changed if bias is None else {**changed, f"{site.consumer}.bias": bias}
+
+
+def global_counts(
+    scores: Mapping[str, Sequence[float]], keep_ratio: float, multiple_of: int
+) -> dict[str, int]:
+    """Widths from one ranking over all layers.
+
+    Every layer's scores are divided by their mean and cut, best first, into chunks of `multiple_of`.  The
+    first chunk of each layer stays; further ones stay best first until the next would exceed the budget,
+    keep_ratio of all channels rounded half up.
+    """
+    chunks: list[tuple[float, str, int]] = []
+    counts: dict[str, int] = {}
+    for path, raw in scores.items():
+        mean = sum(raw) / len(raw)
+        ranked = sorted((score / mean if mean > 0 else 0.0 for score in raw), reverse=True)
+        counts[path] = min(multiple_of, len(raw))
+        for start in range(multiple_of, len(ranked), multiple_of):
+            chunk = ranked[start : start + multiple_of]
+            chunks.append((sum(chunk) / len(chunk), path, len(chunk)))
+    budget = half_up(exact(keep_ratio) * sum(map(len, scores.values()))) - sum(counts.values())
+    # Sorting is stable, so chunks of one layer keep their order also where scores are equal.
+    for _, path, size in sorted(chunks, key=lambda chunk: -chunk[0]):
+        if size > budget:
+            break
+        counts[path] += size
+        budget -= size
+    return counts

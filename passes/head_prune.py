@@ -1,0 +1,134 @@
+"""Keep the attention heads that write most to the stream; the others leave the projections.
+
+A key-value group goes with all its query heads; single query heads go in equal number from every group.
+Scores: `contribution` is the mean over tokens of ||W_o[:, unit] x_unit||, the norm of what the unit adds to
+the output projection (of a group: of its heads' sum).  `magnitude` is ||W_v[group]|| * ||W_o[:, unit]||
+(Frobenius), an upper bound of it that needs no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from umcompress.extend import (
+    Component,
+    Declaration,
+    Declined,
+    Edit,
+    Evidence,
+    HeadContribution,
+    KeepHeads,
+    Plan,
+    Proposal,
+    Ratio,
+    SitePass,
+    Statistics,
+)
+
+from ._common import kept_count, nothing, random_scores, top, unmatched
+
+if TYPE_CHECKING:
+    from umcompress.extend import AttentionSite, ModelGraph
+
+
+class HeadPrune(SitePass):
+    """Keep the heads that contribute most to the output projection."""
+
+    name: ClassVar[str] = "head_prune"
+    unit: Literal["key_value_group", "query_head"] = Field(
+        "key_value_group", description="whole groups, or query heads: equally many in every group"
+    )
+    score: Literal["contribution", "magnitude", "random"] = Field(
+        "contribution", description="measured output norm, weight norms, or by lot"
+    )
+    keep_ratio: Ratio = Field(
+        description="share of units that stays in every layer; rounded half up, at least one"
+    )
+    seed: int = Field(0, description="for score: random")
+
+    def needs(self) -> Sequence[Declaration]:
+        measured = self.score == "contribution" and self.keep_ratio != 1
+        return [HeadContribution(self.scope())] if measured else []
+
+    def plan(self, graph: ModelGraph, statistics: Statistics) -> Proposal:
+        scope = self.resolve(graph)
+        if self.keep_ratio == 1:
+            return Proposal(Plan(pass_name=self.name))
+        sites = graph.attentions(**scope.query())
+        declined = unmatched(graph, scope, "attention", sites, "its heads are not known to the engine")
+        edits: list[Edit] = []
+        evidence: list[Evidence] = []
+        for site in sites:
+            refusal = self._refusal(site)
+            if refusal:
+                declined.append(Declined(site=site.path, component=site.component, reason=refusal))
+                continue
+            scores = [] if statistics.dry else self._scores(graph, statistics, site)
+            kept = self._kept(site, scores)
+            groups, heads = (kept, None) if self.unit == "key_value_group" else (None, kept)
+            edits.append(
+                KeepHeads(
+                    site=site.path,
+                    component=cast(Component, site.component),
+                    key_value_groups=groups,
+                    query_heads=heads,
+                )
+            )
+            evidence.append(
+                Evidence(
+                    site=site.path, component=site.component, scores=tuple(scores), kept=kept, note=self.unit
+                )
+            )
+        if not edits:
+            raise nothing(self.name, f"keep_ratio {self.keep_ratio} of {self.unit}s", declined, "keep fewer")
+        plan = Plan(
+            pass_name=self.name, edits=tuple(edits), evidence=tuple(evidence), declined=tuple(declined)
+        )
+        return Proposal(plan)
+
+    def _refusal(self, site: AttentionSite) -> str:
+        groups, heads = site.key_value_groups, site.query_heads_per_group
+        if self.unit == "query_head" and heads == 1:
+            return "one query head in each key-value group: use unit: key_value_group"
+        total = groups if self.unit == "key_value_group" else heads
+        if kept_count(total, self.keep_ratio) == total:
+            where = "" if self.unit == "key_value_group" else " in each group"
+            return f"keep_ratio {self.keep_ratio} of {total} {self.unit}s{where} rounds to all of them"
+        return ""
+
+    def _kept(self, site: AttentionSite, scores: Sequence[float]) -> tuple[int, ...]:
+        groups, heads = site.key_value_groups, site.query_heads_per_group
+        if self.unit == "key_value_group":
+            return top(scores or [0.0] * groups, kept_count(groups, self.keep_ratio))
+        scores = scores or [0.0] * (groups * heads)
+        count = kept_count(heads, self.keep_ratio)
+        return tuple(
+            group * heads + position
+            for group in range(groups)
+            for position in top(scores[group * heads : (group + 1) * heads], count)
+        )
+
+    def _scores(self, graph: ModelGraph, statistics: Statistics, site: AttentionSite) -> list[float]:
+        by_group = self.unit == "key_value_group"
+        total = site.key_value_groups * (1 if by_group else site.query_heads_per_group)
+        if self.score == "random":
+            return random_scores(self.seed, site.path, site.component, total)
+        if self.score == "magnitude":
+            return self._magnitude(graph, site)
+        measured = statistics[HeadContribution(self.scope())][site]
+        scores = measured.key_value_groups if by_group else measured.query_heads
+        return [float(score) for score in scores]
+
+    def _magnitude(self, graph: ModelGraph, site: AttentionSite) -> list[float]:
+        """value (g*d, H); output (H, g*m*d): columns lie group-major, as the query heads do."""
+        groups, heads, width = site.key_value_groups, site.query_heads_per_group, site.head_dim
+        value = graph.weight(f"{site.value}.weight").double().reshape(groups, -1).norm(dim=1)
+        output = graph.weight(f"{site.output}.weight").double().reshape(-1, groups, heads, width)
+        if self.unit == "key_value_group":
+            return [float(score) for score in value * output.norm(dim=(0, 2, 3))]
+        # norm over two dims only takes matrices; square and sum says the same for one head at a time
+        per_head = output.square().sum(dim=(0, 3)).sqrt()
+        return [float(score) for score in (value[:, None] * per_head).flatten()]

@@ -1,0 +1,159 @@
+"""One sweep for all declared statistics.
+
+Similarities are observed inside the blocks: nodes are put into copies of the traced graphs, which are lowered
+for the length of the sweep.  What enters a Linear (feed-forward channels, heads) is observed by a hook on it,
+because heads are joined inside the attention, which is a leaf.  Afterwards the model is exactly as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from umcompress.calibrate.declare import (
+    BlockSimilarity,
+    BranchSimilarity,
+    ChannelActivation,
+    Declaration,
+    HeadContribution,
+)
+from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum
+from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
+from umcompress.edits import Edit
+from umcompress.graph.branches import Branch
+from umcompress.graph.lower import lowered
+from umcompress.graph.model_graph import ModelGraph
+from umcompress.graph.trace import call_name
+
+
+class _Sum(Protocol):
+    def result(self) -> Any: ...
+
+
+def collect(
+    graph: ModelGraph,
+    declarations: Iterable[Declaration],
+    feed: Callable[[], None],
+    task: str = "understanding",
+    rework: Rework | None = None,
+) -> Statistics:
+    """Run `feed` once over the instrumented model and return what was declared, frozen.
+
+    feed: runs the model of `graph` over the calibration items of `task`; not called when nothing is declared.
+    rework: edits -> (graph, feed) of an edited copy, which makes `Statistics.remeasure` work.
+    """
+    wanted = tuple(dict.fromkeys(declarations))
+    sweep = _Sweep(graph)
+    for declaration in wanted:
+        sweep.declare(declaration)
+    if wanted:
+        sweep.run(feed)
+
+    def again(edits: Sequence[Edit]) -> tuple[ModelGraph, Statistics]:
+        assert rework is not None
+        edited, feed_edited = rework(edits)
+        return edited, collect(edited, wanted, feed_edited, task)
+
+    values = {
+        declaration: Measured(declaration, {key: s.result() for key, s in sums.items()}, task)
+        for declaration, sums in sweep.sums.items()
+    }
+    return Statistics(values, task, again=None if rework is None else again)
+
+
+class _Sweep:
+    """What to watch, and the sums that it goes into."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self.graph = graph
+        self.sums: dict[Declaration, dict[Key, _Sum]] = {}
+        # block path -> (branch whose incoming stream is "before", branch whose add is "after", sum)
+        self.streams: dict[str, list[tuple[Branch, Branch, SimilaritySum]]] = {}
+        self.inputs: list[tuple[str, Callable[[Tensor], None]]] = []
+
+    def declare(self, declaration: Declaration) -> None:
+        sums = self.sums[declaration] = {}
+        query = declaration.scope.query()
+        if isinstance(declaration, BlockSimilarity | BranchSimilarity):
+            for block in self.graph.blocks(**query):
+                for key, first, last in self._spans(block.path, declaration):
+                    sums[key] = similarity = SimilaritySum()
+                    self.streams.setdefault(block.path, []).append((first, last, similarity))
+        elif isinstance(declaration, HeadContribution):
+            for place in self.graph.attentions(**query):
+                weight = self.graph.weight(f"{place.output}.weight")
+                sums[site_key(place)] = heads = HeadSum(
+                    weight, place.key_value_groups, place.query_heads_per_group
+                )
+                self.inputs.append((place.output, heads.add))
+        else:
+            kind = ChannelSum if isinstance(declaration, ChannelActivation) else MomentSum
+            for site in self.graph.feed_forwards(**query):
+                device = self.graph.weight(f"{site.consumer}.weight").device
+                sums[site_key(site)] = channels = kind(site.width, device)
+                self.inputs.append((site.consumer, channels.add))
+
+    def _spans(
+        self, path: str, declaration: BlockSimilarity | BranchSimilarity
+    ) -> Iterator[tuple[Key, Branch, Branch]]:
+        """(key, first branch, last branch) of everything in a block that the declaration asks for."""
+        found = self.graph.block(path)
+        component = declaration.scope.component
+        own = [branch for branch in found.branches if component in (None, branch.component)]
+        if isinstance(declaration, BranchSimilarity):
+            for branch in own:
+                if branch.kind == declaration.unit:
+                    yield (f"{path}.{branch.kind}", branch.component), branch, branch
+            return
+        for name in dict.fromkeys(branch.component for branch in own):
+            of_component = [branch for branch in own if branch.component == name]
+            yield site_key(found.site, name), of_component[0], of_component[-1]
+
+    def run(self, feed: Callable[[], None]) -> None:
+        model = self.graph.model
+        with ExitStack() as undo, torch.no_grad():
+            for path, watched in self.streams.items():
+                undo.enter_context(lowered(model.get_submodule(path), self._instrumented(path, watched)))
+            for path, add in self.inputs:
+                hook = model.get_submodule(path).register_forward_pre_hook(partial(_pass_input, add))
+                undo.callback(hook.remove)
+            feed()
+
+    def _instrumented(self, path: str, watched: list[tuple[Branch, Branch, SimilaritySum]]) -> fx.Graph:
+        graph = self.graph.block_graph(path)
+        here = dict(zip(self.graph.block(path).graph.nodes, graph.nodes, strict=True))
+        for first, last, similarity in watched:
+            before, after = here[first.stream], here[last.add]
+            in_place = call_name(after).startswith("i") or call_name(after).endswith("_")
+            if in_place or first is not last:
+                # An in-place add would overwrite what came in before anyone could look at it.
+                with graph.inserting_after(_last_placeholder(before)):
+                    before = graph.call_method("clone", (before,))
+            with graph.inserting_after(after):
+                graph.call_function(_observer(similarity), (before, after))
+        graph.lint()
+        return graph
+
+
+def _last_placeholder(node: fx.Node) -> fx.Node:
+    """Where code may be put after `node`: behind all arguments if it is one of them."""
+    while node.op == "placeholder" and node.next.op == "placeholder":
+        node = node.next
+    return node
+
+
+def _observer(similarity: SimilaritySum) -> Callable[[Tensor, Tensor], None]:
+    # fx names a function by its __name__; a bound method or an object has none of its own.
+    def observe(before: Tensor, after: Tensor) -> None:
+        similarity.add(before, after)
+
+    return observe
+
+
+def _pass_input(add: Callable[[Tensor], None], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    add(inputs[0])

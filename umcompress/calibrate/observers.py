@@ -1,0 +1,108 @@
+"""Accumulators: what a sweep keeps of the rows that pass a site.  Memory grows with width, not with tokens.
+
+Shapes: T rows of one call, H hidden, I channels, g key-value groups, m query heads a group, d head dim.
+Everything is summed in float64, whatever the model runs in: counts are large and differences small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from umcompress.calibrate.statistics import Channels, Heads, Moments, Similarity
+
+# Rows turned to float64 at a time, so that a long call needs no second copy of its activations.
+ROWS = 4096
+
+
+def _rows(x: Tensor) -> Iterator[Tensor]:
+    """(..., W) as float64 pieces of (<= ROWS, W)."""
+    flat = x.detach().reshape(-1, x.shape[-1])
+    for start in range(0, len(flat), ROWS):
+        yield flat[start : start + ROWS].double()
+
+
+class SimilaritySum:
+    """Sum of cosines between a stream before and after: both (..., H)."""
+
+    def __init__(self) -> None:
+        self.total, self.tokens = 0.0, 0
+
+    def add(self, before: Tensor, after: Tensor) -> None:
+        for x, y in zip(_rows(before), _rows(after), strict=True):
+            self.total += float(torch.nn.functional.cosine_similarity(x, y, dim=1, eps=1e-30).sum())
+            self.tokens += len(x)
+
+    def result(self) -> Similarity:
+        return Similarity(self.total / max(self.tokens, 1), self.tokens)
+
+
+class ChannelSum:
+    """Sums of |h| and h per channel; h is (..., I)."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.absolute = torch.zeros(width, dtype=torch.float64, device=device)
+        self.signed = torch.zeros_like(self.absolute)
+        self.tokens = 0
+
+    def add(self, h: Tensor) -> None:
+        for rows in _rows(h):
+            self.absolute += rows.abs().sum(0)
+            self.signed += rows.sum(0)
+            self.tokens += len(rows)
+
+    def result(self) -> Channels:
+        count = max(self.tokens, 1)
+        return Channels((self.absolute / count).cpu(), (self.signed / count).cpu(), self.tokens)
+
+
+class MomentSum:
+    """Sums of h h' (I, I) and h (I,)."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.second = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.first = torch.zeros(width, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def add(self, h: Tensor) -> None:
+        for rows in _rows(h):
+            self.second.addmm_(rows.T, rows)
+            self.first += rows.sum(0)
+            self.tokens += len(rows)
+
+    def result(self) -> Moments:
+        count = max(self.tokens, 1)
+        return Moments((self.second / count).cpu(), (self.first / count).cpu(), self.tokens)
+
+
+class HeadSum:
+    """Sums of ||W x|| over rows, per query head and per group, from the input (..., g*m*d) of the projection.
+
+    With W[:, group] = Q R the norm of W x is that of R x, so only the small R (at most m*d, m*d) is kept.
+    """
+
+    def __init__(self, weight: Tensor, groups: int, heads: int) -> None:
+        columns = weight.detach().double().chunk(groups, dim=1)
+        self.factors = [torch.linalg.qr(part, mode="r").R for part in columns]
+        self.heads = heads
+        self.head_total = torch.zeros(groups, heads, dtype=torch.float64, device=weight.device)
+        self.group_total = torch.zeros(groups, dtype=torch.float64, device=weight.device)
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        for rows in _rows(x):
+            for group, (part, factor) in enumerate(
+                zip(rows.chunk(len(self.factors), dim=1), self.factors, strict=True)
+            ):
+                self.group_total[group] += (part @ factor.T).norm(dim=1).sum()
+                pairs = zip(part.chunk(self.heads, dim=1), factor.chunk(self.heads, dim=1), strict=True)
+                for head, (x_head, r_head) in enumerate(pairs):
+                    self.head_total[group, head] += (x_head @ r_head.T).norm(dim=1).sum()
+            self.tokens += len(rows)
+
+    def result(self) -> Heads:
+        count = max(self.tokens, 1)
+        heads = (self.head_total / count).flatten().cpu()
+        return Heads(heads, (self.group_total / count).cpu(), self.tokens)
