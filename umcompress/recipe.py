@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny
@@ -108,18 +108,22 @@ def parse_recipe(
     evaluations: Resolver,
     overrides: Sequence[str] = (),
     models: Callable[[str], object] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Recipe:
     """The recipe in `text`. `file` is the name shown in errors.
 
     passes, evaluations: name (or `file.py:Class`) to class; they raise ValueError (`what is wrong; hint`) or
     UmcompressError.
     overrides: `steps.1.keep_ratio=0.25`; list indices count from 0.
+    settings: top-level keys given as options of their own, such as {"device": "cuda"}.
     models: called with the model's name; a UmcompressError from it joins the other problems.
     Raises RecipeError with all problems at once.
     """
     source = Source(text, file)
     for option in overrides:
         source.override(option)
+    for key, value in (settings or {}).items():
+        source.set(key, value, f"--{key} {value}")
     reader = Reader(source, RecipeHead, Gate)
     head = reader.head(models)
     evaluate = reader.evaluations(evaluations)

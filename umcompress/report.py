@@ -41,7 +41,7 @@ class Size(Document):
 class Speed(Document):
     """How fast a task runs. `ratio` to the unpruned model in the same process: above 1 is faster.
 
-    measures: what was timed, its unit in the name: `first_token_seconds`, `tokens_per_second`, `image_seconds`.
+    measures: what was timed, unit in the name: `first_token_seconds`, `tokens_per_second`, `image_seconds`.
     noise: the ratio's relative spread over the repetitions, where known.
     """
 

@@ -105,11 +105,18 @@ class Source:
             self.problems.append(Problem(origin, None, "", "an override is PATH=VALUE", hint))
             return
         try:
-            value = Source(text, origin).data
+            read = Source(text, origin)
         except RecipeError as error:
             self.problems.extend(Problem(origin, None, target, item.message) for item in error.problems)
             return
-        parts = target.strip().split(".")
+        if read.problems:
+            self.problems.extend(Problem(origin, None, target, item.message) for item in read.problems)
+            return
+        self.set(target.strip(), read.data, origin)
+
+    def set(self, target: str, value: Any, origin: str) -> None:
+        """Put `value` at the dotted path `target`; `origin` names the option that said so."""
+        parts = target.split(".")
         container = self.data
         walked: Path = ()
         for depth, part in enumerate(parts):

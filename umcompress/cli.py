@@ -1,0 +1,177 @@
+"""The command line: parse, delegate, print, exit. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umcompress import cli_parser
+from umcompress.errors import UmcompressError, UsageError
+
+if TYPE_CHECKING:
+    from umcompress.documents import Document
+    from umcompress.render.table import View
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 (done), 1 (a pass, evaluation or check failed), 2 (wrong usage), 130."""
+    try:
+        options = cli_parser.parse(arguments)
+        if options.version:
+            return _version()
+        if options.command is None:
+            cli_parser.build().print_help(sys.stderr)
+            return UsageError.exit_code
+        code = _COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return code
+    except UmcompressError as error:
+        print(f"umcompress: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("umcompress: interrupted; the same command resumes where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Without this, Python complains again while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _version() -> int:
+    from importlib.metadata import version
+
+    print(f"umcompress {version('umcompress')}")
+    return 0
+
+
+def _print(document: Document, view: View, style: str) -> None:
+    if style == "json":
+        print(json.dumps(document.plain(), indent=2, ensure_ascii=False))
+    elif style == "md":
+        from umcompress.render import markdown
+
+        print(markdown.text(view), end="")
+    else:
+        from umcompress.render import terminal
+
+        terminal.show(view)
+
+
+def _apply(options: Namespace) -> int:
+    from umcompress import commands
+    from umcompress.render.report_view import report_view
+
+    report, folder = commands.apply(
+        options.recipe, options.output, options.overrides, options.device, options.dtype
+    )
+    _print(report, report_view(report, str(folder)), options.format)
+    return 1 if report.stopped else 0
+
+
+def _plan(options: Namespace) -> int:
+    from umcompress import commands
+    from umcompress.render.plan_view import plan_view
+
+    plan = commands.plan(options.recipe, options.overrides, options.device, options.dtype)
+    _print(plan, plan_view(plan), options.format)
+    return UsageError.exit_code if any(step.problem for step in plan.steps) else 0
+
+
+def _inspect(options: Namespace) -> int:
+    from umcompress import commands
+    from umcompress.render.plan_view import inspection_view
+
+    found = commands.inspect(options.model, options.graph)
+    _print(found, inspection_view(found), options.format)
+    return 0
+
+
+def _evaluate(options: Namespace) -> int:
+    from umcompress import commands
+    from umcompress.render.report_view import evaluation_view
+
+    report = commands.evaluate(
+        options.model,
+        options.evaluations or ["scenes"],
+        seed=options.seed,
+        limit=options.limit,
+        output=options.output,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    _print(report, evaluation_view(report), options.format)
+    return 0
+
+
+def _compare(options: Namespace) -> int:
+    from umcompress.compare import compare
+    from umcompress.render.compare_view import compare_view
+    from umcompress.report import read_report
+
+    comparison = compare([(name, read_report(Path(name))) for name in options.runs])
+    _print(comparison, compare_view(comparison), options.format)
+    return 0
+
+
+def _passes(options: Namespace) -> int:
+    from umcompress.registered import all_passes, one_pass
+    from umcompress.render import terminal
+    from umcompress.render.passes_view import pass_view, passes_view
+
+    view = pass_view(options.name, one_pass(options.name)) if options.name else passes_view(all_passes())
+    terminal.show(view)
+    return 0
+
+
+def _schema(options: Namespace) -> int:
+    from umcompress.recipe import Gate, RecipeHead
+    from umcompress.registered import all_evaluations, all_passes
+    from umcompress.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(RecipeHead, Gate, all_passes(), all_evaluations()), indent=2))
+    return 0
+
+
+def _generate(options: Namespace) -> int:
+    from umcompress import commands
+
+    written = commands.generate(
+        options.model,
+        options.prompt,
+        Path(options.output),
+        seed=options.seed,
+        steps=options.steps,
+        guidance=options.guidance,
+    )
+    print(written)
+    return 0
+
+
+def _ask(options: Namespace) -> int:
+    from umcompress import commands
+
+    print(commands.ask(options.model, Path(options.picture), options.question))
+    return 0
+
+
+_COMMANDS = {
+    "apply": _apply,
+    "plan": _plan,
+    "inspect": _inspect,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "passes": _passes,
+    "schema": _schema,
+    "generate": _generate,
+    "ask": _ask,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The command line's words: commands, options, and what to say when one is misspelt. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from umcompress.errors import UsageError, did_you_mean, nearest
+
+FORMATS = ("table", "md", "json")
+_SET_HELP = "override one value of the recipe; list indices count from 0, values are YAML; repeatable"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError, with the nearest command or option, instead of leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.match(r"argument (\S+): invalid choice: '([^']*)'", message)
+        unknown = re.match(r"unrecognized arguments: (.*)", message)
+        do = f"see: {self.prog} --help"
+        if choice and choice[1] == "COMMAND":
+            raise UsageError(f"umcompress has no command {choice[2]!r}", do=did_you_mean(choice[2], COMMANDS))
+        if unknown:
+            close = nearest(unknown[1].split()[0].partition("=")[0], self._option_string_actions)
+            do = f"did you mean {close}?" if close else do
+        raise UsageError(f"{self.prog}: {message}", do=do)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        # A subcommand leaves unknown options to the parser above, which does not know its options.
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self.prog != "umcompress":
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
+    return text
+
+
+def _recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="PATH=VALUE", help=_SET_HELP
+    )
+    _machine_options(parser)
+
+
+def _machine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", type=_device, help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="what the weights are loaded as")
+
+
+def _format_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=FORMATS, default="table", help="default: table")
+
+
+def _apply(parser: argparse.ArgumentParser) -> None:
+    _recipe_options(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", help="the run's folder; an unfinished run resumes"
+    )
+    _format_option(parser)
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    _recipe_options(parser)
+    _format_option(parser)
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a built-in name or a folder")
+    parser.add_argument("--graph", metavar="PATH", help="print the traced block at this module path")
+    _format_option(parser)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
+    parser.add_argument(
+        "--evaluation",
+        dest="evaluations",
+        action="append",
+        metavar="NAME",
+        help="default: scenes; repeatable",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="draws prompts and questions; default: 0")
+    parser.add_argument("--limit", type=_whole, help="at most this many prompts and questions")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="keep answers, images and report.json here")
+    _machine_options(parser)
+    _format_option(parser)
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a report.json")
+    _format_option(parser)
+
+
+def _passes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this pass's options")
+
+
+def _schema(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
+    parser.add_argument("prompt", metavar="PROMPT", help="what the image shows")
+    parser.add_argument("-o", "--output", default="out.png", metavar="FILE", help="default: out.png")
+    parser.add_argument("--seed", type=_seed, default=0, help="draws the noise; default: 0")
+    parser.add_argument("--steps", type=_whole, help="denoising steps; default: the model's")
+    parser.add_argument("--guidance", type=float, help="text guidance; default: the model's")
+
+
+def _ask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
+    parser.add_argument("picture", metavar="PICTURE", help="an image file")
+    parser.add_argument("question", metavar="QUESTION", help="what to ask about it")
+
+
+COMMANDS = {
+    "apply": ("compress a model as a recipe says, and report what it cost", _apply),
+    "plan": ("what a recipe would do: sizes and shapes, no weights read", _plan),
+    "inspect": ("components, blocks, sites and sizes of a model", _inspect),
+    "evaluate": ("score a model on understanding and generation", _evaluate),
+    "compare": ("runs side by side: scores, sizes, speeds, recipes", _compare),
+    "passes": ("the passes there are, or the options of one", _passes),
+    "schema": ("JSON Schema of recipes, for editors", _schema),
+    "generate": ("draw an image from a prompt", _generate),
+    "ask": ("ask a question about a picture", _ask),
+}
+
+
+def build() -> Parser:
+    """The whole command line."""
+    about = "Make unified multimodal models smaller and faster, and see what it costs."
+    parser = Parser(prog="umcompress", description=about, allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, (summary, fill) in COMMANDS.items():
+        fill(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
+    return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed command line. Raises UsageError."""
+    return build().parse_args(arguments)

@@ -1,0 +1,81 @@
+"""A comparison of runs as tables."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from umcompress.compare import ComparedRun, Comparison
+from umcompress.documents import TASKS
+from umcompress.render.report_view import change_text, score_text, speed_text, step_name
+from umcompress.render.table import Table, View, amount, numbers, words
+
+
+def compare_view(comparison: Comparison) -> View:
+    """The runs, their results side by side, the steps of each, and what their recipes say differently."""
+    parts: list[Table | str] = [_legend(run) for run in comparison.runs]
+    parts += [_results(comparison), *(table for run in comparison.runs for table in _steps(run))]
+    if comparison.differences:
+        parts.append(_differences(comparison))
+    elif len(comparison.runs) > 1:
+        parts += ["", "the recipes say the same"]
+    return tuple(parts)
+
+
+def _legend(run: ComparedRun) -> str:
+    stopped = f"; stopped at {run.stopped}" if run.stopped else ""
+    return f"{run.label} = {run.name} ({run.model}{stopped})"
+
+
+def _results(comparison: Comparison) -> Table:
+    rows, notes = [], ["± half of the 95 % interval; change from A, * beyond noise (95 %)"]
+    marks = {True: "best", False: "beaten", None: ""}
+    for run in comparison.runs:
+        step = run.steps[run.result]
+        pairs = [(score_text(step.scores.get(task)), change_text(run.changes.get(task))) for task in TASKS]
+        scores = [cell for pair in pairs for cell in pair]
+        speeds = [speed_text(step, task) for task in TASKS]
+        state = "not comparable" if run.reasons else marks[run.pareto]
+        rows.append((run.label, *scores, amount(step.parameters.total), *speeds, state))
+        notes += [f"{run.label} is not comparable with A: {reason}" for reason in run.reasons]
+        notes += [
+            f"{run.label}'s speeds are not comparable with A's: {reason}" for reason in run.speed_reasons
+        ]
+    if comparison.objectives:
+        notes.append(f"best: Pareto-optimal in {', '.join(comparison.objectives)}")
+    names = ("underst.", "change", "generation", "change", "params", "spd u", "spd g")
+    columns = (words("run"), *numbers(*names), words("Pareto"))
+    return Table("Results", columns, tuple(rows), tuple(notes))
+
+
+def _steps(run: ComparedRun) -> tuple[Table, Table]:
+    scores, sizes = [], []
+    for step in run.steps:
+        name = step_name(step)
+        pairs = [(score_text(step.scores.get(task)), change_text(step.changes.get(task))) for task in TASKS]
+        scores.append((name, *(cell for pair in pairs for cell in pair)))
+        active = [amount(step.parameters.active[t]) if t in step.parameters.active else "-" for t in TASKS]
+        speeds = [speed_text(step, task) for task in TASKS]
+        sizes.append((name, amount(step.parameters.total), f"{amount(step.bytes.total)}B", *active, *speeds))
+    score_names = ("understanding", "change", "generation", "change")
+    size_names = ("params", "bytes", "act. u", "act. g", "speed u", "speed g")
+    marked = any(flag.startswith("no_speed:") for step in run.steps for flag in step.flags)
+    notes = ("! less work than in the row above, yet no faster",) if marked else ()
+    return (
+        Table(
+            f"{run.label}: scores, with the change from its baseline",
+            (words("step"), *numbers(*score_names)),
+            tuple(scores),
+        ),
+        Table(f"{run.label}: size and speed", (words("step"), *numbers(*size_names)), tuple(sizes), notes),
+    )
+
+
+def _differences(comparison: Comparison) -> Table:
+    columns = (words("key"), *(words(run.label) for run in comparison.runs))
+    rows = tuple((row.key, *(_value(value) for value in row.values)) for row in comparison.differences)
+    return Table("What the recipes say differently", columns, rows)
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

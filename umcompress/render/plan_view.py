@@ -1,0 +1,87 @@
+"""What `plan` and `inspect` say, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from umcompress.documents import TASKS, Task
+from umcompress.render.table import Table, View, amount, numbers, words
+from umcompress.report import Size
+from umcompress.views import Inspection, PlanReport, PlanStep
+
+
+def plan_view(plan: PlanReport) -> View:
+    """Sizes before and after each step, then each step's sites, what it leaves alone and what it cannot do."""
+    named = f"{plan.recipe_name} on " if plan.recipe_name else ""
+    parts: list[Table | str] = [
+        f"{named}{plan.model}: planned on shapes alone, no weights read",
+        _sizes(plan),
+    ]
+    for step in plan.steps:
+        parts += [_sites(step)] if step.sites else []
+        parts += [f"{step.name} leaves {item.site} alone: {item.reason}" for item in step.declined]
+        parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
+    return tuple(parts)
+
+
+def _sizes(plan: PlanReport) -> Table:
+    rows = []
+    for index, step in enumerate(plan.steps):
+        if index == 0:
+            rows.append(("(before)", *_size(step.before, step.bytes_before, step.macs_before), ""))
+        edits = "-" if step.problem else str(step.edits)
+        rows.append((step.name, *_size(step.after, step.bytes_after, step.macs_after), edits))
+    columns = (words("step"), *numbers("params", "bytes", "act. u", "act. g", "MACs u", "MACs g", "edits"))
+    return Table(
+        "Sizes", columns, tuple(rows), ("act. and MACs: per token, in understanding and generation",)
+    )
+
+
+def _size(size: Size, stored: int, macs: Mapping[Task, int]) -> tuple[str, ...]:
+    active = [amount(size.active[task]) if task in size.active else "-" for task in TASKS]
+    work = [amount(macs[task]) if task in macs else "-" for task in TASKS]
+    return (amount(size.total), f"{amount(stored)}B", *active, *work)
+
+
+def _sites(step: PlanStep) -> Table:
+    rows = tuple(
+        (site.site, site.component[:5], site.unit, str(site.before), str(site.after), site.note)
+        for site in step.sites
+    )
+    columns = (words("site"), words("part"), words("unit"), *numbers("before", "after"), words("note"))
+    if not any(site.note for site in step.sites):
+        columns, rows = columns[:-1], tuple(row[:-1] for row in rows)
+    return Table(f"{step.name} ({step.pass_})", columns, rows)
+
+
+def inspection_view(found: Inspection) -> View:
+    """A model's parts, stacks and sites; or the text of one traced block."""
+    if found.graph is not None:
+        return (found.graph,)
+    parts: list[Table | str] = [f"{found.model} ({found.family})", _components(found)]
+    stacks = tuple((name, str(blocks)) for name, blocks in found.stacks.items())
+    parts.append(Table("Stacks", (words("stack"), *numbers("blocks")), stacks))
+    rows = tuple((site.path, site.kind, site.component, site.shape) for site in found.sites)
+    if rows:
+        parts.append(Table("Sites", (words("path"), words("kind"), words("component"), words("shape")), rows))
+    return tuple(parts)
+
+
+def _components(found: Inspection) -> Table:
+    rows = [
+        (name, amount(count), f"{amount(found.bytes.by_component.get(name, 0))}B")
+        for name, count in found.parameters.by_component.items()
+    ]
+    rows.append(("all", amount(found.parameters.total), f"{amount(found.bytes.total)}B"))
+    for task in TASKS:
+        if task in found.parameters.active:
+            stored = found.bytes.active.get(task)
+            rows.append(
+                (
+                    f"at work in {task}",
+                    amount(found.parameters.active[task]),
+                    "-" if stored is None else f"{amount(stored)}B",
+                )
+            )
+    notes = tuple(f"{amount(macs)} MACs per token in {task}" for task, macs in found.macs_per_token.items())
+    return Table("Components", (words("component"), *numbers("params", "bytes")), tuple(rows), notes)

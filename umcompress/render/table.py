@@ -1,0 +1,55 @@
+"""What a view is made of: tables and lines of text. Built from documents, printed in any format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """`right` aligns numbers; a column that may `fold` gives way when the terminal is narrow."""
+
+    name: str
+    right: bool = True
+    fold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+View = tuple[Table | str, ...]
+
+
+def words(name: str) -> Column:
+    """A column of text."""
+    return Column(name, right=False, fold=True)
+
+
+def numbers(*names: str) -> tuple[Column, ...]:
+    """Columns of numbers."""
+    return tuple(Column(name) for name in names)
+
+
+def amount(count: float) -> str:
+    """Three digits and a unit: 6_312_000 -> 6.31M."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size * 0.9995:
+            scaled = count / size
+            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+            return f"{scaled:.{digits}f}{unit}"
+    return f"{count:g}"
+
+
+def seconds(time: float) -> str:
+    """12.3s, 4m05s, 2h10m."""
+    if time < 99.95:
+        return f"{time:.1f}s"
+    minutes, rest = divmod(round(time), 60)
+    if minutes < 100:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
