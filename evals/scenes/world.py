@@ -97,7 +97,8 @@ def shape_mask(shape: str, size: int, supersampling: int = _SUPERSAMPLING) -> ND
     else:
         raise ValueError(f"unknown shape {shape!r}; one of {', '.join(SHAPES)}")
     blocks = inside.reshape(size, supersampling, size, supersampling)
-    return blocks.mean(axis=(1, 3)).astype(np.float32)
+    coverage: NDArray[np.float32] = blocks.mean(axis=(1, 3)).astype(np.float32)
+    return coverage
 
 
 @cache
@@ -105,8 +106,8 @@ def _cell_picture(shape: str, colour: str, size: int, dx: int, dy: int) -> Image
     """A whole cell, drawn once: there are few of them, and a scene is only pasted together."""
     alpha = np.zeros((CELL, CELL, 1), dtype=np.float32)
     alpha[dy : dy + size, dx : dx + size, 0] = shape_mask(shape, size)
-    background, ink = np.float32(BACKGROUND), np.float32(COLOURS[colour])
-    picture = np.rint(background + alpha * (ink - background)).astype(np.uint8)
+    background, ink = np.array(BACKGROUND, np.float32), np.array(COLOURS[colour], np.float32)
+    picture: Image = np.rint(background + alpha * (ink - background)).astype(np.uint8)
     picture.setflags(write=False)
     return picture
 

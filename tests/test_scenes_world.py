@@ -1,0 +1,120 @@
+"""The scenes world: drawing, ground truth, and the split."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from umcompress.evals.scenes import world
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def _things(cell: int) -> st.SearchStrategy[world.Object]:
+    def build(shape: str, colour: str, size: int, u: float, v: float) -> world.Object:
+        room = world.CELL - 1 - size
+        return world.Object(shape, colour, cell, size, 1 + int(u * room), 1 + int(v * room))
+
+    unit = st.floats(0, 1, exclude_max=True)
+    return st.builds(
+        build, st.sampled_from(world.SHAPES), st.sampled_from(world.COLOUR_NAMES),
+        st.sampled_from(world.SIZES), unit, unit,
+    )  # fmt: skip
+
+
+scenes = (
+    st.sets(st.integers(0, 8), min_size=1)
+    .flatmap(lambda cells: st.tuples(*(_things(cell) for cell in sorted(cells))))
+    .map(lambda things: world.make_scene(things))
+)
+
+
+@given(scenes)
+def test_drawing_stays_in_its_box_and_fills_it(scene: world.Scene) -> None:
+    image = world.render(scene)
+    assert image.shape == (36, 36, 3)
+    assert image.dtype == np.uint8
+    ink = (image != world.BACKGROUND).any(axis=-1)
+    for thing in scene.objects:
+        x1, y1, x2, y2 = thing.box
+        rows, columns = np.nonzero(ink[y1:y2, x1:x2])
+        assert (rows.min(), rows.max()) == (0, thing.size - 1)
+        assert (columns.min(), columns.max()) == (0, thing.size - 1)
+        assert tuple(image[(y1 + y2) // 2, (x1 + x2) // 2]) == world.COLOURS[thing.colour]
+        ink[y1:y2, x1:x2] = False
+    assert not ink.any()
+
+
+@given(scenes)
+def test_a_pixel_of_background_around_every_cell(scene: world.Scene) -> None:
+    ink = (world.render(scene) != world.BACKGROUND).any(axis=-1).reshape(3, 12, 3, 12)
+    assert not ink[:, [0, 11]].any()
+    assert not ink[:, :, :, [0, 11]].any()
+
+
+@given(scenes, scenes)
+def test_different_scenes_have_different_keys_and_pictures(a: world.Scene, b: world.Scene) -> None:
+    assert (a == b) == (world.scene_key(a) == world.scene_key(b))
+    assert (a == b) == np.array_equal(world.render(a), world.render(b))
+
+
+@settings(max_examples=25)
+@given(seeds, st.sampled_from(["training", "evaluation"]))
+def test_sampling_keeps_to_its_split_and_repeats(seed: int, split: world.Split) -> None:
+    scene = world.sample_scene(np.random.default_rng(seed), split)
+    assert world.is_evaluation(scene) == (split == "evaluation")
+    assert 1 <= len(scene.objects) <= 5
+    assert scene == world.sample_scene(np.random.default_rng(seed), split)
+
+
+def test_splits_are_disjoint_and_a_tenth_is_for_evaluation() -> None:
+    rng = np.random.default_rng(0)
+    training = {world.scene_key(world.sample_scene(rng)) for _ in range(3000)}
+    evaluation = {world.scene_key(world.sample_scene(rng, "evaluation")) for _ in range(3000)}
+    assert not training & evaluation
+    keys = [str(i) for i in range(20_000)]
+    assert abs(sum(world.bucket(key, 10) == 0 for key in keys) / len(keys) - 0.1) < 0.01
+
+
+def test_number_of_objects_can_be_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    assert [len(world.sample_scene(rng, objects=n).objects) for n in (1, 3, 9)] == [1, 3, 9]
+
+
+def test_two_objects_in_a_cell_are_refused() -> None:
+    thing = world.Object("circle", "red", 4, 8, 1, 1)
+    with pytest.raises(ValueError, match="one a cell"):
+        world.Scene((thing, thing))
+    with pytest.raises(ValueError, match="unknown shape 'star'"):
+        world.shape_mask("star", 8)
+
+
+def test_palette_is_well_separated() -> None:
+    inks = np.array([*world.COLOURS.values(), world.BACKGROUND], dtype=float)
+    distances = np.linalg.norm(inks[:, None] - inks[None], axis=-1)
+    assert distances[~np.eye(len(inks), dtype=bool)].min() > 100
+
+
+def test_the_world_stays_as_it_is() -> None:
+    """Shipped weights are trained on these pictures: a change here needs new weights."""
+    rng = np.random.default_rng(0)
+    digest = hashlib.sha256()
+    for _ in range(200):
+        digest.update(world.render(world.sample_scene(rng)).tobytes())
+    assert digest.hexdigest()[:16] == "aab4363bcb83032a"
+
+
+def test_drawing_is_fast() -> None:
+    rng = np.random.default_rng(0)
+    samples = [world.sample_scene(rng) for _ in range(120)]
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for scene in samples:
+            world.render(scene)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.01
