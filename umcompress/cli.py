@@ -1,4 +1,4 @@
-"""The command line: parse, delegate, print, exit. Everything heavy is imported by the command that needs it."""
+"""The command line: parse, delegate, print, exit. What is heavy is imported by the command that needs it."""
 
 from __future__ import annotations
 

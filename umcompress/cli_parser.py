@@ -1,4 +1,4 @@
-"""The command line's words: commands, options, and what to say when one is misspelt. Imports nothing heavy."""
+"""The command line's words: commands, options, and what to say when one is misspelt. Light to import."""
 
 from __future__ import annotations
 

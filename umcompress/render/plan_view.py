@@ -11,7 +11,7 @@ from umcompress.views import Inspection, PlanReport, PlanStep
 
 
 def plan_view(plan: PlanReport) -> View:
-    """Sizes before and after each step, then each step's sites, what it leaves alone and what it cannot do."""
+    """Sizes before and after each step, then each step's sites, and what it leaves alone or cannot do."""
     named = f"{plan.recipe_name} on " if plan.recipe_name else ""
     parts: list[Table | str] = [
         f"{named}{plan.model}: planned on shapes alone, no weights read",
@@ -50,7 +50,7 @@ def _sites(step: PlanStep) -> Table:
     )
     columns = (words("site"), words("part"), words("unit"), *numbers("before", "after"), words("note"))
     if not any(site.note for site in step.sites):
-        columns, rows = columns[:-1], tuple(row[:-1] for row in rows)
+        return Table(f"{step.name} ({step.pass_})", columns[:-1], tuple(row[:-1] for row in rows))
     return Table(f"{step.name} ({step.pass_})", columns, rows)
 
 
@@ -68,7 +68,7 @@ def inspection_view(found: Inspection) -> View:
 
 
 def _components(found: Inspection) -> Table:
-    rows = [
+    rows: list[tuple[str, str, str]] = [
         (name, amount(count), f"{amount(found.bytes.by_component.get(name, 0))}B")
         for name, count in found.parameters.by_component.items()
     ]
