@@ -15,7 +15,6 @@ from pydantic import Field, NonNegativeInt, model_validator
 from umcompress.documents import Component, Document
 from umcompress.errors import PlanError
 
-
 BranchKind = Literal["attention", "feed_forward"]
 Index = tuple[NonNegativeInt, ...]
 
@@ -63,7 +62,7 @@ class KeepHeads(Document):
 
 
 class KeepChannels(Document):
-    """Keep these inner channels of a feed-forward. `bias`: its last linear gets a zero bias if it has none."""
+    """Keep these inner channels of a feed-forward. `bias`: its last linear gets a zero bias if need be."""
 
     kind: Literal["keep_channels"] = "keep_channels"
     site: str

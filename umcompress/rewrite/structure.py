@@ -1,0 +1,208 @@
+"""The structure half of an edit: what happens to graphs, modules and shapes.
+
+It runs the same on a live model and on a skeleton. A parameter whose shape changes becomes an empty one on
+the meta device, and what its value is to be goes into the TensorMap; nothing here reads a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import fx, nn
+
+from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors
+from umcompress.graph.branches import find_branches
+from umcompress.graph.lower import lower
+from umcompress.graph.model_graph import ModelFamily
+from umcompress.graph.protocol import StreamAttention, StreamLayout
+from umcompress.rewrite.check import Blocks, check_plan
+from umcompress.rewrite.tensors import TensorMap
+
+
+def reshape(model: nn.Module, family: ModelFamily, plan: Plan, number: int, tensors: TensorMap) -> None:
+    """Apply the structure half of plan `number` and note in `tensors` what becomes of each tensor.
+
+    Raises PlanError, before anything has changed, when the plan does not fit the model.
+    """
+    blocks = Blocks(model, family)
+    check_plan(blocks, plan)
+    work = _Work(blocks, number, tensors)
+    for edit in plan.edits:
+        if isinstance(edit, DropBlock):
+            work.removed.add(edit.block)
+        elif isinstance(edit, DropBranch):
+            work.drop_branch(edit)
+        elif isinstance(edit, KeepHeads):
+            work.keep_heads(edit)
+        elif isinstance(edit, KeepChannels):
+            work.keep_channels(edit)
+        else:
+            assert isinstance(edit, SetTensors)
+            for name in edit.names:
+                tensors.blob(name, number)
+    work.finish()
+
+
+class _Work:
+    def __init__(self, blocks: Blocks, number: int, tensors: TensorMap) -> None:
+        self.blocks, self.number, self.tensors = blocks, number, tensors
+        self.model = blocks.model
+        self.graphs: dict[str, fx.Graph] = {}
+        self.removed: set[str] = set()
+
+    def drop_branch(self, edit: DropBranch) -> None:
+        block = self.model.get_submodule(edit.block)
+        graph = self.graphs.setdefault(edit.block, self.blocks.read(edit.block).graph)
+        # Found anew, as an earlier edit may have taken nodes out of this graph.
+        branches = find_branches(graph, block, edit.block, self.blocks.family.component_of)
+        branch = next(b for b in branches if (b.kind, b.component) == (edit.branch, edit.component))
+        before = _references(graph)
+        branch.add.replace_all_uses_with(branch.stream)
+        graph.erase_node(branch.add)
+        remove_dead(graph)
+        if branch.leaf is not None and branch.leaf in graph.nodes:
+            self._leave_joint_attention(block, branch.leaf, edit.component)
+            remove_dead(graph)
+        delete_unused(block, before, _references(graph))
+
+    @staticmethod
+    def _leave_joint_attention(block: nn.Module, leaf: fx.Node, component: str) -> None:
+        """The attention goes on for its other streams; this one's rows are no longer given to it."""
+        attention = block.get_submodule(str(leaf.target))
+        if not isinstance(attention, StreamAttention) or len(attention.stream_components) < 2:
+            return
+        leaf.update_arg(attention.stream_components.index(component), None)
+        attention.drop_stream(component)
+
+    def keep_heads(self, edit: KeepHeads) -> None:
+        attention = self.model.get_submodule(edit.site)
+        assert isinstance(attention, StreamAttention)
+        layout = attention.stream(edit.component)
+        assert layout is not None
+        groups, heads = edit.key_value_groups, edit.query_heads
+        kept = _heads_of_groups(layout, groups) if groups is not None else heads or ()
+        if len(kept) == layout.query_heads:
+            return
+        query = _rows(kept, layout.head_dim)
+        self._narrow(f"{edit.site}.{layout.query}", rows=query)
+        self._narrow(f"{edit.site}.{layout.output}", columns=query)
+        if groups is not None:
+            for name in (layout.key, layout.value):
+                self._narrow(f"{edit.site}.{name}", rows=_rows(groups, layout.head_dim))
+        attention.keep_heads(edit.component, groups, heads)
+
+    def keep_channels(self, edit: KeepChannels) -> None:
+        path = self.blocks.holding(edit.site)
+        assert path is not None
+        site = next(s for s in self.blocks.read(path).feed_forwards if s.path == edit.site)
+        for producer in site.producers:
+            self._narrow(producer, rows=edit.keep)
+        self._narrow(site.consumer, columns=edit.keep)
+        consumer = self._linear(site.consumer)
+        if edit.bias and consumer.bias is None:
+            shape, dtype = (consumer.out_features,), consumer.weight.dtype
+            consumer.bias = _empty(shape, consumer.weight)
+            self.tensors.zeros(f"{site.consumer}.bias", shape, dtype)
+
+    def _linear(self, path: str) -> nn.Linear:
+        linear = self.model.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def _narrow(
+        self, path: str, rows: tuple[int, ...] | None = None, columns: tuple[int, ...] | None = None
+    ) -> None:
+        """Keep these outputs or inputs of a Linear. Keeping all of them changes nothing."""
+        linear = self._linear(path)
+        if rows is not None and len(rows) < linear.out_features:
+            linear.out_features = len(rows)
+            self._take(path, linear, "weight", 0, rows)
+            if linear.bias is not None:
+                self._take(path, linear, "bias", 0, rows)
+        if columns is not None and len(columns) < linear.in_features:
+            linear.in_features = len(columns)
+            self._take(path, linear, "weight", 1, columns)
+
+    def _take(self, path: str, linear: nn.Linear, name: str, dim: int, index: tuple[int, ...]) -> None:
+        old = getattr(linear, name)
+        shape = (*old.shape[:dim], len(index), *old.shape[dim + 1 :])
+        setattr(linear, name, _empty(shape, old))
+        self.tensors.take(f"{path}.{name}", dim, index)
+
+    def finish(self) -> None:
+        """Lower the changed graphs, then take hollow and dropped blocks out and number the rest."""
+        for path, graph in self.graphs.items():
+            if is_identity(graph):
+                self.removed.add(path)
+            else:
+                lower(self.model.get_submodule(path), graph)
+        self.tensors.keep_only(self.model.state_dict(keep_vars=True))
+        for stack, path in self.blocks.stacks.items():
+            if any(block.rpartition(".")[0] == path for block in self.removed):
+                self._renumber(stack, path)
+        self.tensors.keep_only(self.model.state_dict(keep_vars=True))
+
+    def _renumber(self, stack: str, path: str) -> None:
+        modules = self.blocks.modules(stack)
+        gone = [i for i in range(len(modules)) if f"{path}.{i}" in self.removed]
+        stay = [i for i in range(len(modules)) if i not in gone]
+        moved = {f"{path}.{i}": f"{path}.#{i}" for i in gone}
+        moved |= {f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(stay) if new != old}
+        self.tensors.rename(moved)
+        for index in reversed(gone):
+            del modules[index]
+        for index, block in enumerate(modules):
+            for module in block.modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    module.layer_idx = index  # type: ignore[assignment]
+
+
+def remove_dead(graph: fx.Graph) -> None:
+    """Erase calls whose results nothing uses. Modules are taken to have no effects but their results."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+
+
+def is_identity(graph: fx.Graph) -> bool:
+    """Whether the forward returns its first arguments as they are, in their order."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if any(node.op not in ("placeholder", "output") for node in graph.nodes):
+        return False
+    returned = graph.output_node().args[0]
+    outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
+    return outputs == inputs[: len(outputs)]
+
+
+def delete_unused(block: nn.Module, before: Iterable[str], after: Iterable[str]) -> None:
+    """Delete the largest modules of which the graph used something before and uses nothing now."""
+    used = set(after)
+    for target in before:
+        parts = target.split(".")
+        paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        unused = (p for p in paths if not any(u == p or u.startswith(f"{p}.") for u in used))
+        path = next(unused, None)
+        owner, _, name = (path or "").rpartition(".")
+        if path is not None and hasattr(block.get_submodule(owner), name):
+            delattr(block.get_submodule(owner), name)
+
+
+def _references(graph: fx.Graph) -> list[str]:
+    return [
+        str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr") and n.target != "training"
+    ]
+
+
+def _empty(shape: tuple[int, ...], like: torch.Tensor) -> nn.Parameter:
+    data = torch.empty(shape, dtype=like.dtype, device="meta")
+    return nn.Parameter(data, requires_grad=like.requires_grad)
+
+
+def _heads_of_groups(layout: StreamLayout, groups: tuple[int, ...]) -> tuple[int, ...]:
+    per = layout.query_heads_per_group
+    return tuple(group * per + j for group in groups for j in range(per))
+
+
+def _rows(heads: tuple[int, ...], head_dim: int) -> tuple[int, ...]:
+    return tuple(head * head_dim + d for head in heads for d in range(head_dim))

@@ -1,0 +1,108 @@
+"""The tensor half of an edit: each new tensor as a lazy expression of old ones.
+
+Nothing is read until `evaluate`; where old tensors come from (the live model, shards on disk) is the reader's
+business, so every use of a plan computes the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from umcompress.errors import CheckError
+
+
+@dataclass(frozen=True)
+class Same:
+    """An old tensor, unchanged."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Take:
+    """Entries `index` of `source` along `dim`."""
+
+    source: Expression
+    dim: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Zeros:
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A tensor stored next to plan number `plan`."""
+
+    plan: int
+    name: str
+
+
+Expression = Same | Take | Zeros | Blob
+Reader = Callable[[str], Tensor]
+Blobs = Sequence[Mapping[str, Tensor]]
+
+
+class TensorMap:
+    """New name -> expression over old names. Plans applied in turn compose by applying to the same map."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.entries: dict[str, Expression] = {name: Same(name) for name in names}
+
+    def take(self, name: str, dim: int, index: tuple[int, ...]) -> None:
+        self.entries[name] = Take(self.entries[name], dim, index)
+
+    def zeros(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.entries[name] = Zeros(shape, dtype)
+
+    def blob(self, name: str, plan: int) -> None:
+        self.entries[name] = Blob(plan, name)
+
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Forget tensors that the model no longer has. CheckError if one has no expression."""
+        wanted = list(names)
+        if unknown := [name for name in wanted if name not in self.entries]:
+            raise CheckError("follow every tensor through the plan", f"no value for {', '.join(unknown[:5])}")
+        self.entries = {name: self.entries[name] for name in wanted}
+
+    def rename(self, prefixes: Mapping[str, str]) -> None:
+        """Replace leading module paths, all at once."""
+
+        def renamed(name: str) -> str:
+            for old, new in prefixes.items():
+                if name.startswith(f"{old}."):
+                    return new + name[len(old) :]
+            return name
+
+        self.entries = {renamed(name): expression for name, expression in self.entries.items()}
+
+    def sources(self) -> set[str]:
+        """Old names that some expression still needs."""
+        return {name for expression in self.entries.values() if (name := source_of(expression)) is not None}
+
+
+def source_of(expression: Expression) -> str | None:
+    """The old tensor at the root of an expression, if there is one."""
+    while isinstance(expression, Take):
+        expression = expression.source
+    return expression.name if isinstance(expression, Same) else None
+
+
+def evaluate(expression: Expression, read: Reader, blobs: Blobs = ()) -> Tensor:
+    """Compute one new tensor. The result shares no memory with a blob."""
+    if isinstance(expression, Same):
+        return read(expression.name)
+    if isinstance(expression, Take):
+        source = evaluate(expression.source, read, blobs)
+        index = torch.tensor(expression.index, dtype=torch.long, device=source.device)
+        return source.index_select(expression.dim, index)
+    if isinstance(expression, Zeros):
+        return torch.zeros(expression.shape, dtype=expression.dtype)
+    return blobs[expression.plan][expression.name].detach().clone()
