@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from umcompress.models.bagel.packing import Packing
+from umcompress.models.bagel.packing import Packing, packing_cpu
 
 STREAMS = ("understanding", "generation")
 Presence = tuple[str, ...]
@@ -139,11 +139,6 @@ class Context:
             new = torch.cat([past[:, None, :].expand(-1, queries, -1), new], dim=2)
         # Padded queries are never read; let them see everything, since an empty softmax is not a number.
         return new | ~packing.valid[:, :, None]
-
-
-def packing_cpu(packing: Packing) -> Packing:
-    """The same packing for tensors on the CPU."""
-    return packing if packing.device.type == "cpu" else Packing(packing.counts)
 
 
 def causal(lengths: Sequence[int]) -> Tensor:

@@ -55,3 +55,8 @@ class Packing:
     def split(self, rows: Tensor) -> list[Tensor]:
         """(R, ...) -> one (counts[b], ...) a sequence."""
         return list(rows.split(list(self.counts)))
+
+
+def packing_cpu(packing: Packing) -> Packing:
+    """The same packing for tensors on the CPU."""
+    return packing if packing.device.type == "cpu" else Packing(packing.counts)

@@ -1,0 +1,158 @@
+"""Second stage of training `bagel-mini`: both tasks together, through the packed training forward.
+
+Understanding samples carry several questions about one picture, most of them after a dense description of the scene:
+with one question a picture, counting and position stay at chance for very long.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from umcompress.evals.scenes import prompts, questions, world
+from umcompress.evals.scenes.training import Log, Settings, cosine, load_checkpoint, save_checkpoint, to_tensor
+from umcompress.models.bagel.config import BagelConfig
+from umcompress.models.bagel.model import Bagel
+from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward
+
+
+class Encoder:
+    """Text to ids, remembered: the world has few words and the tokenizer is slow for single strings."""
+
+    def __init__(self) -> None:
+        from umcompress.evals.scenes.tokenizer import build_tokenizer
+
+        self._tokenizer = build_tokenizer()
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, text: str) -> Tensor:
+        if text not in self._known:
+            self._known[text] = torch.tensor(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._known[text]
+
+
+def generation_samples(
+    model: Bagel, encode: Encoder, settings: Settings, rng: np.random.Generator
+) -> list[Sample]:
+    """Text, then its picture's latent with noise.  The kinds that come last in training come more often."""
+    count, side = settings.generation_batch, model.config.latent_patch_size
+    pairs = [_described_picture(rng, settings.layout_share) for _ in range(count)]
+    images = torch.stack([to_tensor(world.render(scene)) for _, scene in pairs])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+        latents = model.vae.encode(images).float()
+    tokens = latents.shape[2] * latents.shape[3] // side**2
+    noise = torch.from_numpy(rng.standard_normal((count, tokens, model.config.latent_channels), dtype=np.float32))
+    raw = rng.standard_normal(count)
+    dropped = rng.random(count) < settings.text_dropout
+    samples: list[Sample] = []
+    for index, (text, _) in enumerate(pairs):
+        items: list[Item] = [] if dropped[index] else [TextItem(encode(text))]
+        samples.append([*items, LatentItem(latents[index], True, float(raw[index]), noise[index])])
+    return samples
+
+
+def _described_picture(rng: np.random.Generator, layout_share: float) -> tuple[str, world.Scene]:
+    """A text and a scene that satisfies it: a prompt, or the dense description, which teaches words faster."""
+    if rng.random() < layout_share:
+        scene = world.sample_scene(rng)
+        return questions.describe(scene), scene
+    kind = str(rng.choice(list(KIND_WEIGHTS), p=list(KIND_WEIGHTS.values())))
+    prompt = prompts.sample_prompt(rng, kind)
+    return prompt.text, prompts.scene_for_prompt(rng, prompt)
+
+
+KIND_WEIGHTS = {
+    "single_object": 0.10, "two_object": 0.16, "counting": 0.20, "colors": 0.10, "position": 0.24, "color_attr": 0.20,
+}
+
+
+def understanding_samples(encode: Encoder, settings: Settings, rng: np.random.Generator) -> list[Sample]:
+    """Picture, often a description with loss, then questions and answers (loss on the answers)."""
+    samples: list[Sample] = []
+    for _ in range(settings.understanding_batch):
+        scene = world.sample_scene(rng)
+        items: list[Item] = [VisionItem(to_tensor(world.render(scene)))]
+        if rng.random() < settings.description_share:
+            items.append(TextItem(encode(questions.describe(scene)), True))
+        for question in questions.sample_questions(rng, scene, settings.questions):
+            items += [TextItem(encode(question.text)), TextItem(encode(question.answer), True)]
+        samples.append(items)
+    return samples
+
+
+def initialise(model: Bagel) -> None:
+    """Normal 0.02 for matrices, residual outputs scaled down with depth, velocity head at zero."""
+    depth = len(model.language_model.model.layers)
+    for name, module in model.named_modules():
+        if name.startswith("vae"):
+            continue
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.04)
+            if name.split(".")[-1].startswith(("o_proj", "down_proj")):
+                nn.init.normal_(module.weight, std=0.04 / (2 * depth) ** 0.5)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    nn.init.zeros_(model.llm2vae.weight)
+
+
+def train_model(config: BagelConfig, autoencoder: nn.Module, settings: Settings, out: Path, log: Log) -> Bagel:
+    """Train, resuming from `out/model.safetensors` if it is there; returns the averaged model."""
+    torch.manual_seed(settings.seed)
+    model = Bagel(config)
+    initialise(model)
+    model.vae.load_state_dict(autoencoder.state_dict())
+    model.vae.requires_grad_(False)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = _optimizer(model, settings)
+    checkpoint = out / "model"
+    start = load_checkpoint(checkpoint, {"model": model, "average": average}, optimizer)
+    encode = Encoder()
+    for step in range(start, settings.steps):
+        rate = cosine(step, settings.steps, settings.warm_up) * settings.lr
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses = _step(model, encode, settings, step)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        _average(average, model, min(settings.ema, (step + 1) / (step + 10)))
+        if step % 50 == 0 or step == settings.steps - 1:
+            log.write("model", step, losses | {"norm": float(norm), "lr": rate})
+        if (step + 1) % 500 == 0 or step == settings.steps - 1:
+            save_checkpoint(checkpoint, {"model": model, "average": average}, optimizer, step + 1)
+    return average
+
+
+def _optimizer(model: Bagel, settings: Settings) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), eps=1e-8)
+
+
+def _step(model: Bagel, encode: Encoder, settings: Settings, step: int) -> dict[str, float]:
+    """Gradients of one step into the model; every random number follows from seed and step."""
+    rng = np.random.default_rng((settings.seed, 3, step))
+    model.zero_grad(set_to_none=True)
+    losses = {}
+    painted = generation_samples(model, encode, settings, rng)
+    read = understanding_samples(encode, settings, rng)
+    for name, samples, weight in (("mse", painted, 1.0), ("ce", read, settings.understanding_weight)):
+        # The fused CPU attention is slow backwards at these lengths; plain matrix products are twice as fast.
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16), sdpa_kernel(SDPBackend.MATH):
+            output = training_forward(model, samples, settings.timestep_shift)
+            loss = output.loss()
+        (weight * loss).backward()  # type: ignore[no-untyped-call]
+        losses[name] = float(loss.detach())
+    return losses
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    ours = [p for p, q in zip(average.parameters(), model.parameters(), strict=True) if q.requires_grad]
+    theirs = [q for q in model.parameters() if q.requires_grad]
+    torch._foreach_lerp_(ours, theirs, 1 - decay)
