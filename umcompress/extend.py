@@ -158,7 +158,7 @@ class SitePass(Pass):
         if missing:
             raise PlanError(
                 asked=f"{self.name}: layers {self.layers}",
-                found=f"no layer {', '.join(map(str, missing[:5]))}; layers count from 0 to {max(present, default=0)}",
+                found=f"no layer {', '.join(map(str, missing[:5]))} of 0 to {max(present, default=0)}",
                 do="name layers that exist; an earlier step may have dropped blocks",
             )
 
