@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umcompress.checkpoint.fill import fill
 from umcompress.graph.protocol import StreamLayout
 
 M = TypeVar("M", bound=nn.Module)
@@ -39,7 +40,9 @@ class PicoAttention(nn.Module):
             self.add_module(names[3], nn.Linear(groups * per * dim, hidden, bias=False))
             for norm in norms:
                 self.add_module(norm, nn.LayerNorm(dim))
-            self.layouts[component] = StreamLayout(*names, norms, groups, per, dim)
+            self.layouts[component] = StreamLayout(
+                names[0], names[1], names[2], names[3], norms, groups, per, dim
+            )
             self.groups[component] = tuple(range(groups))
 
     def stream(self, component: str) -> StreamLayout | None:
@@ -153,7 +156,8 @@ class PicoBlock(nn.Module):
 
     def forward(self, hidden: Tensor, context: object) -> Tensor:
         hidden = hidden + self.self_attn(self.norm1(hidden), context)
-        return hidden + self.mlp(self.norm2(hidden))
+        hidden = hidden + self.mlp(self.norm2(hidden))
+        return hidden  # noqa: RET504
 
 
 class PicoUnified(nn.Module):
@@ -166,6 +170,7 @@ class PicoUnified(nn.Module):
         self.layers = nn.ModuleList(PicoDualBlock(hidden, width, groups, per, i) for i in range(depth))
         self.head = nn.Linear(hidden, 16, bias=False)
         self.head.weight = self.embed.weight
+        self.scale: Tensor
         self.register_buffer("scale", torch.tensor(0.5))
 
     def forward(self, ids: Tensor, pixels: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +221,22 @@ class PicoFamily:
             model: nn.Module = unified() if kind == "unified" else text()
         if isinstance(model, PicoUnified):
             model.scale = torch.tensor(0.5)
-        return model
+        return model.eval()
+
+    def weight_files(self, model: nn.Module) -> dict[str, dict[str, str]]:
+        """Vision weights in a file of their own, where their names have no prefix."""
+        names = list(model.state_dict())
+        vision = {n.removeprefix("vision."): n for n in names if n.startswith("vision.")}
+        rest = {n: n for n in names if not n.startswith("vision.")}
+        return {"model.safetensors": rest} | ({"vision.safetensors": vision} if vision else {})
+
+    def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
+        fill(model, folder, self.weight_files(model), dtype, device)
+
+
+def write_config(model: nn.Module, folder: Path) -> None:
+    kind = "unified" if isinstance(model, PicoUnified) else "text"
+    (folder / "config.json").write_text(json.dumps({"kind": kind}))
 
 
 def unified(seed: int = 0, **sizes: int) -> PicoUnified:
@@ -240,3 +260,11 @@ def unified_inputs(seed: int = 1, dtype: torch.dtype = torch.float32) -> tuple[T
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randn(3, 12, generator=draw).to(dtype)
     return torch.arange(5), pixels, torch.randn(4, 12, generator=draw).to(dtype)
+
+
+def text_inputs(seed: int = 1, dtype: torch.dtype = torch.float32) -> tuple[Tensor]:
+    return (torch.randint(16, (6,), generator=torch.Generator().manual_seed(seed)),)
+
+
+FAMILY = PicoFamily()
+MODELS = {"unified": (unified, unified_inputs), "text": (text, text_inputs)}

@@ -1,0 +1,90 @@
+"""Write a folder so that it is there as a whole or not at all; digests of what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from umcompress.errors import UsageError
+
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A temporary sibling folder to write into; it takes the name `target` when the block ends well.
+
+    What a killed run left behind is cleared, and an old folder that it had moved aside is put back.
+    UsageError when `target` exists and may not be replaced.
+    """
+    target = Path(target)
+    work, aside = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
+    if aside.exists():
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(target)
+    if target.exists() and not replace:
+        raise UsageError(f"write the folder {target}", "it exists already", "choose another or remove it")
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    written = False
+    try:
+        yield work
+        written = True
+    finally:
+        if not written:
+            shutil.rmtree(work, ignore_errors=True)
+    _sync_tree(work)
+    if target.exists():
+        target.rename(aside)
+    work.rename(target)
+    _sync(target.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def write_text_atomic(file: Path, text: str) -> None:
+    """Replace a file as a whole."""
+    work = file.with_name(f".{file.name}.partial")
+    with work.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    work.replace(file)
+    _sync(file.parent)
+
+
+def sha256_file(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_folder(folder: Path, pattern: str = "*") -> str:
+    """Hex digest of the names and bytes of a folder's files, at any depth, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob(pattern) if path.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

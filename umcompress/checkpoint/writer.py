@@ -1,0 +1,108 @@
+"""Write safetensors files a tensor at a time. The same tensors always give the same bytes.
+
+Tensors lie in the order of their names, after those with wider elements, so that every one is aligned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from umcompress.errors import CheckError
+
+NAMES: dict[torch.dtype, str] = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor to write; `make` is called when its turn comes and the result is not kept."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def bytes(self) -> int:
+        return self.dtype.itemsize * prod(self.shape)
+
+
+def held(tensor: Tensor) -> Source:
+    """A tensor that is in memory already."""
+    return Source(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str] | None = None) -> None:
+    """Write one safetensors file. CheckError when a tensor turns out otherwise than announced."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
+    offset = 0
+    for name in order:
+        source = tensors[name]
+        ends = [offset, offset + source.bytes]
+        header[name] = {"dtype": NAMES[source.dtype], "shape": list(source.shape), "data_offsets": ends}
+        offset = ends[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)))
+        stream.write(text)
+        for name in order:
+            stream.write(_raw(name, tensors[name]))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _raw(name: str, source: Source) -> memoryview:
+    tensor = source.make().detach()
+    if tensor.dtype != source.dtype or tuple(tensor.shape) != source.shape:
+        found = f"{tensor.dtype} {tuple(tensor.shape)}, announced as {source.dtype} {source.shape}"
+        raise CheckError(f"write the tensor {name}", found)
+    flat = tensor.cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def write_shards(
+    folder: Path,
+    tensors: Mapping[str, Source],
+    file: str = "model.safetensors",
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[Path]:
+    """Write `file`, or numbered shards and an index if it would grow too large. Returns the weight files."""
+    shards = _split(tensors, max_shard_bytes)
+    if len(shards) == 1:
+        write_file(folder / file, tensors)
+        return [folder / file]
+    stem = file.removesuffix(".safetensors")
+    files = [folder / f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for path, names in zip(files, shards, strict=True):
+        write_file(path, {name: tensors[name] for name in names})
+    weight_map = {name: path.name for path, names in zip(files, shards, strict=True) for name in names}
+    total = sum(source.bytes for source in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / f"{file}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return files
+
+
+def _split(tensors: Mapping[str, Source], limit: int) -> Sequence[Sequence[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in sorted(tensors):
+        if shards[-1] and size + tensors[name].bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensors[name].bytes
+    return shards

@@ -1,0 +1,115 @@
+"""A compressed model as a folder: its own weights, files of the model it came from, the plans to replay.
+
+Loading builds the skeleton of the original configuration, replays the structure of the plans on it, and fills
+it from the folder's weights. Nothing of the original weights is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from umcompress.checkpoint.fill import WeightFiles, sources
+from umcompress.checkpoint.folder import atomic_folder
+from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, write_shards
+from umcompress.edits import CompressionRecord
+from umcompress.errors import CheckError, ModelError
+from umcompress.graph.model_graph import ModelFamily
+from umcompress.rewrite.apply import shapes_only
+
+RECORD = "umcompress.json"
+
+
+class StoredFamily(ModelFamily, Protocol):
+    """What storing needs from a family on top of what tracing needs."""
+
+    def skeleton(self, folder: Path) -> nn.Module:
+        """The original model from the configuration in `folder`, parameters on meta, buffers real."""
+
+    def weight_files(self, model: nn.Module) -> WeightFiles:
+        """Weight file -> name on disk -> name in the module, for every entry of the state dict."""
+
+    def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
+        """Fill a skeleton of any structure from the weight files of `folder`, strictly."""
+
+
+def write_compressed(
+    model: nn.Module,
+    family: StoredFamily,
+    folder: Path,
+    record: CompressionRecord,
+    source: Path | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[Path]:
+    """Write into an existing folder; returns the weight files. `source`: the folder of the original model.
+
+    Raises CheckError when the family does not say where some tensor goes.
+    """
+    files = family.weight_files(model)
+    written = [name for names in files.values() for name in names.values()]
+    if sorted(written) != sorted(model.state_dict(keep_vars=True)):
+        odd = sorted(set(written) ^ set(model.state_dict(keep_vars=True)))
+        raise CheckError("write every tensor of the model once", f"not so for {', '.join(odd[:5])}")
+    if source is not None:
+        for path in side_files(source):
+            shutil.copyfile(path, folder / path.name)
+    weights: list[Path] = []
+    for file, tensors in sources(model, files).items():
+        weights += write_shards(folder, tensors, file, max_shard_bytes)
+    (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return weights
+
+
+def save_compressed(
+    model: nn.Module,
+    family: StoredFamily,
+    folder: Path,
+    record: CompressionRecord,
+    source: Path | None = None,
+    replace: bool = False,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Write a compressed model as a folder that appears as a whole or not at all."""
+    with atomic_folder(folder, replace) as work:
+        write_compressed(model, family, work, record, source, max_shard_bytes)
+
+
+def load_compressed(
+    folder: Path, family: StoredFamily, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> nn.Module:
+    """The model of a folder that `save_compressed` wrote. ModelError when it is damaged or not one."""
+    record = read_record(folder)
+    model = family.skeleton(folder)
+    shapes_only(model, family, record.plans)
+    family.fill(model, folder, dtype, device)
+    return model.eval()
+
+
+def read_record(folder: Path) -> CompressionRecord:
+    """`umcompress.json` of a folder."""
+    asked = f"read {folder / RECORD}"
+    try:
+        return CompressionRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(asked, error.strerror or str(error), "check the path") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ModelError(asked, str(error), "the file was damaged or written by another version") from None
+
+
+def is_compressed(folder: Path) -> bool:
+    """Whether a folder holds a compressed model of ours."""
+    return (folder / RECORD).is_file()
+
+
+def side_files(folder: Path) -> list[Path]:
+    """What a model folder holds beside weights, their index, our record and a model card."""
+    own = {RECORD, "README.md", ".gitattributes"}
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in own)
+    return [
+        p for p in files if not p.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt"))
+    ]
