@@ -209,7 +209,15 @@ class Reader:
                     continue
                 where = (*where, part)
             groups.setdefault(where, []).append(error)
-        return list(groups.items())
+        # A union whose members looked into the value gives errors below it too; the one above says it all.
+        outer = {
+            path: next((p for p in groups if len(p) < len(path) and path[: len(p)] == p), path)
+            for path in groups
+        }
+        merged: dict[Path, list[ErrorDetails]] = {}
+        for path, found in groups.items():
+            merged.setdefault(outer[path], []).extend(found)
+        return list(merged.items())
 
     def _explain(
         self,

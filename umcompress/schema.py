@@ -28,7 +28,9 @@ def type_text(schema: Schema, defs: Schema | None = None) -> str:
         return type_text((defs or {}).get(schema["$ref"].rpartition("/")[2], {"type": "object"}), defs)
     for union in ("anyOf", "oneOf", "allOf"):
         if union in schema:
-            return " or ".join(dict.fromkeys(type_text(member, defs) for member in schema[union]))
+            # null stands for a key that is left out; it says nothing about what to write.
+            members = [member for member in schema[union] if member.get("type") != "null"]
+            return " or ".join(dict.fromkeys(type_text(member, defs) for member in members))
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:

@@ -127,6 +127,8 @@ class Source:
             if depth == len(parts) - 1:
                 container[key] = value
                 self._overridden[walked] = origin
+                # What the file said below this place no longer counts.
+                self._lines = {p: n for p, n in self._lines.items() if p[: len(walked)] != walked}
             else:
                 if isinstance(container, dict) and container.get(key) is None:
                     container[key] = {}
