@@ -127,8 +127,7 @@ class HeadPrune(SitePass):
         groups, heads, width = site.key_value_groups, site.query_heads_per_group, site.head_dim
         value = graph.weight(f"{site.value}.weight").double().reshape(groups, -1).norm(dim=1)
         output = graph.weight(f"{site.output}.weight").double().reshape(-1, groups, heads, width)
+        squares = output.square().sum(dim=(0, 3))
         if self.unit == "key_value_group":
-            return [float(score) for score in value * output.norm(dim=(0, 2, 3))]
-        # norm over two dims only takes matrices; square and sum says the same for one head at a time
-        per_head = output.square().sum(dim=(0, 3)).sqrt()
-        return [float(score) for score in (value[:, None] * per_head).flatten()]
+            return [float(score) for score in value * squares.sum(dim=1).sqrt()]
+        return [float(score) for score in (value[:, None] * squares.sqrt()).flatten()]
