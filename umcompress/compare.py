@@ -137,7 +137,8 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         items = enumerate(value)
     else:
-        yield path, value
+        if path:
+            yield path, value
         return
     for key, item in items:
         yield from _leaves(item, f"{path}.{key}" if path else str(key))

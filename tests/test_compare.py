@@ -1,0 +1,169 @@
+"""Comparing runs: what is comparable, what differs, who is beaten by nobody."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_fakes import report, step, task_score
+
+from umcompress.compare import Comparison, compare, differences, dominates
+from umcompress.errors import UsageError
+from umcompress.render import markdown, terminal
+from umcompress.render.compare_view import compare_view
+from umcompress.render.table import Table
+from umcompress.report import Report, Stopped, step_report
+
+
+def ending(scores: tuple[float, float], size: int, speeds: tuple[float, float], **more: Any) -> Report:
+    baseline = report().baseline
+    last = step_report(step("01-cut", "cut", scores, size, speeds), baseline)
+    return report(steps=(baseline, last), **more)
+
+
+def test_pareto_marks_what_no_other_run_beats() -> None:
+    better = ending((0.95, 0.9), 4_000_000, (1.2, 1.2))
+    beaten = ending((0.94, 0.9), 4_000_000, (1.2, 1.1))
+    smaller = ending((0.8, 0.7), 3_000_000, (1.0, 1.0))
+    found = compare([("a", better), ("b", beaten), ("c", smaller)])
+    assert [run.pareto for run in found.runs] == [True, False, True]
+    assert "generation" in found.objectives
+    assert "active parameters generation" in found.objectives
+    assert "speed generation" in found.objectives
+
+
+def test_equal_runs_do_not_beat_each_other() -> None:
+    assert [run.pareto for run in compare([("a", report()), ("b", report())]).runs] == [True, True]
+
+
+def test_one_run_has_nobody_to_beat() -> None:
+    (run,) = compare([("a", report())]).runs
+    assert run.pareto is None
+    assert run.changes == {}
+    with pytest.raises(UsageError):
+        compare([])
+
+
+def test_changes_are_between_results() -> None:
+    found = compare([("a", ending((0.95, 0.9), 10, (1, 1))), ("b", ending((0.95, 0.6), 10, (1, 1)))])
+    change = found.runs[1].changes
+    assert change["generation"].value == pytest.approx(-0.3)
+    assert change["generation"].beyond_noise
+    assert not change["understanding"].beyond_noise
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"seed": 7}, "seed 7, not 0"),
+        ({"evaluations": {"scenes": {"limit": 10, "steps": 20}}}, "scenes.limit 10, not None"),
+        ({"evaluations": {"other": {"limit": None}}}, "other.limit None, not -"),
+    ],
+)
+def test_runs_that_were_asked_differently_are_not_compared(more: dict[str, Any], reason: str) -> None:
+    found = compare([("a", report()), ("b", report(**more)), ("c", report())])
+    other = found.runs[1]
+    assert reason in other.reasons
+    assert other.changes == {}
+    assert [run.pareto for run in found.runs] == [True, None, True]
+    assert f"B is not comparable with A: {reason}" in terminal.text(compare_view(found))
+
+
+def test_a_score_on_other_items_is_not_compared() -> None:
+    baseline = report().baseline
+    fewer = {
+        "understanding": task_score("understanding", 0.9, 100),
+        "generation": baseline.scores["generation"],
+    }
+    found = compare([("a", report()), ("b", report(steps=(baseline.model_copy(update={"scores": fewer}),)))])
+    assert found.runs[1].reasons == ("understanding was scored on 500 items, not 1000, or on other kinds",)
+    none = {"understanding": baseline.scores["understanding"]}
+    found = compare([("a", report()), ("b", report(steps=(baseline.model_copy(update={"scores": none}),)))])
+    assert found.runs[1].reasons == ("generation was not scored",)
+
+
+def test_speeds_of_other_machines_decide_nothing() -> None:
+    slow, fast = ending((0.9, 0.9), 10, (1, 1)), ending((0.9, 0.9), 10, (9, 9), device="cuda")
+    found = compare([("a", slow), ("b", fast)])
+    assert found.runs[1].speed_reasons == ("device cuda, not cpu",)
+    assert not any("speed" in objective for objective in found.objectives)
+    assert [run.pareto for run in found.runs] == [True, True]
+
+
+def test_a_step_that_was_undone_is_not_the_result() -> None:
+    baseline, first, second = report().steps
+    undone = report(
+        steps=(baseline, first, second.model_copy(update={"stopped": True})),
+        stopped=Stopped(step=second.name, reason="generation fell"),
+    )
+    (run,) = compare([("a", undone)]).runs
+    assert run.steps[run.result] == first
+    assert "stopped at 02-channel_prune: generation fell" in terminal.text(
+        compare_view(compare([("a", undone)]))
+    )
+
+
+def test_recipe_differences_are_named_by_key() -> None:
+    other = {
+        "model": "bagel-mini",
+        "output": "b",
+        "steps": [{"pass": "layer_drop", "keep_ratio": 0.5}, {"pass": "x"}],
+    }
+    found = compare([("a", report()), ("b", report(recipe=other)), ("c", report(recipe=None))])
+    assert {row.key: row.values for row in found.differences} == {
+        "model": ("bagel-mini", "bagel-mini", "-"),
+        "steps.0.pass": ("layer_drop", "layer_drop", "-"),
+        "steps.0.keep_ratio": (0.75, 0.5, "-"),
+        "steps.1.pass": ("-", "x", "-"),
+    }
+    assert "the recipes say the same" in terminal.text(
+        compare_view(compare([("a", report()), ("b", report())]))
+    )
+
+
+documents = st.recursive(
+    st.one_of(st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=2)),
+    lambda inner: st.one_of(st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+                            st.lists(st.dictionaries(st.text("ab", min_size=1), inner), max_size=2)),
+    max_leaves=6,
+)  # fmt: skip
+mappings = st.dictionaries(st.text("abc", min_size=1, max_size=2), documents, max_size=3)
+
+
+@given(mappings, mappings)
+def test_differences_find_every_difference_and_no_other(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert differences([one, one]) == ()
+    assert bool(differences([one, other])) == (one != other)
+    assert {row.key for row in differences([one, other])} == {row.key for row in differences([other, one])}
+
+
+points = st.fixed_dictionaries({"a": st.integers(0, 3), "b": st.integers(0, 3)})
+
+
+@given(points, points, points)
+def test_dominance_is_a_strict_order(x: dict[str, float], y: dict[str, float], z: dict[str, float]) -> None:
+    assert not dominates(x, x)
+    assert not (dominates(x, y) and dominates(y, x))
+    assert not (dominates(x, y) and dominates(y, z)) or dominates(x, z)
+
+
+def test_tables_fit_80_columns_and_json_and_markdown_agree() -> None:
+    long = [
+        step(f"{n:02d}-a_rather_long_name_of_a_step", "x", (0.9, 0.9), 14_607_260_128, (12, 1))
+        for n in range(3)
+    ]
+    runs = [
+        ("runs/a", report()),
+        ("runs/b", report(steps=(report().baseline, *long), seed=1)),
+        ("c", report()),
+    ]
+    found = compare(runs)
+    view = compare_view(found)
+    tables = terminal.text(tuple(part for part in view if isinstance(part, Table)))
+    assert max(map(len, tables.splitlines())) <= 80
+    assert "A = runs/a (bagel-mini)" in terminal.text(view)
+    assert Comparison.model_validate(json.loads(json.dumps(found.plain()))) == found
+    assert "| A | 0.950 ±0.014 |" in markdown.text(view)
