@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from umcompress.checkpoint.index import Checkpoint, open_folder
-from umcompress.checkpoint.writer import Source, held
+from umcompress.checkpoint.writer import ALIGNMENT, Source, held
 from umcompress.errors import ModelError
 
 WeightFiles = Mapping[str, Mapping[str, str]]
@@ -82,7 +82,18 @@ def _problems(file: str, wanted: Mapping[str, tuple[int, ...]], stored: Checkpoi
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
-    return tensor.to(device, dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype)
+    return aligned(
+        tensor.to(device, dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype)
+    )
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, copied if it lies where torch would never have allocated it.
+
+    Matrix kernels sum in an order that depends on alignment: without this a model read from a memory map may
+    differ in the last bits from the same model in memory.
+    """
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _assign(model: nn.Module, found: dict[str, Tensor], tied: Mapping[str, str]) -> None:

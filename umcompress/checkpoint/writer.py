@@ -24,6 +24,7 @@ NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 DEFAULT_SHARD_BYTES = 5_000_000_000
+ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str,
         header[name] = {"dtype": NAMES[source.dtype], "shape": list(source.shape), "data_offsets": ends}
         offset = ends[1]
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    # Data starts on a multiple of 64 bytes, so that most tensors can be used straight from a memory map.
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)))
         stream.write(text)
