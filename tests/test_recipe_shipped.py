@@ -59,7 +59,8 @@ def test_a_pass_of_ones_own_is_found_beside_the_recipe(tmp_path: Path) -> None:
     assert recipe.steps[0].name == "01-nothing"
     assert recipe.resolved()["steps"][0] == {"name": "01-nothing", "pass": "own.py:Nothing", "often": 3}
     file.write_text(
-        "model: m\nsteps:\n  - pass: own.py:Nothin\n  - pass: gone.py:X\n  - {pass: own.py:Nothing, oftn: 3}\n"
+        "model: m\nsteps:\n  - pass: own.py:Nothin\n  - pass: gone.py:X\n"
+        "  - {pass: own.py:Nothing, oftn: 3}\n"
     )
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(file), find_pass, find_evaluation)

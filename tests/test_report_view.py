@@ -84,7 +84,8 @@ def test_a_task_that_was_not_scored_shows_as_a_dash() -> None:
 def test_markdown_escapes_and_keeps_columns() -> None:
     table = Table("T", (Column("a|b", right=False), Column("n")), (("x_y*", "1"), ("`z`\n", "2")), ("note_",))
     assert markdown.text((table, "li*ne")) == (
-        "### T\n\n| a\\|b | n |\n| --- | ---: |\n| x\\_y\\* | 1 |\n| \\`z\\`<br> | 2 |\n\nnote\\_\n\nli\\*ne\n"
+        "### T\n\n| a\\|b | n |\n| --- | ---: |\n"
+        "| x\\_y\\* | 1 |\n| \\`z\\`<br> | 2 |\n\nnote\\_\n\nli\\*ne\n"
     )
 
 

@@ -19,7 +19,10 @@ class Document(BaseModel):
     A subclass that says otherwise is refused when it is defined (TypeError), so a user's pass cannot forget.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+    # Validators are built on first use: a command that reads no document should not pay for all of them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=(), defer_build=True
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -15,8 +15,6 @@ from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny
 
 from umcompress.documents import TASKS, Component, Document, Ratio, Task
 from umcompress.errors import RecipeError
-from umcompress.recipe_reader import Reader
-from umcompress.yaml_source import Source
 
 __all__ = [
     "TASKS", "Calibration", "Component", "Document", "Gate", "Ratio", "Recipe", "RecipeHead", "Step", "Task",
@@ -119,6 +117,10 @@ def parse_recipe(
     models: called with the model's name; a UmcompressError from it joins the other problems.
     Raises RecipeError with all problems at once.
     """
+    # Here, because passes import this module for its documents, and listing them needs no YAML.
+    from umcompress.recipe_reader import Reader
+    from umcompress.yaml_source import Source
+
     source = Source(text, file)
     for option in overrides:
         source.override(option)
