@@ -1,0 +1,188 @@
+"""Both tasks on the scenes world: pictures judged from their pixels, answers by exact match."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, PositiveInt
+
+from umcompress.evals.scenes import prompts, questions, world
+from umcompress.extend import Evaluation, Score, Task
+from umcompress.scores import score
+
+if TYPE_CHECKING:
+    from umcompress.models.base import GenerationItem, UnderstandingItem
+
+CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question about one evaluation scene."""
+
+    scene: world.Scene
+    question: questions.Question
+
+
+class Scenes(Evaluation):
+    """Small pictures of coloured shapes with exact ground truth.
+
+    Generation: GenEval's six kinds, a detector for this world, GenEval's own rules; the mean of the kinds.
+    Understanding: exact match of the greedily decoded answer; the mean of the kinds.  Scenes and prompt texts are
+    disjoint from those of training and calibration.
+    """
+
+    name: ClassVar[str] = "scenes"
+    prompts: PositiveInt = Field(240, description="how many pictures to generate, spread over the six kinds")
+    questions: PositiveInt = Field(500, description="how many questions to ask, spread over the five kinds")
+    seed: int = Field(0, description="seed of the scenes, the prompts and the initial noise")
+
+    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+        """Scores of the tasks that the runner has; answers, verdicts and a sheet of samples go to `out`."""
+        scores: dict[Task, Score] = {}
+        out.mkdir(parents=True, exist_ok=True)
+        if "understanding" in runner.tasks:
+            scores["understanding"] = self._understand(runner, out, progress)
+        if "generation" in runner.tasks:
+            scores["generation"] = self._generate(runner, out, progress)
+        return scores
+
+    # -- understanding ----------------------------------------------------------------------------------------------
+
+    def asked(self) -> list[Asked]:
+        """The questions of this evaluation: as many of each kind, evaluation scenes only."""
+        import numpy as np
+
+        rng = np.random.default_rng((self.seed, 11))
+        found: list[Asked] = []
+        while len(found) < self.questions:
+            kind = questions.KINDS[len(found) % len(questions.KINDS)]
+            scene = world.sample_scene(rng, "evaluation")
+            found += [Asked(scene, question) for question in questions.sample_questions(rng, scene, 1, [kind])]
+        return found
+
+    def _understand(self, runner: Any, out: Path, progress: Callable[[str], None]) -> Score:
+        asked = self.asked()
+        answers: list[str] = []
+        for part in _chunks(len(asked)):
+            progress(f"scenes: {part.start} of {len(asked)} questions")
+            answers += runner.answer(
+                [world.render(item.scene) for item in asked[part]], [item.question.text for item in asked[part]]
+            )
+        right, total = Counter[str](), Counter[str]()
+        rows = []
+        for item, answer in zip(asked, answers, strict=True):
+            good = answer.strip().lower() == item.question.answer
+            total[item.question.kind] += 1
+            right[item.question.kind] += good
+            rows.append({
+                "scene": world.scene_key(item.scene), "kind": item.question.kind, "question": item.question.text,
+                "expected": item.question.answer, "answer": answer, "correct": good,
+            })
+        _write_lines(out / "answers.jsonl", rows)
+        counts = {kind: (right[kind], total[kind]) for kind in questions.KINDS if total[kind]}
+        return score(counts, questions.chance_levels(), average="kinds")
+
+    # -- generation -------------------------------------------------------------------------------------------------
+
+    def asked_prompts(self) -> list[prompts.Prompt]:
+        """The prompts of this evaluation: as many of each kind; no text occurs in training."""
+        import numpy as np
+
+        rng = np.random.default_rng((self.seed, 12))
+        kinds = [prompts.KINDS[index % len(prompts.KINDS)] for index in range(self.prompts)]
+        return [prompts.sample_prompt(rng, kind, "evaluation") for kind in kinds]
+
+    def _generate(self, runner: Any, out: Path, progress: Callable[[str], None]) -> Score:
+        from umcompress.evals.geneval_rules import judge
+        from umcompress.evals.scenes.detector import detect
+        from umcompress.evals.scenes.pictures import save_contact_sheet
+
+        asked = self.asked_prompts()
+        progress(f"scenes: {len(asked)} pictures")
+        pictures = runner.generate([prompt.text for prompt in asked], self.seed)
+        right, total = Counter[str](), Counter[str]()
+        rows = []
+        for prompt, picture in zip(asked, pictures, strict=True):
+            verdict = judge(prompt.metadata, detect(picture))
+            total[prompt.kind] += 1
+            right[prompt.kind] += verdict.correct
+            rows.append({
+                "kind": prompt.kind, "prompt": prompt.text, "correct": verdict.correct, "reason": verdict.reason,
+            })
+        _write_lines(out / "pictures.jsonl", rows)
+        shown = pictures[:SHOWN]
+        save_contact_sheet(out / "samples.png", shown, [prompt.text for prompt in asked[:SHOWN]])
+        counts = {kind: (right[kind], total[kind]) for kind in prompts.KINDS if total[kind]}
+        return score(counts, generation_chance(), average="kinds")
+
+    # -- calibration ------------------------------------------------------------------------------------------------
+
+    def calibration_items(
+        self, task: Task, samples: int, seed: int
+    ) -> list[UnderstandingItem | GenerationItem]:
+        """Training scenes with a question each, or training prompts; never what `run` scores."""
+        import numpy as np
+
+        from umcompress.models.base import GenerationItem, UnderstandingItem
+
+        rng = np.random.default_rng((seed, 13))
+        if task == "generation":
+            return [
+                GenerationItem(prompts.sample_prompt(rng, kind).text, int(rng.integers(2**31)))
+                for kind in _cycle(prompts.KINDS, samples)
+            ]
+        items: list[UnderstandingItem | GenerationItem] = []
+        while len(items) < samples:
+            scene = world.sample_scene(rng)
+            kind = questions.KINDS[len(items) % len(questions.KINDS)]
+            for question in questions.sample_questions(rng, scene, 1, [kind]):
+                items.append(UnderstandingItem(world.render(scene), question.text, question.answer))
+        return items
+
+
+SHOWN = 12
+
+
+@cache
+def _chance_by_kind(seed: int, each: int) -> tuple[tuple[str, float], ...]:
+    import numpy as np
+
+    from umcompress.evals.geneval_rules import judge
+    from umcompress.evals.scenes.detector import detect
+
+    rng = np.random.default_rng((seed, 14))
+    drawn = [
+        detect(world.render(prompts.scene_for_prompt(rng, prompts.sample_prompt(rng, kind))))
+        for kind in _cycle(prompts.KINDS, each)
+    ]
+    shares = []
+    for kind in prompts.KINDS:
+        asked = [prompts.sample_prompt(rng, kind) for _ in range(each)]
+        right = sum(judge(prompt.metadata, found).correct for prompt, found in zip(asked, drawn, strict=True))
+        shares.append((kind, right / each))
+    return tuple(shares)
+
+
+def generation_chance(seed: int = 0, each: int = 300) -> dict[str, float]:
+    """Share of prompts that the true picture of another prompt, drawn at random, satisfies by luck."""
+    return dict(_chance_by_kind(seed, each))
+
+
+def _cycle(kinds: Sequence[str], count: int) -> list[str]:
+    return [kinds[index % len(kinds)] for index in range(count)]
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    for start in range(0, count, CHUNK):
+        yield slice(start, min(start + CHUNK, count))
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

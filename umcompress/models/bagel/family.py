@@ -1,0 +1,53 @@
+"""BAGEL as a family: which folder is one, what its parts are for, how its tasks run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from umcompress.documents import Component
+from umcompress.models.bagel.config import BagelConfig
+from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
+from umcompress.models.bagel.model import Bagel
+from umcompress.models.bagel.runner import BagelRunner
+from umcompress.models.base import Family, Runner
+
+GENERATION = ("time_embedder", "vae2llm", "llm2vae", "latent_pos_embed", "vae")
+SHARED = ("language_model.model.embed_tokens",)
+
+
+class BagelFamily(Family):
+    """Dual-weight decoder with a vision tower and a latent autoencoder.
+
+    Text runs through the plain weights in both tasks; they count as understanding, as in the study.
+    """
+
+    name: ClassVar[str] = "bagel"
+    main_stack: ClassVar[str] = "decoder"
+
+    def matches(self, folder: Path) -> bool:
+        return (folder / "llm_config.json").is_file() and (folder / "vit_config.json").is_file()
+
+    def skeleton(self, folder: Path) -> nn.Module:
+        return skeleton(BagelConfig.from_folder(folder))
+
+    def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
+        assign_weights(model, folder, dtype, device)
+
+    def weight_files(self, model: nn.Module) -> dict[str, dict[str, str]]:
+        return disk_names(model)
+
+    def stacks(self, model: nn.Module) -> dict[str, str]:
+        return {"decoder": "language_model.model.layers", "vision": "vit_model.vision_model.encoder.layers"}
+
+    def component_of(self, path: str) -> Component:
+        if "_moe_gen" in path or path.split(".", 1)[0] in GENERATION:
+            return "generation"
+        return "shared" if path.startswith(SHARED) else "understanding"
+
+    def runner(self, model: nn.Module, folder: Path) -> Runner:
+        assert isinstance(model, Bagel)
+        return BagelRunner(model, folder)

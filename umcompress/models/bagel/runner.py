@@ -1,0 +1,178 @@
+"""BAGEL at work: answers, pictures, calibration, timed workloads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umcompress.documents import Task
+from umcompress.errors import ModelError
+from umcompress.models.bagel.context import Cache
+from umcompress.models.bagel.model import Bagel
+from umcompress.models.bagel.preprocess import vision_input
+from umcompress.models.bagel.sampling import Contexts, Guidance, decode_images, denoise, to_pixels
+from umcompress.models.base import GenerationItem, Picture, UnderstandingItem, Work
+
+# Tokens that may stand in one batch: small models run many samples at once, the released one runs single images.
+BATCH_TOKENS = 4096
+LARGEST_BATCH = 128
+
+
+class Words:
+    """The tokenizer of the folder, by the `tokenizers` library where tokenizer.json is there (no slow imports)."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        self.encode: Callable[[str], list[int]]
+        self.decode: Callable[[list[int]], str]
+        if path.exists():
+            from tokenizers import Tokenizer
+
+            fast = Tokenizer.from_file(str(path))
+            self.encode = lambda text: list(fast.encode(text, add_special_tokens=False).ids)
+            self.decode = lambda ids: str(fast.decode(ids, skip_special_tokens=True))
+            return
+        if not (folder / "vocab.json").exists():
+            raise ModelError(
+                asked=f"the tokenizer of {folder}", found="neither tokenizer.json nor vocab.json",
+                do="copy the tokenizer files of the model into its folder",
+            )
+        from transformers import AutoTokenizer
+
+        slow = AutoTokenizer.from_pretrained(folder)
+        self.encode = lambda text: list(slow(text, add_special_tokens=False)["input_ids"])
+        self.decode = lambda ids: str(slow.decode(ids, skip_special_tokens=True))
+
+    def ids(self, text: str) -> Tensor:
+        return torch.tensor(self.encode(text), dtype=torch.long)
+
+
+class BagelRunner:
+    """Runs both tasks in batches; results do not depend on what shares a batch but for rounding."""
+
+    tasks: tuple[Task, ...] = ("understanding", "generation")
+
+    def __init__(self, model: Bagel, folder: Path) -> None:
+        self.model = model
+        self.words = Words(folder)
+        self.sampling = model.config.sampling
+        side = self.sampling.image_size // model.config.latent_downsample
+        self.size = (side, side)
+        self.guidance = Guidance(
+            self.sampling.cfg_text_scale, 1.0, self.sampling.cfg_interval,
+            self.sampling.cfg_renorm_type, self.sampling.cfg_renorm_min,  # type: ignore[arg-type]
+        )
+        self.batch = max(1, min(LARGEST_BATCH, BATCH_TOKENS // (side * side + 2)))
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        for start in range(0, count, self.batch):
+            yield slice(start, min(start + self.batch, count))
+
+    # -- understanding --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _read(self, images: Sequence[Any], questions: Sequence[str]) -> Cache:
+        cache = Cache(len(images))
+        self.model.absorb_vision(cache, [vision_input(image, self.model.config) for image in images])
+        self.model.absorb_text(cache, [self.words.ids(question) for question in questions])
+        return cache
+
+    def answer(
+        self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16
+    ) -> list[str]:
+        """Greedy answers, picture first, then the question (spec: the chat entry point's order)."""
+        answers = []
+        for part in self._batches(len(images)):
+            cache = self._read(images[part], questions[part])
+            for ids in self.model.decode_text(cache, max_new_tokens + 1):
+                answers.append(self.words.decode(ids[1:]).strip())
+        return answers
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    def noise(self, seed: int, index: int) -> Tensor:
+        """(h*w, D) initial noise of one picture: follows from `seed` and `index` alone."""
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        return torch.randn(self.size[0] * self.size[1], self.model.config.latent_channels, generator=generator)
+
+    @torch.no_grad()
+    def _paint(self, prompts: Sequence[str], noise: Sequence[Tensor]) -> Tensor:
+        contexts = Contexts.empty(len(prompts))
+        contexts.add_text(self.model, [self.words.ids(prompt) for prompt in prompts])
+        return denoise(
+            self.model, contexts, torch.cat(list(noise)).to(self.model.device), [self.size] * len(prompts),
+            self.sampling.num_timesteps, self.sampling.timestep_shift, self.guidance,
+        )
+
+    def generate(self, prompts: Sequence[str], seed: int) -> list[Picture]:
+        """Pictures by the folder's sampling settings."""
+        pictures: list[Picture] = []
+        for part in self._batches(len(prompts)):
+            count = part.stop - part.start
+            tokens = self._paint(prompts[part], [self.noise(seed, part.start + i) for i in range(count)])
+            pictures += [to_pixels(image) for image in decode_images(self.model, tokens, [self.size] * count)]
+        return pictures
+
+    # -- calibration and timing -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def feed(self, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
+        """Answers are fed as text after the question; prompts are sampled to the end."""
+        read = [item for item in items if isinstance(item, UnderstandingItem)]
+        painted = [item for item in items if isinstance(item, GenerationItem)]
+        for part in self._batches(len(read)):
+            cache = self._read([item.image for item in read[part]], [item.question for item in read[part]])
+            self.model.absorb_text(cache, [self.words.ids(item.answer) for item in read[part]])
+        for part in self._batches(len(painted)):
+            self._paint([item.prompt for item in painted[part]], [self.noise(item.seed, 0) for item in painted[part]])
+
+    def workload(self, task: Task) -> Work:
+        """Understanding: read a batch, decode eight tokens each.  Generation: paint a batch, all steps."""
+        count = min(self.batch, 32)
+        if task == "understanding":
+            return self._understanding_work(count)
+        started = time.perf_counter()
+        tokens = self._paint(["a picture"] * count, [self.noise(0, i) for i in range(count)])
+        decode_images(self.model, tokens, [self.size] * count)
+        self._wait()
+        seconds = time.perf_counter() - started
+        steps = self.sampling.num_timesteps - 1
+        return Work(len(tokens) * steps, seconds, {"image_seconds": seconds / count})
+
+    @torch.no_grad()
+    def _understanding_work(self, count: int, new_tokens: int = 8) -> Work:
+        side = self.sampling.image_size
+        picture = np.full((side, side, 3), 230, dtype=np.uint8)
+        started = time.perf_counter()
+        cache = self._read([picture] * count, ["what is in the picture?"] * count)
+        token = torch.full((1,), self.model.config.tokens.bos_token_id)
+        first = started
+        for step in range(new_tokens):
+            rows, _ = self.model.absorb_text(cache, [token] * count, wrap=False)
+            self.model.logits(rows).argmax(-1)
+            if step == 0:
+                self._wait()
+                first = time.perf_counter()
+        self._wait()
+        ended = time.perf_counter()
+        measures = {
+            "first_token_seconds": (first - started) / count,
+            "tokens_per_second": count * (new_tokens - 1) / (ended - first),
+        }
+        return Work(sum(cache.positions) + count * self._patches(side), ended - started, measures)
+
+    def _patches(self, side: int) -> int:
+        """An image takes one position but many tokens."""
+        picture = np.zeros((side, side, 3), dtype=np.uint8)
+        patches, _ = self.model.patchify(vision_input(picture, self.model.config))
+        return len(patches) + 1
+
+    def _wait(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)

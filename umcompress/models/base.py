@@ -1,0 +1,106 @@
+"""What a model family brings: loading, components, and running each task.  One folder a family under `models`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from umcompress.documents import Component, Task
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class UnderstandingItem:
+    """Calibration data: a picture (h, w, 3), a question, the answer that is fed with it."""
+
+    image: Any
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class GenerationItem:
+    """Calibration data: a prompt; the whole sampling run is fed, every step and every guidance branch."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """One timed workload: tokens that it processed, and what was timed (seconds)."""
+
+    tokens: int
+    seconds: float
+    measures: dict[str, float]
+
+
+class Runner(Protocol):
+    """Runs the tasks of one model."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]: ...
+
+    def answer(
+        self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16
+    ) -> list[str]:
+        """A greedily decoded answer for each picture and question."""
+
+    def generate(self, prompts: Sequence[str], seed: int) -> list[Picture]:
+        """A picture (h, w, 3) for each prompt; noise follows from `seed` and the prompt's place in the list."""
+
+    def feed(self, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
+        """Run the model over calibration items, for the statistics' sake."""
+
+    def workload(self, task: Task) -> Work:
+        """Run a fixed amount of the task's work and time it."""
+
+
+class Family(ABC):
+    """A kind of model.  Stateless: everything about one model is read from its folder."""
+
+    name: ClassVar[str]
+    main_stack: ClassVar[str]
+
+    @abstractmethod
+    def matches(self, folder: Path) -> bool:
+        """Whether `folder` holds a model of this family."""
+
+    @abstractmethod
+    def skeleton(self, folder: Path) -> nn.Module:
+        """The model of the folder's configuration, parameters on the meta device, buffers real."""
+
+    @abstractmethod
+    def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
+        """Fill a skeleton of any structure from the weight files of `folder`, strictly.  ModelError lists all."""
+
+    @abstractmethod
+    def weight_files(self, model: nn.Module) -> dict[str, dict[str, str]]:
+        """Weight file -> name on disk -> name in the module, for every entry of the state dict."""
+
+    @abstractmethod
+    def stacks(self, model: nn.Module) -> dict[str, str]:
+        """Stack name -> path of its ModuleList."""
+
+    @abstractmethod
+    def component_of(self, path: str) -> Component:
+        """What the module or parameter at `path` is for."""
+
+    @abstractmethod
+    def runner(self, model: nn.Module, folder: Path) -> Runner:
+        """Runs the tasks of `model`; tokenizer and settings come from `folder`."""
+
+    def load(self, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+        """The unmodified model of `folder`."""
+        model = self.skeleton(folder)
+        self.fill(model, folder, dtype, device)
+        return model
