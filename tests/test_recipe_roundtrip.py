@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ConfigDict, ValidationError
 from recipe_fakes import Cut, Mend, Quiz, parse
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML as PlainYaml
 
 from umcompress.documents import Document
 from umcompress.errors import RecipeError, UsageError
 from umcompress.recipe import Calibration, Gate, Recipe
 from umcompress.recipe_files import find_recipe, load_recipe, recipe_names
 from umcompress.yaml_source import Source
+from umcompress.yaml_text import yaml_text
 
 TEXT = """\
 model: m                       # a comment
@@ -30,12 +30,6 @@ steps:
     calibration: {seed: 4}
   - {pass: mend, name: last, stop_if: {generation_drop: 0.1}}
 """
-
-
-def dump(value: Any) -> str:
-    text = io.StringIO()
-    YAML(typ="safe", pure=True).dump(value, text)
-    return text.getvalue()
 
 
 def test_recipe_becomes_documents() -> None:
@@ -72,7 +66,7 @@ def test_resolved_has_every_default_and_leaves_the_recipe_alone() -> None:
         "stop_if": {"understanding_drop": None, "generation_drop": 0.1},
     }
     assert recipe.model_dump_json() == before
-    assert parse(dump(resolved)) == recipe
+    assert parse(yaml_text(resolved)) == recipe
 
 
 def test_fingerprint_is_about_what_is_computed() -> None:
@@ -80,7 +74,7 @@ def test_fingerprint_is_about_what_is_computed() -> None:
     assert parse(TEXT, ("output=elsewhere",)).fingerprint() == recipe.fingerprint()
     assert parse(TEXT, ("steps.0.keep_ratio=0.9",)).fingerprint() != recipe.fingerprint()
     assert parse(TEXT, ("seed=1",)).fingerprint() != recipe.fingerprint()
-    assert parse(dump(recipe.resolved())).fingerprint() == recipe.fingerprint()
+    assert parse(yaml_text(recipe.resolved())).fingerprint() == recipe.fingerprint()
 
 
 def test_a_pass_by_path_keeps_its_reference() -> None:
@@ -147,8 +141,8 @@ recipes = st.fixed_dictionaries(
 
 @given(recipes)
 def test_any_recipe_survives_the_round_trip(data: dict[str, Any]) -> None:
-    recipe: Recipe = parse(dump(data))
-    again = parse(dump(recipe.resolved()))
+    recipe: Recipe = parse(yaml_text(data))
+    again = parse(yaml_text(recipe.resolved()))
     assert again == recipe
     assert again.resolved() == recipe.resolved()
     assert again.fingerprint() == recipe.fingerprint()
@@ -161,11 +155,22 @@ values = st.recursive(
 )
 
 
-@given(values)
+@given(st.dictionaries(words, values))
+@example({":0": [":", "- a", "#", "", " ", "no", "1e3", "0x1", "~", "1:2", "\ud7ff\u2028\x85😀\t"]})
+@example({"a": [[[]], [{}], {"b": [1]}, 1e-05, 1e300, float("inf"), -0.0]})
 def test_yaml_reads_as_it_was_written(value: Any) -> None:
-    source = Source(dump(value), "x.yaml")
+    source = Source(yaml_text(value), "x.yaml")
     assert source.data == value
     assert not source.problems
+    assert PlainYaml(typ="safe", pure=True).load(yaml_text(value)) == value
+
+
+def test_resolved_recipe_as_text() -> None:
+    text = yaml_text(parse(TEXT).resolved())
+    assert text.startswith("model: m\ncalibration:\n  task: generation\n  samples: 8\n")
+    assert 'steps:\n  - name: "01-cut"\n    pass: cut\n' in text
+    with pytest.raises(TypeError, match="no place"):
+        yaml_text({"a": object()})
 
 
 @given(st.text(max_size=60))
