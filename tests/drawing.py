@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from hypothesis import strategies as st
-from pico import FAMILY
 from torch import Tensor, nn
 
 from umcompress.edits import DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan, SetTensors
-from umcompress.graph.model_graph import ModelGraph, trace_model
+from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 
 Draw = st.DataObject
 
@@ -19,9 +18,9 @@ def some(data: Draw, size: int) -> tuple[int, ...]:
     return tuple(sorted(picked))
 
 
-def draw_plan(data: Draw, model: nn.Module, name: str = "drawn") -> Plan:
+def draw_plan(data: Draw, model: nn.Module, family: ModelFamily, name: str = "drawn") -> Plan:
     """Structural edits on the model as it is; the first block of each stack is never dropped or emptied."""
-    graph = trace_model(model, FAMILY)
+    graph = trace_model(model, family)
     edits: list[Edit] = []
     for block in graph.blocks(stack="all"):
         if block.index > 0 and data.draw(st.integers(0, 4)) == 0:
@@ -56,10 +55,12 @@ def _inside(data: Draw, graph: ModelGraph, path: str, first: bool) -> list[Edit]
     return edits
 
 
-def with_values(data: Draw, plan: Plan, model: nn.Module) -> tuple[Plan, dict[str, Tensor]]:
+def with_values(
+    data: Draw, plan: Plan, model: nn.Module, family: ModelFamily
+) -> tuple[Plan, dict[str, Tensor]]:
     """The plan with new values for one tensor of each feed-forward that it cuts, in its shape to be."""
     blobs: dict[str, Tensor] = {}
-    graph = trace_model(model, FAMILY)
+    graph = trace_model(model, family)
     sites = {s.path: s for s in graph.feed_forwards(stack="all")}
     for edit in plan.edits:
         if isinstance(edit, KeepChannels):

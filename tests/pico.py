@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from umcompress.checkpoint.fill import fill
 from umcompress.graph.protocol import StreamLayout
+from umcompress.models.bagel.config import BagelConfig
+from umcompress.models.bagel.context import Cache
+from umcompress.models.bagel.model import Bagel
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -268,3 +271,45 @@ def text_inputs(seed: int = 1, dtype: torch.dtype = torch.float32) -> tuple[Tens
 
 FAMILY = PicoFamily()
 MODELS = {"unified": (unified, unified_inputs), "text": (text, text_inputs)}
+
+
+def pico_bagel(seed: int = 0) -> nn.Module:
+    """The real BAGEL class at a toy size (under 0.1 M parameters), with random weights."""
+    return _spread(Bagel(_bagel_config()), seed)
+
+
+def _bagel_config() -> BagelConfig:
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 20}
+    return BagelConfig.model_validate(
+        {
+            "text": {"hidden_size": 16, "num_key_value_heads": 2, "vocab_size": 32, **sizes},
+            "vision": {"hidden_size": 12, "patch_size": 2, "image_size": 8, **sizes},
+            "autoencoder": {"ch": 32, "ch_mult": (1,), "num_res_blocks": 1, "z_channels": 2},
+            "tokens": {"bos_token_id": 0, "eos_token_id": 1, "start_of_image": 2, "end_of_image": 3},
+            "max_latent_size": 4,
+            "vit_max_num_patch_per_side": 4,
+        }
+    )
+
+
+def write_bagel_config(folder: Path) -> None:
+    """The JSON files from which the skeleton of `pico_bagel` is built."""
+    config = _bagel_config().model_dump(mode="json")
+    (folder / "llm_config.json").write_text(json.dumps(config.pop("text")))
+    (folder / "vit_config.json").write_text(json.dumps(config.pop("vision")))
+    (folder / "extra.json").write_text(json.dumps(config))
+
+
+@torch.no_grad()
+def bagel_outputs(model: nn.Module) -> tuple[Tensor, ...]:
+    """Through the cache: text, a picture, more text in chunks; then a velocity of 4 latent tokens."""
+    assert isinstance(model, Bagel)
+    draw = torch.Generator().manual_seed(3)
+    cache = Cache(1)
+    first, _ = model.absorb_text(cache, [torch.tensor([4, 5, 6])])
+    seen, _ = model.absorb_vision(cache, [torch.rand(3, 4, 6, generator=draw) * 2 - 1])
+    second, _ = model.absorb_text(cache, [torch.tensor([7, 8])], wrap=False)
+    third, _ = model.absorb_text(cache, [torch.tensor([9])], wrap=False)
+    tokens = torch.randn(4, model.config.latent_channels, generator=draw)
+    velocity = model.velocity(cache, tokens, 0.4, [(2, 2)])
+    return model.logits(first), seen, model.logits(second), model.logits(third), velocity

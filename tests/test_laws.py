@@ -60,7 +60,7 @@ def two_plans(data: st.DataObject, model: nn.Module) -> tuple[list[Plan], list[d
     """Two plans in turn, the second drawn on what the first leaves; applies both to `model`."""
     plans, blobs = [], []
     for name in ("first", "second"):
-        plan, values = with_values(data, draw_plan(data, model, name), model)
+        plan, values = with_values(data, draw_plan(data, model, FAMILY, name), model, FAMILY)
         rewrite(model, FAMILY, [plan], [values])
         plans.append(plan)
         blobs.append(values)
@@ -74,7 +74,7 @@ def test_edits_mean_what_the_masked_model_computes(kind: str, data: st.DataObjec
     model = MODELS[kind][0]().double()
     reference = Masked(copy.deepcopy(model))
     for _ in range(2):
-        plan = draw_plan(data, model)
+        plan = draw_plan(data, model, FAMILY)
         rewrite(model, FAMILY, [plan])
         reference.apply(plan)
     expected = reference(*MODELS[kind][1](dtype=torch.float64))
