@@ -42,25 +42,27 @@ class ChannelPrune(SitePass):
 
     name: ClassVar[str] = "channel_prune"
     score: Literal["activation", "magnitude", "random"] = Field(
-        "activation", description="measured E|h| times the column norm, weight norms, or by lot"
+        default="activation", description="measured E|h| times the column norm, weight norms, or by lot"
     )
     keep_ratio: Ratio = Field(
         description="share of channels that stays, rounded half up to a multiple of `multiple_of`"
     )
     allocation: Literal["uniform", "global"] = Field(
-        "uniform", description="the same share in every layer, or one ranking over all, scores divided by "
-        "their layer's mean"
-    )  # fmt: skip
+        default="uniform",
+        description="the same share in every layer, or one ranking over all (scores over their layer's mean)",
+    )
     repair: Literal["none", "bias", "least_squares"] = Field(
-        "none",
+        default="none",
         description="the removed channels' mean into the consumer's bias, or the consumer refitted on the "
         "calibration data",
     )
-    multiple_of: PositiveInt = Field(1, description="widths stay multiples of this, at least one of them")
-    damping: PositiveFloat = Field(
-        1e-2, description="of least_squares, as a share of the mean square activation"
+    multiple_of: PositiveInt = Field(
+        default=1, description="widths stay multiples of this, at least one of them"
     )
-    seed: int = Field(0, description="for score: random")
+    damping: PositiveFloat = Field(
+        default=1e-2, description="of least_squares, as a share of the mean square activation"
+    )
+    seed: int = Field(default=0, description="for score: random")
 
     def needs(self) -> Sequence[Declaration]:
         if self.keep_ratio == 1:

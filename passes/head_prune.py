@@ -39,15 +39,15 @@ class HeadPrune(SitePass):
 
     name: ClassVar[str] = "head_prune"
     unit: Literal["key_value_group", "query_head"] = Field(
-        "key_value_group", description="whole groups, or query heads: equally many in every group"
+        default="key_value_group", description="whole groups, or query heads: equally many in every group"
     )
     score: Literal["contribution", "magnitude", "random"] = Field(
-        "contribution", description="measured output norm, weight norms, or by lot"
+        default="contribution", description="measured output norm, weight norms, or by lot"
     )
     keep_ratio: Ratio = Field(
         description="share of units that stays in every layer; rounded half up, at least one"
     )
-    seed: int = Field(0, description="for score: random")
+    seed: int = Field(default=0, description="for score: random")
 
     def needs(self) -> Sequence[Declaration]:
         measured = self.score == "contribution" and self.keep_ratio != 1

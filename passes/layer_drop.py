@@ -20,6 +20,7 @@ from umcompress.extend import (
     BranchSite,
     Component,
     Declaration,
+    Declined,
     DropBlock,
     DropBranch,
     Edit,
@@ -53,19 +54,23 @@ class LayerDrop(SitePass):
     """Drop the blocks, or the attention or feed-forward branches, that change the stream least."""
 
     name: ClassVar[str] = "layer_drop"
-    unit: Literal["block", "attention", "feed_forward"] = Field("block", description="what to drop")
+    unit: Literal["block", "attention", "feed_forward"] = Field(default="block", description="what to drop")
     score: Literal["cosine", "last", "first", "random"] = Field(
-        "cosine", description="what goes first: the least turning, the deepest, the shallowest, or by lot"
+        default="cosine",
+        description="what goes first: the least turning, the deepest, the shallowest, or by lot",
     )
     keep_ratio: Ratio | None = Field(
-        None, description="share of the parts in `layers` that stays; the number dropped is rounded half up"
+        default=None,
+        description="share of the parts in `layers` that stays; the number dropped is rounded half up",
     )
-    drop_count: PositiveInt | None = Field(None, description="how many parts to drop, instead of keep_ratio")
+    drop_count: PositiveInt | None = Field(
+        default=None, description="how many parts to drop, instead of keep_ratio"
+    )
     drop: tuple[NonNegativeInt, ...] | None = Field(
-        None, description="the layers to drop from, instead of a score and a number"
+        default=None, description="the layers to drop from, instead of a score and a number"
     )
-    greedy: bool = Field(False, description="measure again after each drop (cosine only)")
-    seed: int = Field(0, description="for score: random")
+    greedy: bool = Field(default=False, description="measure again after each drop (cosine only)")
+    seed: int = Field(default=0, description="for score: random")
 
     @model_validator(mode="after")
     def _one_way_to_say_how_many(self) -> LayerDrop:
@@ -114,12 +119,24 @@ class LayerDrop(SitePass):
             )
             for unit in units
         )
-        return Proposal(Plan(pass_name=self.name, edits=tuple(_edits(graph, chosen)), evidence=evidence))
+        edits, declined = tuple(_edits(graph, chosen)), tuple(self._ambiguous(graph, scope))
+        return Proposal(Plan(pass_name=self.name, edits=edits, evidence=evidence, declined=declined))
+
+    def _ambiguous(self, graph: ModelGraph, scope: Scope) -> list[Declined]:
+        """Branches that an edit cannot tell apart: several of one kind and component in a block."""
+        if self.unit == "block":
+            return []
+        sites = graph.branches(self.unit, **scope.query())
+        twins = dict.fromkeys(site for site in sites if sites.count(site) > 1)
+        reason = f"several {self.unit} branches of one component in a block cannot be told apart"
+        return [Declined(site=site.block, component=site.component, reason=reason) for site in twins]
 
     def _units(self, graph: ModelGraph, scope: Scope) -> list[Unit]:
         query = scope.query()
         if self.unit != "block":
-            return [Unit(b.index, f"{b.block}.{b.kind}", (b,), b) for b in graph.branches(self.unit, **query)]
+            sites = graph.branches(self.unit, **query)
+            alone = (site for site in sites if sites.count(site) == 1)
+            return [Unit(site.index, f"{site.block}.{site.kind}", (site,), site) for site in alone]
         units = []
         for block in graph.blocks(**query):
             own = tuple(branch for branch in block.branches if branch.component == scope.component)

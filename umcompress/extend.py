@@ -113,14 +113,17 @@ class SitePass(Pass):
     """A pass that works on the sites of one component in a range of layers: the common options, resolved."""
 
     component: Component | None = Field(
-        None, description="whose parts to compress; may be left out where the model has one component only"
+        default=None,
+        description="whose parts to compress; may be left out where the model has one component only",
     )
     layers: Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | int | list[int])] = Field(
-        "all", description="all, or layer indices and ranges, ends included: 2-20 or 1,3,5-7"
+        default="all", description="all, or layer indices and ranges, ends included: 2-20 or 1,3,5-7"
     )
-    stack: str | None = Field(None, description="a stack of blocks, or all; default: the model's main stack")
+    stack: str | None = Field(
+        default=None, description="a stack of blocks, or all; default: the model's main stack"
+    )
     calibration: Calibration | None = Field(
-        None, description="the data that statistics are measured on; default: the recipe's"
+        default=None, description="the data that statistics are measured on; default: the recipe's"
     )
 
     @field_validator("layers")

@@ -129,8 +129,7 @@ class _Sweep:
         here = dict(zip(self.graph.block(path).graph.nodes, graph.nodes, strict=True))
         for first, last, similarity in watched:
             before, after = here[first.stream], here[last.add]
-            in_place = call_name(after).startswith("i") or call_name(after).endswith("_")
-            if in_place or first is not last:
+            if call_name(after) != "add" or first is not last:
                 # An in-place add would overwrite what came in before anyone could look at it.
                 with graph.inserting_after(_last_placeholder(before)):
                     before = graph.call_method("clone", (before,))
