@@ -43,8 +43,8 @@ def read_header(file: Path) -> dict[str, Entry]:
         raise ModelError(asked, error.strerror or str(error), "check the path") from None
     except (struct.error, ValueError):
         raise ModelError(asked, "its header is not readable", "get the file again") from None
-    header.pop("__metadata__", None)
     try:
+        header.pop("__metadata__", None)
         entries = {name: _entry(name, file, info) for name, info in header.items()}
         end = max((info["data_offsets"][1] for info in header.values()), default=0)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError):

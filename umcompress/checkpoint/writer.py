@@ -46,7 +46,10 @@ def held(tensor: Tensor) -> Source:
 
 
 def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file. CheckError when a tensor turns out otherwise than announced."""
+    """Write one safetensors file. CheckError when a tensor turns out otherwise than announced.
+
+    The file is replaced, never written over: tensors mapped from the old one stay valid.
+    """
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
     offset = 0
@@ -58,13 +61,15 @@ def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str,
     text = json.dumps(header, separators=(",", ":")).encode()
     # Data starts on a multiple of 64 bytes, so that most tensors can be used straight from a memory map.
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    with file.open("wb") as stream:
+    work = file.with_name(f".{file.name}.partial")
+    with work.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)))
         stream.write(text)
         for name in order:
             stream.write(_raw(name, tensors[name]))
         stream.flush()
         os.fsync(stream.fileno())
+    work.replace(file)
 
 
 def _raw(name: str, source: Source) -> memoryview:

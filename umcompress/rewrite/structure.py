@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx, nn
 
+from umcompress.checkpoint.fill import tied_names
 from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors
 from umcompress.graph.branches import find_branches
 from umcompress.graph.lower import lower
@@ -39,8 +40,7 @@ def reshape(model: nn.Module, family: ModelFamily, plan: Plan, number: int, tens
             work.keep_channels(edit)
         else:
             assert isinstance(edit, SetTensors)
-            for name in edit.names:
-                tensors.blob(name, number)
+            work.set_tensors(edit)
     work.finish()
 
 
@@ -104,6 +104,14 @@ class _Work:
             shape, dtype = (consumer.out_features,), consumer.weight.dtype
             consumer.bias = _empty(shape, consumer.weight)
             self.tensors.zeros(f"{site.consumer}.bias", shape, dtype)
+
+    def set_tensors(self, edit: SetTensors) -> None:
+        """A tied parameter changes under all its names."""
+        tied = tied_names(self.model)
+        for name in edit.names:
+            first = tied.get(name, name)
+            for other in (first, *(n for n, owner in tied.items() if owner == first)):
+                self.tensors.blob(other, self.number, name)
 
     def _linear(self, path: str) -> nn.Linear:
         linear = self.model.get_submodule(path)

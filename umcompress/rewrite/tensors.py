@@ -62,8 +62,8 @@ class TensorMap:
     def zeros(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.entries[name] = Zeros(shape, dtype)
 
-    def blob(self, name: str, plan: int) -> None:
-        self.entries[name] = Blob(plan, name)
+    def blob(self, name: str, plan: int, stored_as: str) -> None:
+        self.entries[name] = Blob(plan, stored_as)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Forget tensors that the model no longer has. CheckError if one has no expression."""

@@ -1,0 +1,181 @@
+"""Weight files: readable by the reference library, deterministic, sharded, damaged; folders appear whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pico import FAMILY, text, text_inputs, write_config
+from safetensors.torch import load_file
+from torch import Tensor
+
+from umcompress.checkpoint.folder import atomic_folder, sha256_file, sha256_folder, write_text_atomic
+from umcompress.checkpoint.index import open_files, open_folder, read_header
+from umcompress.checkpoint.writer import Source, held, write_file, write_shards
+from umcompress.edits import CompressionRecord, KeepChannels, Plan
+from umcompress.errors import CheckError, ModelError, UsageError
+from umcompress.rewrite.apply import rewrite
+from umcompress.rewrite.store import load_compressed, read_record, save_compressed
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+
+
+def some_tensors() -> dict[str, Tensor]:
+    every = {f"t{i}": torch.arange(3 * i + 1).reshape(1, -1).to(dtype) for i, dtype in enumerate(DTYPES)}
+    strided = torch.arange(12.0).reshape(3, 4).T
+    return every | {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "strided": strided}
+
+
+def sources(tensors: dict[str, Tensor]) -> dict[str, Source]:
+    return {name: held(tensor) for name, tensor in tensors.items()}
+
+
+def test_the_reference_library_reads_what_we_write(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    write_file(tmp_path / "a.safetensors", sources(tensors))
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in tensors.items())
+
+
+def test_the_order_of_tensors_does_not_change_the_bytes(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    write_file(tmp_path / "a", sources(tensors))
+    write_file(tmp_path / "b", sources(dict(reversed(tensors.items()))))
+    assert sha256_file(tmp_path / "a") == sha256_file(tmp_path / "b")
+
+
+def test_shards_and_their_index(tmp_path: Path) -> None:
+    tensors = {f"layer.{i}": torch.full((10,), float(i)) for i in range(7)}
+    files = write_shards(tmp_path, sources(tensors), max_shard_bytes=100)
+    assert [file.name for file in files][:2] == [
+        "model-00001-of-00004.safetensors",
+        "model-00002-of-00004.safetensors",
+    ]
+    with open_folder(tmp_path) as checkpoint:
+        assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in tensors.items())
+        with pytest.raises(ModelError, match=r"did you mean 'layer\.6'"):
+            checkpoint.read("layers.6")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 280
+    files[2].unlink()
+    with pytest.raises(ModelError, match="model-00003-of-00004"):
+        open_folder(tmp_path)
+
+
+def test_a_tensor_that_is_not_as_announced_is_refused(tmp_path: Path) -> None:
+    wrong = Source(torch.float32, (3,), lambda: torch.zeros(2))
+    with pytest.raises(CheckError, match="announced"):
+        write_file(tmp_path / "a", {"x": wrong})
+
+
+@pytest.mark.parametrize("keep", [0, 5, 30, 200, -1])
+def test_a_file_cut_short_is_a_model_error(tmp_path: Path, keep: int) -> None:
+    file = tmp_path / "a.safetensors"
+    write_file(file, sources(some_tensors()))
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"a\.safetensors"):
+        read_header(file)
+
+
+@pytest.mark.parametrize("header", [b"[1]", b'{"x":{"dtype":"F32"}}', b'{"x":3}', b"\xff\xfe", b"nonsense"])
+def test_a_damaged_header_is_a_model_error(tmp_path: Path, header: bytes) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelError):
+        read_header(file)
+
+
+def test_a_missing_file_and_a_name_twice_are_model_errors(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="No such file"):
+        read_header(tmp_path / "none")
+    for name in "ab":
+        write_file(tmp_path / name, {"x": held(torch.zeros(1))})
+    with pytest.raises(ModelError, match="x in a and b"):
+        open_files([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), atomic_folder(target) as work:
+        (work / "half").write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(target) as work:
+        assert not target.exists()
+        (work / "a").write_text("a")
+    with pytest.raises(UsageError, match="exists already"), atomic_folder(target):
+        pass
+    with atomic_folder(target, replace=True) as work:
+        (work / "b").write_text("b")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "b"]
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "stale").write_text("stale")
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "kept").write_text("kept")
+    # Killed between the two renames: the old folder is put back, so it is in the way again.
+    with pytest.raises(UsageError), atomic_folder(target):
+        pass
+    assert (target / "kept").exists()
+    with atomic_folder(target, replace=True) as work:
+        (work / "new").write_text("new")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "out"]
+
+
+def test_a_text_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        write_text_atomic(tmp_path / "a.json", content)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "two")]
+
+
+def test_a_digest_depends_on_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = sha256_folder(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = sha256_folder(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({first, second, sha256_folder(tmp_path)}) == 3
+
+
+def saved(home: Path) -> Path:
+    write_config(text(), home)
+    (home / "old.safetensors").write_text("not copied")
+    (home / "README.md").write_text("not copied")
+    plan = Plan(pass_name="t", edits=(KeepChannels(site="layers.0.mlp", keep=(0, 2)),))
+    model = rewrite(text(), FAMILY, [plan])
+    record = CompressionRecord(base="pico", family="pico", plans=(plan,))
+    save_compressed(model, FAMILY, home / "model", record, source=home)
+    return home / "model"
+
+
+def test_a_stored_model_has_what_loading_needs_and_no_more(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "umcompress.json"]
+    assert load_compressed(folder, FAMILY)(*text_inputs()).shape == (6, 12)
+
+
+def test_damage_to_a_stored_model_is_named(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["norm.weight"]
+    tensors["norm.bias"] = torch.zeros(3)
+    tensors["extra"] = torch.zeros(1)
+    write_file(folder / "model.safetensors", sources(tensors))
+    with pytest.raises(ModelError) as caught:
+        load_compressed(folder, FAMILY)
+    message = str(caught.value)
+    assert "missing norm.weight" in message
+    assert "unexpected extra" in message
+    assert "norm.bias is [3], expected [12]" in message
+    (folder / "umcompress.json").write_text('{"format": 2}')
+    with pytest.raises(ModelError):
+        read_record(folder)
+    (folder / "umcompress.json").unlink()
+    with pytest.raises(ModelError, match="No such file"):
+        read_record(folder)
