@@ -145,10 +145,13 @@ def test_a_lowered_block_keeps_hooks_gradients_and_its_own_class_as_base() -> No
     assert all(parameter.grad is not None for parameter in block.parameters())
 
 
-def test_changing_a_copy_of_the_graph_does_not_change_the_block() -> None:
+@pytest.mark.parametrize("when", ["given to lower", "read back"])
+def test_changing_a_copy_of_the_graph_does_not_change_the_block(when: str) -> None:
     block = Decorated()
-    lower(block, trace_block(block))
     graph = trace_block(block)
+    lower(block, graph)
+    if when == "read back":
+        graph = trace_block(block)
     for node in reversed(list(graph.nodes)):
         if node.op == "call_module":
             node.replace_all_uses_with(node.all_input_nodes[0])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import linecache
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,9 @@ from umcompress.errors import ModelError
 
 _GRAPH = "_umcompress_graph"
 _BASE = "_umcompress_base"
+# The keyword under which a node holds the block's `**kwargs` when it passes them on.
+EXTRA = "_extra_kwargs"
+_PASSED_ON = re.compile(rf"\b{EXTRA} = (\w+)")
 
 
 def lowered_graph(block: nn.Module) -> fx.Graph | None:
@@ -60,14 +64,19 @@ def lowered(block: nn.Module, graph: fx.Graph) -> Iterator[None]:
         block.__class__ = before
 
 
-def _compile(graph: fx.Graph, base: type[nn.Module]) -> Any:
+def python_source(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
+    """The generated module source, which defines `forward`, and the globals that it needs."""
     code = graph.python_code("self")
-    digest = hashlib.sha256(code.src.encode()).hexdigest()[:12]
+    return _PASSED_ON.sub(r"**\1", code.src), dict(code.globals)
+
+
+def _compile(graph: fx.Graph, base: type[nn.Module]) -> Any:
+    source, space = python_source(graph)
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
     name = f"<lowered {base.__name__} {digest}>"
     # With the source in linecache a traceback through generated code shows its lines.
-    linecache.cache[name] = (len(code.src), None, code.src.splitlines(keepends=True), name)
-    space: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, name, "exec"), space)  # source is generated from our own graph
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(source, name, "exec"), space)  # source is generated from our own graph
     forward = space["forward"]
     forward.__module__ = base.__module__
     return forward

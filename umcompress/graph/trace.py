@@ -13,12 +13,13 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from umcompress.errors import ModelError
-from umcompress.graph.lower import lowered_graph
+from umcompress.graph.lower import EXTRA, lowered_graph
 from umcompress.graph.protocol import StreamAttention
 
 LEAF = re.compile(r"Attention|Attn|Norm|Rotary|RoPE|Router|Experts")
@@ -43,6 +44,15 @@ def is_attention(module: nn.Module) -> bool:
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m)
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        """`f(**kwargs)` on the block's own kwargs: one marker stands for whatever the caller will pass."""
+        return [EXTRA]
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
+        if isinstance(passed := kwargs.get(EXTRA), fx.Node):
+            kwargs = {**kwargs, EXTRA: passed.args[0]}
+        return super().create_node(kind, target, args, kwargs, *rest, **more)
 
 
 @contextmanager
@@ -114,6 +124,9 @@ def _tidy(graph: fx.Graph) -> None:
     """Drop annotations (meaningless in generated code), unbake `training`, order in-place calls."""
     for node in list(graph.nodes):
         node.type = None
+        if node.op == "call_function" and EXTRA in node.args and not node.users:
+            graph.erase_node(node)
+            continue
         if node.op == "call_function" and isinstance(node.kwargs.get("training"), bool):
             with graph.inserting_before(node):
                 node.update_kwarg("training", graph.create_node("get_attr", "training"))
