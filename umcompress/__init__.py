@@ -1,0 +1,25 @@
+"""umcompress makes unified multimodal models smaller and faster, and shows what that costs.
+
+The public face: `load` opens a model, compressed or not.  Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["load"]
+
+
+def load(model: str | Path, dtype: str = "float32", device: str = "cpu") -> nn.Module:
+    """The model at `model`: a built-in name, a model folder, or the output folder of a run.
+
+    Raises ModelError (a UsageError) where there is none, or its files are damaged.
+    """
+    from umcompress.opening import open_source
+
+    loaded: Any = open_source(str(model), dtype, device).load()
+    return loaded  # type: ignore[no-any-return]

@@ -21,11 +21,11 @@ class Settings:
 
     seed: int = 0
     bf16: bool = True
-    autoencoder_steps: int = 1600
+    autoencoder_steps: int = 1000
     autoencoder_batch: int = 48
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-3
-    steps: int = 8_000
+    steps: int = 6_000
     generation_batch: int = 64
     understanding_batch: int = 20
     questions: int = 5

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from umcompress.documents import Component, Task
 
@@ -63,6 +63,9 @@ class Runner(Protocol):
 
     def workload(self, task: Task) -> Work:
         """Run a fixed amount of the task's work and time it."""
+
+    def probe(self) -> dict[str, Tensor]:
+        """Outputs of every task on fixed inputs: what a reloaded model must reproduce to the last bit."""
 
 
 class Family(ABC):

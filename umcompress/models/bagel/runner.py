@@ -132,6 +132,18 @@ class BagelRunner:
         for part in self._batches(len(painted)):
             self._paint([item.prompt for item in painted[part]], [self.noise(item.seed, 0) for item in painted[part]])
 
+    @torch.no_grad()
+    def probe(self) -> dict[str, Tensor]:
+        """Logits of a question about a grey ramp; latents and picture of one prompt."""
+        side = self.sampling.image_size
+        ramp = np.linspace(0, 255, side * side * 3).astype(np.uint8).reshape(side, side, 3)
+        cache = Cache(1)
+        self.model.absorb_vision(cache, [vision_input(ramp, self.model.config)])
+        rows, _ = self.model.absorb_text(cache, [self.words.ids("what is in the picture?")])
+        tokens = self._paint(["a picture"], [self.noise(0, 0)])
+        image = decode_images(self.model, tokens, [self.size])[0]
+        return {"logits": self.model.logits(rows), "latents": tokens, "image": image}
+
     def workload(self, task: Task) -> Work:
         """Understanding: read a batch, decode eight tokens each.  Generation: paint a batch, all steps."""
         count = min(self.batch, 32)

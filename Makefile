@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test slow-tests install train-mini
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# Installed once; pip itself finds out quickly that nothing has changed.
+install: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+
+# The main job on the built-in model: about five minutes on two cores.
+quickstart: install
+	$(BIN)/umcompress apply quickstart -o runs/quickstart
+
+test: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pytest -q
+
+# What takes longer than the suite may: kills at random moments, the full scores of the built-in model.
+slow-tests: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pytest -q -m slow
+
+# Train the built-in model from nothing (hours on two cores); resumes where it was stopped.
+train-mini: install
+	$(BIN)/python -m umcompress.evals.scenes.train --out runs/mini

@@ -1,0 +1,250 @@
+"""What the commands do, as functions that return documents.  The command line prints them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from umcompress.errors import RecipeError, UsageError
+from umcompress.extend import Evaluation, find_evaluation, find_pass
+from umcompress.models.registry import resolve_folder
+from umcompress.recipe_files import LoadedRecipe, load_recipe
+from umcompress.report import Report, read_report, write_report
+from umcompress.run_folder import RunFolder, write_plans
+from umcompress.say import say
+from umcompress.views import Inspection, PlanReport
+
+PACKAGES = ("umcompress", "torch", "transformers", "safetensors", "pydantic", "numpy", "scipy")
+
+
+def _load(recipe: str, overrides: Sequence[str], settings: Mapping[str, object | None]) -> LoadedRecipe:
+    given = {key: value for key, value in settings.items() if value is not None}
+    return load_recipe(recipe, find_pass, find_evaluation, overrides, given, models=resolve_folder)
+
+
+def apply(
+    recipe: str,
+    output: str | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+) -> tuple[Report, Path]:
+    """Run a recipe.  Goes on with an unfinished run of the same recipe in the output folder."""
+    loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
+    given = output or loaded.recipe.output
+    path = Path(given) if given else Path("runs") / loaded.file.stem
+    say(f"umcompress apply {recipe}: {loaded.recipe.model}, {len(loaded.recipe.steps)} steps, into {path}")
+    from umcompress.opening import open_source
+
+    source = open_source(loaded.recipe.model, loaded.recipe.dtype, loaded.recipe.device)
+    fingerprint = _fingerprint(loaded, source.fingerprint())
+    folder = RunFolder(path)
+    if folder.claim(loaded, fingerprint) and (path / "report.json").is_file():
+        say(f"{path} holds the finished run of this recipe; nothing is left to do")
+        return read_report(path), path
+    report = _run(loaded, source, folder, fingerprint)
+    return report, path
+
+
+def _fingerprint(loaded: LoadedRecipe, weights: str) -> str:
+    """Recipe, weights and version; a change of any makes another run."""
+    files = [step.reference.rpartition(":")[0] for step in loaded.recipe.steps if ".py" in step.reference]
+    code = [hashlib.sha256((loaded.file.parent / file).read_bytes()).hexdigest() for file in files]
+    parts = [loaded.recipe.fingerprint(), weights, version("umcompress"), *code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _run(loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerprint: str) -> Report:
+    from umcompress.pipeline import Pipeline
+    from umcompress.verify import verify
+
+    pipeline = Pipeline(loaded.recipe, source, folder, say)
+    outcome = pipeline.run()
+    plans = {done.name: done.plan for done in outcome.plans}
+    write_plans(folder, plans)
+    record = _record(source, fingerprint, [done.plan for done in outcome.plans])
+    say(f"writing {folder.model}")
+    write_model(outcome.model, source, folder, record)
+    say("reloading it in a fresh process and comparing outputs bit for bit")
+    checkpoint = verify(outcome.model, source, folder.model)
+    report = _report(
+        loaded.recipe.model, outcome.steps, source, pipeline.evaluations, loaded.recipe.seed
+    ).model_copy(update={
+        "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": fingerprint,
+        "stopped": outcome.stopped, "checkpoint": checkpoint,
+    })
+    from umcompress.model_card import write_model_card
+
+    write_model_card(report, folder.model)
+    write_report(report, folder.path)
+    return report
+
+
+def _record(source: Any, fingerprint: str, plans: Sequence[Any]) -> Any:
+    from umcompress.edits import CompressionRecord
+
+    before = source.record
+    earlier = before.plans if before is not None else ()
+    return CompressionRecord(
+        base=before.base if before is not None else source.name, fingerprint=fingerprint,
+        family=source.family.name, plans=(*earlier, *plans), provenance={"versions": _versions()},
+    )
+
+
+def write_model(model: Any, source: Any, folder: RunFolder, record: Any) -> None:
+    """`model/`, as a whole or not at all."""
+    from umcompress.rewrite.store import save_compressed
+
+    save_compressed(model, source.family, folder.model, record, source.folder, replace=True)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, None where it is no checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _hardware(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _report(
+    model: str, steps: Sequence[Any], source: Any, evaluations: Sequence[Evaluation], seed: int
+) -> Report:
+    return Report(
+        model=model, steps=tuple(steps), evaluations={e.name: e.plain() for e in evaluations}, seed=seed,
+        device=source.device, dtype=source.dtype, hardware=_hardware(source.device), versions=_versions(),
+        commit=_commit(), command=tuple(sys.argv), created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def plan(
+    recipe: str, overrides: Sequence[str] = (), device: str | None = None, dtype: str | None = None
+) -> PlanReport:
+    """What a recipe would do, from shapes alone."""
+    loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
+    from umcompress.dry import plan_recipe
+
+    return plan_recipe(loaded.recipe, loaded.file.stem)
+
+
+def inspect(model: str, graph_path: str | None = None) -> Inspection:
+    """Components, blocks, sites and sizes; no weights are read."""
+    from umcompress.dry import inspect_model
+
+    return inspect_model(model, graph_path)
+
+
+def evaluate(
+    model: str,
+    evaluations: Sequence[str],
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    output: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Report:
+    """Score a model as it is: one step, the baseline."""
+    chosen = [_evaluation(name, seed, limit) for name in evaluations]
+    from umcompress.measure import own_speed, weigh
+    from umcompress.opening import open_source
+    from umcompress.report import StepReport, step_report
+
+    source = open_source(model, dtype, device)
+    say(f"umcompress evaluate {model}: {', '.join(evaluations)}, seed {seed}")
+    loaded = source.load()
+    runner = source.runner(loaded)
+    scores: dict[Any, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(output) if output else Path(temporary)
+        for evaluation in chosen:
+            scores |= evaluation.run(runner, out / evaluation.name, say)
+    weight = weigh(loaded, source.family, runner)
+    step = StepReport(
+        name="baseline", scores=scores, parameters=weight.parameters, bytes=weight.bytes,
+        macs_per_token=weight.macs_per_token, speed=own_speed(runner),
+    )
+    report = _report(model, [step_report(step)], source, chosen, seed)
+    if output:
+        write_report(report, Path(output))
+    return report
+
+
+def _evaluation(name: str, seed: int, limit: int | None) -> Evaluation:
+    found = find_evaluation(name, Path())
+    options: dict[str, Any] = {}
+    if "seed" in found.model_fields:
+        options["seed"] = seed
+    if limit is not None:
+        if "limit" not in found.model_fields:
+            raise UsageError(f"--limit {limit}", f"the evaluation {name} has no limit", "leave --limit out")
+        options["limit"] = limit
+    return found(**options)
+
+
+def generate(
+    model: str, prompt: str, out: Path, *, seed: int = 0, steps: int | None = None, guidance: float | None = None
+) -> Path:
+    """Paint one picture and write it."""
+    if not out.parent.is_dir():
+        raise UsageError(f"write {out}", f"there is no folder {out.parent}", "make it first, or choose another -o")
+    from PIL import Image
+
+    from umcompress.opening import open_source
+
+    source = open_source(model)
+    runner: Any = source.runner(source.load())
+    if steps is not None or guidance is not None:
+        runner.settings(steps=steps, guidance=guidance)
+    picture = runner.generate([prompt], seed)[0]
+    try:
+        Image.fromarray(picture).save(out)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"write {out}", str(error), "name a file that ends in .png") from error
+    return out
+
+
+def ask(model: str, picture: Path, question: str) -> str:
+    """Answer one question about one picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    from umcompress.opening import open_source
+
+    source = open_source(model)
+    try:
+        with Image.open(picture) as opened:
+            image = opened.copy()
+    except FileNotFoundError as error:
+        raise UsageError(f"the picture {picture}", "no such file", "check the path") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UsageError(f"the picture {picture}", f"not readable as a picture: {error}", "give a PNG or JPEG") from error
+    return source.runner(source.load()).answer([image], [question])[0]
+
+
+__all__ = ["RecipeError", "apply", "ask", "evaluate", "generate", "inspect", "plan", "write_model"]

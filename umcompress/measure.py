@@ -1,0 +1,134 @@
+"""Sizes, multiply-accumulates and speed of a model, each measured by running its tasks.
+
+Which parameters a task touches and how much it multiplies are read off a run of the family's fixed workload, so
+that no formula has to know the architecture.  On the meta device the same run costs nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from umcompress.documents import Component, Task
+from umcompress.models.base import Family, Runner
+from umcompress.report import Size, Speed
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A model's sizes: numbers of parameters, bytes as loaded, multiply-accumulates a token by task."""
+
+    parameters: Size
+    bytes: Size
+    macs_per_token: dict[Task, int]
+
+
+def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
+    """Count everything.  Of a task: the parameters of the modules that its workload sends tokens through.
+
+    A token is a token that the workload processes: text, image patch or latent, in every step and guidance branch;
+    the cost of everything else (autoencoder, vision tower) is spread over them.
+    """
+    touched: dict[Task, set[str]] = {}
+    macs: dict[Task, int] = {}
+    for task in runner.tasks:
+        names, hooks = _watch(model)
+        # The fused attention kernels are unknown to the counter; as matrix products they are counted.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            work = runner.workload(task)
+        for hook in hooks:
+            hook.remove()
+        touched[task] = names
+        macs[task] = round(counter.get_total_flops() / 2 / work.tokens)
+    return Weight(
+        _size(model, family, touched, lambda tensor: tensor.numel()),
+        _size(model, family, touched, lambda tensor: tensor.numel() * tensor.element_size()),
+        macs,
+    )
+
+
+def _watch(model: nn.Module) -> tuple[set[str], list[torch.utils.hooks.RemovableHandle]]:
+    """Names of parameters whose own module received a token, filled while the hooks are on."""
+    touched: set[str] = set()
+    hooks = []
+    for path, module in model.named_modules():
+        own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False)]
+        if not own:
+            continue
+
+        def note(_: nn.Module, inputs: tuple[object, ...], own: list[str] = own) -> None:
+            if any(isinstance(value, Tensor) and value.numel() for value in inputs):
+                touched.update(own)
+
+        hooks.append(module.register_forward_pre_hook(note))
+    return touched, hooks
+
+
+def _size(
+    model: nn.Module, family: Family, touched: dict[Task, set[str]], count: Callable[[Tensor], int]
+) -> Size:
+    counts = {name: count(parameter) for name, parameter in model.named_parameters()}
+    by_component: dict[Component, int] = {}
+    for name, value in counts.items():
+        component = family.component_of(name)
+        by_component[component] = by_component.get(component, 0) + value
+    return Size(
+        total=sum(counts.values()),
+        active={task: sum(counts[name] for name in names) for task, names in touched.items()},
+        by_component=by_component,
+    )
+
+
+class Stopwatch:
+    """Times a model against the unpruned one, in turn, in this process.
+
+    On a GPU a second copy of the weights may not fit, and clocks are steady: there the unpruned model is timed
+    once, at the start.
+    """
+
+    def __init__(self, dense: Runner, paired: bool) -> None:
+        self._dense = dense if paired else None
+        self._once = {} if paired else {task: _times(dense, task) for task in dense.tasks}
+
+    def compare(self, runner: Runner) -> dict[Task, Speed]:
+        """Median ratio dense / this of each task's seconds (above 1: faster), and half their range as noise."""
+        return {task: self._task(runner, task) for task in runner.tasks}
+
+    def _task(self, runner: Runner, task: Task) -> Speed:
+        runner.workload(task)
+        ratios, measures = [], []
+        for index in range(REPEATS):
+            before = self._dense.workload(task).seconds if self._dense else self._once[task][index]
+            work = runner.workload(task)
+            ratios.append(before / work.seconds)
+            measures.append(work.measures)
+        middle = statistics.median(ratios)
+        inner = sorted(ratios)[1:-1]
+        return Speed(
+            ratio=middle,
+            measures={name: statistics.median(m[name] for m in measures) for name in measures[0]},
+            noise=(inner[-1] - inner[0]) / 2 / middle,
+        )
+
+
+def own_speed(runner: Runner) -> dict[Task, Speed]:
+    """The unpruned model's own figures; its ratio is 1 by definition."""
+    speeds: dict[Task, Speed] = {}
+    for task in runner.tasks:
+        runner.workload(task)
+        works = [runner.workload(task).measures for _ in range(3)]
+        speeds[task] = Speed(ratio=1.0, measures={n: statistics.median(w[n] for w in works) for n in works[0]})
+    return speeds
+
+
+def _times(runner: Runner, task: Task) -> list[float]:
+    runner.workload(task)
+    return [runner.workload(task).seconds for _ in range(REPEATS)]

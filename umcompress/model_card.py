@@ -1,0 +1,43 @@
+"""README.md of a compressed model: what it is, how it was made, what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from umcompress.checkpoint.folder import write_text_atomic
+from umcompress.render import markdown
+from umcompress.render.report_view import report_view
+from umcompress.report import Report
+from umcompress.yaml_text import yaml_text
+
+
+def write_model_card(report: Report, folder: Path) -> None:
+    """The card of the model in `folder`."""
+    result = report.result
+    before, after = report.baseline.parameters.total, result.parameters.total
+    recipe = dict(report.recipe or {})
+    recipe.pop("output", None)
+    lines = [
+        f"# {report.model}, compressed with umcompress",
+        "",
+        f"{after:,} parameters of {before:,} ({after / before:.1%}).  Weights in safetensors; load with",
+        "",
+        "```python",
+        "import umcompress",
+        "",
+        'model = umcompress.load("path/to/this/folder")',
+        "```",
+        "",
+        "## What it cost",
+        "",
+        markdown.text(report_view(report)),
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        yaml_text(recipe).rstrip(),
+        "```",
+        "",
+        f"Versions: {', '.join(f'{name} {value}' for name, value in report.versions.items())}.",
+    ]
+    write_text_atomic(folder / "README.md", "\n".join(lines) + "\n")

@@ -1,0 +1,73 @@
+"""Open a model by name, folder or run: compressed or not."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from umcompress.edits import CompressionRecord
+from umcompress.errors import UsageError
+from umcompress.models.base import Family, Runner
+from umcompress.models.registry import find_family, resolve_folder
+from umcompress.rewrite.apply import shapes_only
+from umcompress.rewrite.store import is_compressed, load_compressed, read_record
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SAMPLED_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model folder, its family, and how it is to be loaded."""
+
+    name: str
+    folder: Path
+    family: Family
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def record(self) -> CompressionRecord | None:
+        """The plans that the folder's model has been through, None for an unmodified one."""
+        return read_record(self.folder) if is_compressed(self.folder) else None
+
+    def load(self) -> nn.Module:
+        """The model, with weights."""
+        if is_compressed(self.folder):
+            return load_compressed(self.folder, self.family, DTYPES[self.dtype], self.device)
+        return self.family.load(self.folder, DTYPES[self.dtype], self.device)
+
+    def skeleton(self) -> nn.Module:
+        """The model's shapes; no weight is read."""
+        model = self.family.skeleton(self.folder)
+        if (record := self.record) is not None:
+            shapes_only(model, self.family, record.plans)
+        return model
+
+    def runner(self, model: nn.Module) -> Runner:
+        return self.family.runner(model, self.folder)
+
+    def fingerprint(self) -> str:
+        """Identifies the weights: names and sizes of all files, and samples of their content."""
+        digest = hashlib.sha256()
+        for path in sorted(p for p in self.folder.iterdir() if p.suffix in (".safetensors", ".json")):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}:".encode())
+            with path.open("rb") as file:
+                for part in range(16):
+                    file.seek(part * max(0, size - _SAMPLED_CHUNK) // 15)
+                    digest.update(file.read(_SAMPLED_CHUNK))
+        return digest.hexdigest()
+
+
+def open_source(model: str, dtype: str | None = None, device: str | None = None) -> Source:
+    """Find a model.  ModelError where there is none; UsageError where the device is not there."""
+    folder = resolve_folder(model)
+    device = device or "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {device}", "torch finds no CUDA device here", "leave --device out, or use cpu")
+    return Source(model, folder, find_family(folder), dtype or "float32", device)

@@ -1,0 +1,227 @@
+"""The main loop: load, measure, and for each step calibrate, plan, rewrite, measure, commit; then write and check.
+
+Everything that a step leaves is committed by one rename.  A killed run finds the committed steps, replays their
+plans on the freshly loaded model, and goes on with the first one that is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from umcompress.calibrate.collect import collect
+from umcompress.calibrate.statistics import Statistics
+from umcompress.documents import Task
+from umcompress.edits import Edit, Plan
+from umcompress.errors import PlanError
+from umcompress.extend import Evaluation, Pass, Proposal
+from umcompress.graph.model_graph import ModelGraph, trace_model
+from umcompress.measure import Stopwatch, own_speed, weigh
+from umcompress.opening import Source
+from umcompress.recipe import Calibration, Recipe, Step
+from umcompress.report import Score, StepReport, Stopped, check_gate, step_report
+from umcompress.rewrite.apply import rewrite
+from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Say = Callable[[str], None]
+BASELINE = "baseline"
+
+
+@dataclass
+class Applied:
+    """One plan that the model has been through."""
+
+    name: str
+    plan: Plan
+    tensors: Any
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    model: nn.Module
+    steps: list[StepReport]
+    plans: list[Applied] = field(default_factory=list)
+    stopped: Stopped | None = None
+
+
+class Pipeline:
+    """One run of a recipe on a source, into a folder."""
+
+    def __init__(self, recipe: Recipe, source: Source, folder: RunFolder, say: Say) -> None:
+        self.recipe, self.source, self.folder, self.say = recipe, source, folder, say
+        self.evaluations = [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate]
+
+    @cached_property
+    def stopwatch(self) -> Stopwatch:
+        """Holds the unpruned model; on the CPU its weights stay mapped, and it is timed in turn with the other."""
+        dense = self.source.runner(self.source.load())
+        return Stopwatch(dense, paired=self.source.device == "cpu")
+
+    def run(self) -> Outcome:
+        """All steps, those that are committed already from the folder."""
+        model = self.source.load()
+        baseline = self._baseline(model)
+        outcome = Outcome(model, [baseline])
+        for index, step in enumerate(self.recipe.steps, start=1):
+            if (kept := self.folder.committed(index, step.name)) is not None:
+                self.say(f"{self._place(index)} {step.name}: done before, replayed")
+                report, plan = kept.report, kept.plan
+                tensors = self.folder.blobs(index, step.name, plan) if plan else {}
+            else:
+                report, plan, tensors = self._step(index, step, outcome, baseline)
+            outcome.steps.append(report)
+            if report.stopped:
+                outcome.stopped = Stopped(step=report.name, reason=_reason(report))
+                outcome.model = self._replay(outcome.plans)
+                break
+            assert plan is not None
+            outcome.plans.append(Applied(step.name, plan, tensors))
+            if kept is not None:
+                rewrite(outcome.model, self.source.family, [plan], [tensors])
+        return outcome
+
+    def _place(self, index: int) -> str:
+        return f"[{index}/{len(self.recipe.steps)}]"
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def _baseline(self, model: nn.Module) -> StepReport:
+        if (kept := self.folder.committed(0, BASELINE)) is not None:
+            self.say(f"{self._place(0)} baseline: done before")
+            return kept.report
+        started = time.monotonic()
+        work = self.folder.work(0, BASELINE)
+        self.say(f"{self._place(0)} baseline: evaluating the unpruned model")
+        report = step_report(self._measured(model, 0, BASELINE, work, None, started))
+        self.folder.commit(0, BASELINE, work, CommittedStep(report=report))
+        return report
+
+    def _step(
+        self, index: int, step: Step, outcome: Outcome, baseline: StepReport
+    ) -> tuple[StepReport, Plan, dict[str, Tensor]]:
+        started = time.monotonic()
+        work = self.folder.work(index, step.name)
+        proposal = self._propose(index, step, outcome.model)
+        plan = keep_tensors(proposal.plan, proposal.tensors, work)
+        tensors = dict(proposal.tensors)
+        self.say(f"{self._place(index)} {step.name}: {describe(plan)}")
+        rewrite(outcome.model, self.source.family, [plan], [tensors])
+        self.say(f"{self._place(index)} {step.name}: evaluating")
+        report = self._measured(outcome.model, index, step.name, work, (step, plan), started)
+        gates = check_gate(step.stop_if, report.scores, baseline.scores) if step.stop_if else []
+        stopped = any(not gate.passed for gate in gates)
+        report = report.model_copy(update={"gates": tuple(gates), "stopped": stopped})
+        report = step_report(report, baseline, outcome.steps[-1])
+        self.folder.commit(index, step.name, work, CommittedStep(report=report, plan=plan))
+        return report, plan, tensors
+
+    def _propose(self, index: int, step: Step, model: nn.Module) -> Proposal:
+        planner = step.pass_
+        assert isinstance(planner, Pass)
+        graph = trace_model(model, self.source.family)
+        wanted = getattr(planner, "calibration", None) or self.recipe.calibration
+        needs = planner.needs()
+        statistics = Statistics(task=wanted.task)
+        if needs:
+            self.say(
+                f"{self._place(index)} {step.name}: calibrating on {wanted.samples} {wanted.task} samples"
+            )
+            items = self._items(wanted)
+            statistics = collect(
+                graph, needs, lambda: self.source.runner(model).feed(items), wanted.task,
+                lambda edits: self._rework(planner.name, model, edits, items),
+            )
+        return planner.plan(graph, statistics)
+
+    def _rework(
+        self, name: str, model: nn.Module, edits: Sequence[Edit], items: list[Any]
+    ) -> tuple[ModelGraph, Callable[[], None]]:
+        """An edited copy of the model, for passes that measure again."""
+        edited = rewrite(
+            copy.deepcopy(model), self.source.family, [Plan(pass_name=name, edits=tuple(edits))]
+        )
+        runner = self.source.runner(edited)
+        return trace_model(edited, self.source.family), lambda: runner.feed(items)
+
+    def _items(self, wanted: Calibration) -> list[Any]:
+        return calibration_source(self.recipe, wanted, self.evaluations).calibration_items(
+            wanted.task, wanted.samples, wanted.seed
+        )
+
+    def _measured(
+        self, model: nn.Module, index: int, name: str, work: Path, done: tuple[Step, Plan] | None, started: float
+    ) -> StepReport:
+        runner = self.source.runner(model)
+        scores: dict[Task, Score] = {}
+        for evaluation in self.evaluations:
+            part = evaluation.run(runner, work / evaluation.name, self.say)
+            scores |= {task: score for task, score in part.items() if task not in scores}
+        self.say(f"{self._place(index)} {name}: measuring size and speed")
+        weight = weigh(model, self.source.family, runner)
+        speed = own_speed(runner) if done is None else self.stopwatch.compare(runner)
+        samples = next((str(p.relative_to(work)) for p in sorted(work.rglob("samples.png"))), None)
+        report = StepReport(
+            name=name, scores=scores, parameters=weight.parameters, bytes=weight.bytes,
+            macs_per_token=weight.macs_per_token, speed=speed, seconds=time.monotonic() - started,
+            samples=f"steps/{index:02d}-{name}/{samples}" if samples else None,
+        )
+        if done is None:
+            return report
+        step, plan = done
+        return report.model_copy(update={
+            "pass_": step.reference, "options": step.pass_.plain(), "edits": len(plan.edits),
+            "declined": plan.declined,
+        })
+
+    def _replay(self, plans: Sequence[Applied]) -> nn.Module:
+        """The model as the plans leave it, from the source anew."""
+        return rewrite(
+            self.source.load(), self.source.family, [done.plan for done in plans], [done.tensors for done in plans]
+        )
+
+
+def seeded(evaluation: Any, seed: int) -> Evaluation:
+    """The evaluation with the recipe's seed, unless the recipe gives it one of its own."""
+    assert isinstance(evaluation, Evaluation)
+    if "seed" in type(evaluation).model_fields and "seed" not in evaluation.model_fields_set:
+        return evaluation.model_copy(update={"seed": seed})
+    return evaluation
+
+
+def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Who provides calibration items: the named evaluation, else the recipe's first."""
+    from umcompress.extend import find_evaluation
+
+    if wanted.source is not None:
+        named = dict(zip(recipe.evaluation_names, evaluations, strict=True))
+        return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source)()
+    if evaluations:
+        return evaluations[0]
+    raise PlanError(
+        "calibration data", "the recipe names no evaluation and no calibration source",
+        "add `evaluate: [...]`, or `calibration: {source: NAME}`",
+    )
+
+
+def describe(plan: Plan) -> str:
+    """One line: how many edits of which kind, how many sites were declined."""
+    kinds: dict[str, int] = {}
+    for edit in plan.edits:
+        kinds[edit.kind] = kinds.get(edit.kind, 0) + 1
+    text = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing to change"
+    return text + (f"; {len(plan.declined)} sites declined" if plan.declined else "")
+
+
+def _reason(report: StepReport) -> str:
+    failed = [gate for gate in report.gates if not gate.passed]
+    return "; ".join(f"{gate.task} fell by {gate.drop:.3f}, allowed {gate.limit:g}" for gate in failed)

@@ -1,0 +1,135 @@
+"""The output folder of a run: what is in it, whose it is, how a killed run goes on.
+
+A step is committed by one rename, after everything that belongs to it lies in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umcompress.checkpoint.folder import atomic_folder, sha256_file, write_text_atomic
+from umcompress.documents import Document
+from umcompress.edits import Plan, SetTensors
+from umcompress.errors import CheckError, UsageError
+from umcompress.recipe_files import LoadedRecipe
+from umcompress.report import StepReport
+from umcompress.yaml_text import yaml_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MARK = "run.json"
+TENSORS = "tensors.safetensors"
+
+
+class Mark(Document):
+    """Says that a folder is ours, and what it computes."""
+
+    umcompress_run: int = 1
+    fingerprint: str
+
+
+class CommittedStep(Document):
+    """What is kept of a finished step."""
+
+    report: StepReport
+    plan: Plan | None = None
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def claim(self, loaded: LoadedRecipe, fingerprint: str) -> bool:
+        """Take the folder for this run; whether an unfinished or finished run of the same recipe is in it.
+
+        Raises UsageError where the folder is somebody else's, or holds another recipe's run.
+        """
+        asked = f"the output folder {self.path}"
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(asked, "a file of that name", "choose another with -o")
+        mark = self.path / MARK
+        if mark.is_file():
+            if Mark.model_validate_json(mark.read_text(encoding="utf-8")).fingerprint == fingerprint:
+                return True
+            raise UsageError(
+                asked, "a run of another recipe, model or version (or of this recipe before it was changed)",
+                f"give another folder with -o, or remove it first: rm -r {self.path}",
+            )
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(asked, "it is not empty, and no run of umcompress is in it", "choose another with -o")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(self.path / "recipe.yaml", loaded.text)
+        write_text_atomic(self.path / "recipe.resolved.yaml", yaml_text(loaded.recipe.resolved()))
+        write_text_atomic(mark, Mark(fingerprint=fingerprint).model_dump_json() + "\n")
+        return False
+
+    def step_path(self, index: int, name: str) -> Path:
+        return self.path / "steps" / f"{index:02d}-{name}"
+
+    def committed(self, index: int, name: str) -> CommittedStep | None:
+        """A finished step, None where it is still to be done."""
+        file = self.step_path(index, name) / "step.json"
+        if not file.is_file():
+            return None
+        return CommittedStep.model_validate_json(file.read_text(encoding="utf-8"))
+
+    def work(self, index: int, name: str) -> Path:
+        """An empty folder for what a step leaves behind, outside of `steps` until it is committed."""
+        path = self.path / "steps" / f".{index:02d}-{name}.partial"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def commit(self, index: int, name: str, work: Path, step: CommittedStep) -> None:
+        write_text_atomic(work / "step.json", step.model_dump_json(indent=2, by_alias=True) + "\n")
+        target = self.step_path(index, name)
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+
+    def blobs(self, index: int, name: str, plan: Plan) -> Mapping[str, Tensor]:
+        """The tensors that a committed plan sets.  CheckError where the file is not the one of the plan."""
+        edits = [edit for edit in plan.edits if isinstance(edit, SetTensors)]
+        if not edits:
+            return {}
+        from safetensors.torch import load_file
+
+        file = self.step_path(index, name) / TENSORS
+        if any(edit.digest != sha256_file(file) for edit in edits):
+            raise CheckError(f"the tensors of step {name}", f"{file} is not the file that its plan names",
+                             "remove the output folder and run again")
+        return load_file(file)
+
+
+def keep_tensors(plan: Plan, tensors: Mapping[str, Tensor], work: Path) -> Plan:
+    """Write what a plan sets next to it; the plan with the file's digest."""
+    if not plan.tensor_names():
+        return plan
+    from umcompress.checkpoint.writer import held, write_file
+
+    write_file(work / TENSORS, {name: held(tensor) for name, tensor in sorted(tensors.items())})
+    digest = sha256_file(work / TENSORS)
+    edits = [
+        edit.model_copy(update={"digest": digest, "file": TENSORS}) if isinstance(edit, SetTensors) else edit
+        for edit in plan.edits
+    ]
+    return plan.model_copy(update={"edits": tuple(edits)})
+
+
+def write_plans(folder: RunFolder, plans: Mapping[str, Plan]) -> None:
+    """plan.json: every step's plan in order."""
+    text = json.dumps({name: plan.model_dump(mode="json") for name, plan in plans.items()}, indent=1)
+    write_text_atomic(folder.path / "plan.json", text + "\n")
+
+
+__all__ = ["CommittedStep", "RunFolder", "atomic_folder", "keep_tensors", "write_plans"]

@@ -1,0 +1,95 @@
+"""Reload a written model in a fresh process and compare what it computes, bit for bit.
+
+`python -m umcompress.verify FOLDER EXPECTED DTYPE DEVICE THREADS` prints one JSON object; the parent judges.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umcompress.errors import CheckError
+from umcompress.report import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from umcompress.opening import Source
+
+EXPECTED = "expected.safetensors"
+
+
+def verify(model: nn.Module, source: Source, folder: Path) -> Checkpoint:
+    """Raises CheckError when the fresh process computes anything else, or counts other parameters."""
+    import torch
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as temporary:
+        expected = Path(temporary) / EXPECTED
+        save_file({n: t.contiguous().cpu() for n, t in source.runner(model).probe().items()}, expected)
+        arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads())]
+        done = subprocess.run(
+            [sys.executable, "-m", "umcompress.verify", *arguments], capture_output=True, text=True, check=False
+        )
+    if done.returncode != 0:
+        raise CheckError(
+            f"reload {folder} in a fresh process", done.stderr.strip().splitlines()[-1] if done.stderr else "no output",
+            "the run folder keeps all steps; report this as a bug",
+        )
+    found = json.loads(done.stdout)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    if found["differing"] or found["parameters"] != counted:
+        raise CheckError(
+            f"compute the same from {folder} in a fresh process",
+            f"differences in {', '.join(found['differing']) or 'the number of parameters'} "
+            f"({found['parameters']} parameters stored, {counted} in the report)",
+            "the run folder keeps all steps; report this as a bug",
+        )
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Checkpoint(path=folder.name, parameters=found["parameters"], bytes=size, reload_equal=True)
+
+
+def stored_parameters(folder: Path) -> int:
+    """Elements in the weight files of a folder, from their headers."""
+    from umcompress.checkpoint.index import read_header
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        for entry in read_header(path).values():
+            count = 1
+            for side in entry.shape:
+                count *= side
+            total += count
+    return total
+
+
+def differing(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Names whose tensors are not equal to the last bit."""
+    import torch
+
+    names = sorted(ours.keys() | expected.keys())
+    return [n for n in names if n not in ours or n not in expected or not torch.equal(ours[n].cpu(), expected[n])]
+
+
+def main(arguments: list[str]) -> int:
+    import torch
+    from safetensors.torch import load_file
+
+    from umcompress.opening import open_source
+
+    folder, expected, dtype, device, threads = arguments
+    torch.set_num_threads(int(threads))
+    source = open_source(folder, dtype, device)
+    ours = source.runner(source.load()).probe()
+    print(json.dumps({
+        "differing": differing(ours, load_file(expected)), "parameters": stored_parameters(Path(folder)),
+    }))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
