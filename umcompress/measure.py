@@ -1,7 +1,7 @@
 """Sizes, multiply-accumulates and speed of a model, each measured by running its tasks.
 
-Which parameters a task touches and how much it multiplies are read off a run of the family's fixed workload, so
-that no formula has to know the architecture.  On the meta device the same run costs nothing.
+Which parameters a task touches and how much it multiplies are read off one pass of a sample's tokens, so that no
+formula has to know the architecture.  On the meta device the same run costs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from umcompress.documents import Component, Task
 from umcompress.models.base import Family, Runner
 from umcompress.report import Size, Speed
 
-REPEATS = 5
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Weight:
 
 
 def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
-    """Count everything.  Of a task: the parameters of the modules that its workload sends tokens through.
+    """Count everything.  Of a task: the parameters of the modules that its tokens go through.
 
-    A token is a token that the workload processes: text, image patch or latent, in every step and guidance branch;
-    the cost of everything else (autoencoder, vision tower) is spread over them.
+    A token is one row that goes through the network once: text, image patch or latent, in one step and one guidance
+    branch; the vision tower's work is spread over them.
     """
     touched: dict[Task, set[str]] = {}
     macs: dict[Task, int] = {}
@@ -43,11 +43,11 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         names, hooks = _watch(model)
         # The fused attention kernels are unknown to the counter; as matrix products they are counted.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            work = runner.workload(task)
+            tokens = runner.pass_tokens(task)
         for hook in hooks:
             hook.remove()
         touched[task] = names
-        macs[task] = round(counter.get_total_flops() / 2 / work.tokens)
+        macs[task] = round(counter.get_total_flops() / 2 / tokens)
     return Weight(
         _size(model, family, touched, lambda tensor: tensor.numel()),
         _size(model, family, touched, lambda tensor: tensor.numel() * tensor.element_size()),
@@ -111,11 +111,10 @@ class Stopwatch:
             ratios.append(before / work.seconds)
             measures.append(work.measures)
         middle = statistics.median(ratios)
-        inner = sorted(ratios)[1:-1]
         return Speed(
             ratio=middle,
             measures={name: statistics.median(m[name] for m in measures) for name in measures[0]},
-            noise=(inner[-1] - inner[0]) / 2 / middle,
+            noise=(max(ratios) - min(ratios)) / 2 / middle,
         )
 
 

@@ -37,9 +37,8 @@ class GenerationItem:
 
 @dataclass(frozen=True)
 class Work:
-    """One timed workload: tokens that it processed, and what was timed (seconds)."""
+    """One timed workload: its seconds in all, and what was timed in it."""
 
-    tokens: int
     seconds: float
     measures: dict[str, float]
 
@@ -60,6 +59,9 @@ class Runner(Protocol):
 
     def feed(self, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
         """Run the model over calibration items, for the statistics' sake."""
+
+    def pass_tokens(self, task: Task) -> int:
+        """Send one sample's tokens through the network once and return their number: for counting work."""
 
     def workload(self, task: Task) -> Work:
         """Run a fixed amount of the task's work and time it."""
@@ -85,6 +87,10 @@ class Family(ABC):
     @abstractmethod
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
         """Fill a skeleton of any structure from the weight files of `folder`, strictly.  ModelError lists all."""
+
+    def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """A skeleton with the dtypes that `fill` gives it."""
+        return model.to(dtype)
 
     @abstractmethod
     def weight_files(self, model: nn.Module) -> dict[str, dict[str, str]]:

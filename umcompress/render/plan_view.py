@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from umcompress.documents import TASKS, Task
 from umcompress.render.table import Table, View, amount, numbers, words
@@ -19,7 +20,8 @@ def plan_view(plan: PlanReport) -> View:
     ]
     for step in plan.steps:
         parts += [_sites(step)] if step.sites else []
-        parts += [f"{step.name} leaves {item.site} alone: {item.reason}" for item in step.declined]
+        refused = by_layers((item.site, item.reason) for item in step.declined)
+        parts += [f"{step.name} leaves {site} alone: {reason}" for site, reason in refused]
         parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
     return tuple(parts)
 
@@ -44,24 +46,48 @@ def _size(size: Size, stored: int, macs: Mapping[Task, int]) -> tuple[str, ...]:
 
 
 def _sites(step: PlanStep) -> Table:
-    rows = tuple(
-        (site.site, site.component[:5], site.unit, str(site.before), str(site.after), site.note)
+    rows = by_layers(
+        (site.site, site.component, site.unit, str(site.before), str(site.after), site.note)
         for site in step.sites
     )
-    columns = (words("site"), words("part"), words("unit"), *numbers("before", "after"), words("note"))
+    columns = (words("site"), words("component"), words("unit"), *numbers("before", "after"), words("note"))
     if not any(site.note for site in step.sites):
         return Table(f"{step.name} ({step.pass_})", columns[:-1], tuple(row[:-1] for row in rows))
     return Table(f"{step.name} ({step.pass_})", columns, rows)
 
 
+def by_layers(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """Rows that are alike but for the layer's number in the first cell, as one: `layers.0-3,7.mlp`."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for site, *rest in rows:
+        head, number, tail = re.match(r"(.*?)(?:\.(\d+)(?=\.|$)(.*))?$", site).groups()  # type: ignore[union-attr]
+        layers = groups.setdefault((head, tail or "", *rest), [])
+        layers += [int(number)] if number is not None else []
+    return tuple(
+        (f"{head}.{_ranges(layers)}{tail}" if layers else head, *rest)
+        for (head, tail, *rest), layers in groups.items()
+    )
+
+
+def _ranges(layers: list[int]) -> str:
+    """[0, 1, 2, 7] -> "0-2,7"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(layers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def inspection_view(found: Inspection) -> View:
-    """A model's parts, stacks and sites; or the text of one traced block."""
+    """A model's parts, stacks and sites; layers that are alike share a row. Or one block's text."""
     if found.graph is not None:
         return (found.graph,)
     parts: list[Table | str] = [f"{found.model} ({found.family})", _components(found)]
     stacks = tuple((name, str(blocks)) for name, blocks in found.stacks.items())
     parts.append(Table("Stacks", (words("stack"), *numbers("blocks")), stacks))
-    rows = tuple((site.path, site.kind, site.component, site.shape) for site in found.sites)
+    rows = by_layers((site.path, site.kind, site.component, site.shape) for site in found.sites)
     if rows:
         parts.append(Table("Sites", (words("path"), words("kind"), words("component"), words("shape")), rows))
     return tuple(parts)
@@ -83,5 +109,6 @@ def _components(found: Inspection) -> Table:
                     "-" if stored is None else f"{amount(stored)}B",
                 )
             )
-    notes = tuple(f"{amount(macs)} MACs per token in {task}" for task, macs in found.macs_per_token.items())
+    notes = ("bytes: as loaded in float32",)
+    notes += tuple(f"{amount(macs)} MACs per token in {task}" for task, macs in found.macs_per_token.items())
     return Table("Components", (words("component"), *numbers("params", "bytes")), tuple(rows), notes)

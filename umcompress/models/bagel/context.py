@@ -121,9 +121,15 @@ class Context:
         """(B, 1, N_stream, P + N) boolean, true = may attend; None when every place is visible."""
         entry = (stream, presence)
         if entry not in self._masks:
-            mask = self._build_mask(stream, presence)
-            self._masks[entry] = None if bool(mask.all()) else mask[:, None].to(self.device)
+            mask = None if self._all_visible(presence) else self._build_mask(stream, presence)
+            self._masks[entry] = None if mask is None or bool(mask.all()) else mask[:, None].to(self.device)
         return self._masks[entry]
+
+    def _all_visible(self, presence: Presence) -> bool:
+        """Whether there is nothing to mask: known without a mask of rows times places."""
+        past = self._past.get(presence)
+        uniform = all(self.packing[other].uniform for other in presence)
+        return self._allowed is None and uniform and (past is None or bool(past.all()))
 
     def _build_mask(self, stream: str, presence: Presence) -> Tensor:
         packing = self.packing[stream]

@@ -37,6 +37,11 @@ class BagelFamily(Family):
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
         assign_weights(model, folder, dtype, device)
 
+    def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """The autoencoder stays float32."""
+        model.to(dtype).get_submodule("vae").to(torch.float32)
+        return model
+
     def weight_files(self, model: nn.Module) -> dict[str, dict[str, str]]:
         return disk_names(model)
 

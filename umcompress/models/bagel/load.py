@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from umcompress.checkpoint.fill import aligned
 from umcompress.errors import ModelError
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.model import Bagel
@@ -94,5 +95,5 @@ def _read(
             if shape != shapes[names[name]]:
                 problems.append(f"{path.name}: {name} is {list(shape)}, expected {list(shapes[names[name]])}")
             elif not problems:
-                found[names[name]] = file.get_tensor(name).to(device=device, dtype=dtype)
+                found[names[name]] = aligned(file.get_tensor(name).to(device=device, dtype=dtype))
     return found

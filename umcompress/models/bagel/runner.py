@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from umcompress.errors import ModelError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import vision_input
-from umcompress.models.bagel.sampling import Contexts, Guidance, decode_images, denoise, to_pixels
+from umcompress.models.bagel.sampling import Contexts, Guidance, decode_images, denoise, guided_velocity, to_pixels
 from umcompress.models.base import GenerationItem, Picture, UnderstandingItem, Work
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one runs single images.
 BATCH_TOKENS = 4096
 LARGEST_BATCH = 128
+# The timed workloads: a short question, a short prompt, of no particular words.
+QUESTION_TOKENS, PROMPT_TOKENS = 6, 2
 
 
 class Words:
@@ -60,7 +64,7 @@ class BagelRunner:
 
     def __init__(self, model: Bagel, folder: Path) -> None:
         self.model = model
-        self.words = Words(folder)
+        self.folder = folder
         self.sampling = model.config.sampling
         side = self.sampling.image_size // model.config.latent_downsample
         self.size = (side, side)
@@ -70,6 +74,11 @@ class BagelRunner:
         )
         self.batch = max(1, min(LARGEST_BATCH, BATCH_TOKENS // (side * side + 2)))
 
+    @cached_property
+    def words(self) -> Words:
+        """The tokenizer; sizes and workloads need none."""
+        return Words(self.folder)
+
     def _batches(self, count: int) -> Iterator[slice]:
         for start in range(0, count, self.batch):
             yield slice(start, min(start + self.batch, count))
@@ -77,10 +86,11 @@ class BagelRunner:
     # -- understanding --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _read(self, images: Sequence[Any], questions: Sequence[str]) -> Cache:
+    def _read(self, images: Sequence[Any], questions: Sequence[Tensor]) -> Cache:
+        """Pictures, then questions as token ids."""
         cache = Cache(len(images))
         self.model.absorb_vision(cache, [vision_input(image, self.model.config) for image in images])
-        self.model.absorb_text(cache, [self.words.ids(question) for question in questions])
+        self.model.absorb_text(cache, questions)
         return cache
 
     def answer(
@@ -89,7 +99,7 @@ class BagelRunner:
         """Greedy answers, picture first, then the question (spec: the chat entry point's order)."""
         answers = []
         for part in self._batches(len(images)):
-            cache = self._read(images[part], questions[part])
+            cache = self._read(images[part], [self.words.ids(question) for question in questions[part]])
             for ids in self.model.decode_text(cache, max_new_tokens + 1):
                 answers.append(self.words.decode(ids[1:]).strip())
         return answers
@@ -102,9 +112,10 @@ class BagelRunner:
         return torch.randn(self.size[0] * self.size[1], self.model.config.latent_channels, generator=generator)
 
     @torch.no_grad()
-    def _paint(self, prompts: Sequence[str], noise: Sequence[Tensor]) -> Tensor:
+    def _paint(self, prompts: Sequence[Tensor], noise: Sequence[Tensor]) -> Tensor:
+        """Prompts as token ids -> latent tokens of all their pictures."""
         contexts = Contexts.empty(len(prompts))
-        contexts.add_text(self.model, [self.words.ids(prompt) for prompt in prompts])
+        contexts.add_text(self.model, prompts)
         return denoise(
             self.model, contexts, torch.cat(list(noise)).to(self.model.device), [self.size] * len(prompts),
             self.sampling.num_timesteps, self.sampling.timestep_shift, self.guidance,
@@ -115,7 +126,8 @@ class BagelRunner:
         pictures: list[Picture] = []
         for part in self._batches(len(prompts)):
             count = part.stop - part.start
-            tokens = self._paint(prompts[part], [self.noise(seed, part.start + i) for i in range(count)])
+            ids = [self.words.ids(prompt) for prompt in prompts[part]]
+            tokens = self._paint(ids, [self.noise(seed, part.start + i) for i in range(count)])
             pictures += [to_pixels(image) for image in decode_images(self.model, tokens, [self.size] * count)]
         return pictures
 
@@ -127,10 +139,12 @@ class BagelRunner:
         read = [item for item in items if isinstance(item, UnderstandingItem)]
         painted = [item for item in items if isinstance(item, GenerationItem)]
         for part in self._batches(len(read)):
-            cache = self._read([item.image for item in read[part]], [item.question for item in read[part]])
+            questions = [self.words.ids(item.question) for item in read[part]]
+            cache = self._read([item.image for item in read[part]], questions)
             self.model.absorb_text(cache, [self.words.ids(item.answer) for item in read[part]])
         for part in self._batches(len(painted)):
-            self._paint([item.prompt for item in painted[part]], [self.noise(item.seed, 0) for item in painted[part]])
+            ids = [self.words.ids(item.prompt) for item in painted[part]]
+            self._paint(ids, [self.noise(item.seed, 0) for item in painted[part]])
 
     @torch.no_grad()
     def probe(self) -> dict[str, Tensor]:
@@ -140,29 +154,46 @@ class BagelRunner:
         cache = Cache(1)
         self.model.absorb_vision(cache, [vision_input(ramp, self.model.config)])
         rows, _ = self.model.absorb_text(cache, [self.words.ids("what is in the picture?")])
-        tokens = self._paint(["a picture"], [self.noise(0, 0)])
+        tokens = self._paint([self.words.ids("a picture")], [self.noise(0, 0)])
         image = decode_images(self.model, tokens, [self.size])[0]
         return {"logits": self.model.logits(rows), "latents": tokens, "image": image}
 
+    @torch.no_grad()
+    def pass_tokens(self, task: Task) -> int:
+        """Send one sample's tokens through the network once; how many decoder rows that were.
+
+        Understanding: a picture, a question and one token of the answer.  Generation: a prompt, then one step with
+        its guidance branch; the autoencoder, which runs once a picture and not once a token, is left out.  Needs no
+        tokenizer and no values: on the meta device it costs nothing.
+        """
+        if task == "understanding":
+            cache = self._read([self._grey()], [_any_text(QUESTION_TOKENS)])
+            rows, _ = self.model.absorb_text(cache, [_any_text(1)], wrap=False)
+            self.model.logits(rows)
+            return cache.length()
+        contexts = Contexts.empty(1)
+        contexts.add_text(self.model, [_any_text(PROMPT_TOKENS)])
+        latents = self.noise(0, 0).to(self.model.device)
+        guided_velocity(self.model, contexts, latents, 1.0, [self.size], self.guidance)
+        branches = 2 if self.guidance.at(1.0).text_scale > 1 else 1
+        return contexts.full.length() + contexts.image_cfg.length() + branches * (len(latents) + 2)
+
     def workload(self, task: Task) -> Work:
         """Understanding: read a batch, decode eight tokens each.  Generation: paint a batch, all steps."""
-        count = min(self.batch, 32)
+        count = min(self.batch, 16)
         if task == "understanding":
             return self._understanding_work(count)
         started = time.perf_counter()
-        tokens = self._paint(["a picture"] * count, [self.noise(0, i) for i in range(count)])
+        tokens = self._paint([_any_text(PROMPT_TOKENS)] * count, [self.noise(0, i) for i in range(count)])
         decode_images(self.model, tokens, [self.size] * count)
         self._wait()
         seconds = time.perf_counter() - started
-        steps = self.sampling.num_timesteps - 1
-        return Work(len(tokens) * steps, seconds, {"image_seconds": seconds / count})
+        return Work(seconds, {"image_seconds": seconds / count})
 
     @torch.no_grad()
     def _understanding_work(self, count: int, new_tokens: int = 8) -> Work:
-        side = self.sampling.image_size
-        picture = np.full((side, side, 3), 230, dtype=np.uint8)
         started = time.perf_counter()
-        cache = self._read([picture] * count, ["what is in the picture?"] * count)
+        cache = self._read([self._grey()] * count, [_any_text(QUESTION_TOKENS)] * count)
         token = torch.full((1,), self.model.config.tokens.bos_token_id)
         first = started
         for step in range(new_tokens):
@@ -177,14 +208,23 @@ class BagelRunner:
             "first_token_seconds": (first - started) / count,
             "tokens_per_second": count * (new_tokens - 1) / (ended - first),
         }
-        return Work(sum(cache.positions) + count * self._patches(side), ended - started, measures)
+        return Work(ended - started, measures)
 
-    def _patches(self, side: int) -> int:
-        """An image takes one position but many tokens."""
-        picture = np.zeros((side, side, 3), dtype=np.uint8)
-        patches, _ = self.model.patchify(vision_input(picture, self.model.config))
-        return len(patches) + 1
+    def _grey(self) -> Picture:
+        side = self.sampling.image_size
+        return np.full((side, side, 3), 230, dtype=np.uint8)
+
+    def settings(self, steps: int | None = None, guidance: float | None = None) -> None:
+        """Other sampling settings than the folder's: denoising steps, text guidance scale."""
+        if steps is not None:
+            self.sampling = self.sampling.model_copy(update={"num_timesteps": steps + 1})
+        if guidance is not None:
+            self.guidance = replace(self.guidance, text_scale=guidance)
 
     def _wait(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
+
+
+def _any_text(length: int) -> Tensor:
+    return torch.zeros(length, dtype=torch.long)

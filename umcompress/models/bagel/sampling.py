@@ -87,8 +87,8 @@ def guided_velocity(
         return u * _ratio(v.norm(dim=-1, keepdim=True), u.norm(dim=-1, keepdim=True), rule)
     counts = [rows * columns for rows, columns in sizes]
     norms = [torch.stack([part.norm() for part in x.split(counts)]) for x in (v, u)]
-    scale = _ratio(norms[0], norms[1], rule).repeat_interleave(torch.tensor(counts, device=u.device))
-    return u * scale[:, None]
+    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(u.device)
+    return u * _ratio(norms[0], norms[1], rule)[image, None]
 
 
 def _ratio(dense: Tensor, guided: Tensor, rule: Guidance) -> Tensor:

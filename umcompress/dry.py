@@ -1,0 +1,215 @@
+"""What a recipe would do, and what a model is, from shapes alone: no weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from umcompress.calibrate.statistics import Measured, Statistics
+from umcompress.documents import Component
+from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan
+from umcompress.errors import PlanError, UsageError
+from umcompress.extend import Pass
+from umcompress.graph.model_graph import ModelGraph, trace_model
+from umcompress.graph.sites import AttentionSite, BlockSite, FeedForwardSite
+from umcompress.graph.text import print_graph
+from umcompress.measure import Weight, weigh
+from umcompress.opening import DTYPES, Source, open_source
+from umcompress.recipe import Calibration, Recipe, Step
+from umcompress.rewrite.apply import shapes_only
+from umcompress.rewrite.tensors import TensorMap, source_of
+from umcompress.views import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo, TensorChange
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shapes = dict[str, tuple[int, ...]]
+# How torch says that a tensor of the meta device has no values.
+_NO_VALUES = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)
+
+
+def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
+    """Every step on the shapes that the one before leaves; one that cannot be planned leaves them alone."""
+    # The recipe's device is for weights: planning needs none.
+    dry = _Dry(open_source(recipe.model, recipe.dtype))
+    steps = tuple(dry.step(step, recipe.calibration) for step in recipe.steps)
+    return PlanReport(model=recipe.model, recipe_name=name, steps=steps)
+
+
+def inspect_model(model: str, graph_path: str | None) -> Inspection:
+    """Components, stacks, sites and sizes of a model; with `graph_path` also the code of that block.
+
+    Raises UsageError, with the nearest path, where there is no such block.
+    """
+    source = open_source(model)
+    skeleton = _skeleton(source)
+    graph = trace_model(skeleton, source.family)
+    text = None if graph_path is None else print_graph(graph.block(graph_path).graph)
+    weight = weigh(skeleton, source.family, source.runner(skeleton))
+    return Inspection(
+        model=model, family=source.family.name,
+        stacks={name: len(graph.blocks(stack=name)) for name in graph.stacks},
+        parameters=weight.parameters, bytes=weight.bytes, macs_per_token=weight.macs_per_token,
+        sites=tuple(_sites(graph)), graph=text,
+    )  # fmt: skip
+
+
+def _skeleton(source: Source) -> nn.Module:
+    return source.family.cast(source.skeleton(), DTYPES[source.dtype])
+
+
+class _Dry:
+    """A skeleton that goes through the steps of a recipe."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.model = source, _skeleton(source)
+        self.weight = self._weigh()
+
+    def _weigh(self) -> Weight:
+        return weigh(self.model, self.source.family, self.source.runner(self.model))
+
+    def step(self, step: Step, calibration: Calibration) -> PlanStep:
+        """One step; the skeleton changes only where there is no problem."""
+        before, shapes = self.weight, _shapes(self.model)
+        graph = trace_model(self.model, self.source.family)
+        planner = step.pass_
+        assert isinstance(planner, Pass)
+        wanted = getattr(planner, "calibration", None) or calibration
+        try:
+            plan = propose(planner, graph, wanted.task)
+            tensors = shapes_only(self.model, self.source.family, [plan])
+        except (PlanError, UsageError) as error:
+            return _plan_step(step, before, before, problem=str(error))
+        if plan.edits:
+            self.weight = self._weigh()
+        changed = _changed(shapes, tensors, _shapes(self.model))
+        return _plan_step(
+            step, before, self.weight, edits=len(plan.edits), declined=plan.declined,
+            sites=tuple(_site_changes(plan, graph)), tensors=tuple(changed),
+        )  # fmt: skip
+
+
+def _plan_step(step: Step, before: Weight, after: Weight, **found: Any) -> PlanStep:
+    return PlanStep(
+        name=step.name, pass_=step.reference, options=step.pass_.plain(), before=before.parameters,
+        after=after.parameters, bytes_before=before.bytes.total, bytes_after=after.bytes.total,
+        macs_before=before.macs_per_token, macs_after=after.macs_per_token, **found,
+    )  # fmt: skip
+
+
+# -- planning without values ----------------------------------------------------------------------------
+
+
+def propose(planner: Pass, graph: ModelGraph, task: str) -> Plan:
+    """The plan of a pass on a skeleton.  PlanError where it reads values although there are none."""
+    values = {needed: _NotMeasured(needed, {}, task) for needed in planner.needs()}
+    try:
+        return planner.plan(graph, Statistics(values, task, dry=True)).plan
+    except (RuntimeError, TypeError) as error:
+        if not _NO_VALUES.search(str(error)):
+            raise
+        _refuse(planner.name, f"it reads values of weights ({str(error).splitlines()[0]})", error)
+
+
+class _NotMeasured(Measured):
+    """Stands for a statistic that the pass declared and that a dry run does not collect."""
+
+    def __getitem__(self, site: Any) -> NoReturn:
+        _refuse(type(self._declaration).__name__, "it reads what was measured, and nothing is")
+
+
+def _refuse(name: str, found: str, cause: Exception | None = None) -> NoReturn:
+    raise PlanError(
+        asked=f"{name}: plan on shapes alone", found=found,
+        do="a pass looks at statistics.dry first: when it is true, any members will do in the right number",
+    ) from cause  # fmt: skip
+
+
+# -- what changes ---------------------------------------------------------------------------------------
+
+
+def _site_changes(plan: Plan, graph: ModelGraph) -> Iterator[SiteChange]:
+    """One row an edit and component; an edit finds its site as the edits before it left it."""
+    blocks = {site.path: site for site in graph.blocks(stack="all")}
+    heads = {(site.path, site.component): site for site in graph.attentions(stack="all")}
+    widths = {site.path: site for site in graph.feed_forwards(stack="all")}
+    now: dict[tuple[str, str, str], int] = {}
+
+    def change(site: str, component: str, unit: str, before: int, after: int, note: str = "") -> SiteChange:
+        key = (site, component, unit)
+        before, now[key] = now.get(key, before), after
+        part = cast(Component, component)
+        return SiteChange(site=site, component=part, unit=unit, before=before, after=after, note=note)
+
+    for edit in plan.edits:
+        if isinstance(edit, DropBlock):
+            for component in sorted(blocks[edit.block].components):
+                yield change(edit.block, component, "block", 1, 0)
+        elif isinstance(edit, DropBranch):
+            yield change(edit.block, edit.component, edit.branch, 1, 0)
+        elif isinstance(edit, KeepHeads):
+            site = heads[edit.site, edit.component]
+            if (groups := edit.key_value_groups) is not None:
+                each = f"{site.query_heads_per_group} query heads each"
+                yield change(*_at(site), "key-value groups", site.key_value_groups, len(groups), each)
+            else:
+                yield change(*_at(site), "query heads", site.query_heads, len(edit.query_heads or ()))
+        elif isinstance(edit, KeepChannels):
+            place = widths[edit.site]
+            note = "its consumer has a bias" if edit.bias else ""
+            yield change(*_at(place), "channels", place.width, len(edit.keep), note)
+
+
+def _at(site: AttentionSite | FeedForwardSite) -> tuple[str, str]:
+    return site.path, site.component
+
+
+def _shapes(model: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def _changed(before: Shapes, tensors: TensorMap, after: Shapes) -> Iterator[TensorChange]:
+    """Tensors that are new, gone or of another shape, by their names before the step.
+
+    A block that only moves up in its stack is no change.
+    """
+    # What does not come from an old tensor (new values, a new bias) goes by its own name.
+    origin = {name: source_of(expression) or name for name, expression in tensors.entries.items()}
+    here = {old: name for name, old in origin.items()}
+    for old in (*before, *(name for name in here if name not in before)):
+        was, now = before.get(old), after[here[old]] if old in here else None
+        if was != now:
+            yield TensorChange(name=old, before=was, after=now)
+
+
+# -- what there is --------------------------------------------------------------------------------------
+
+
+def _sites(graph: ModelGraph) -> Iterator[SiteInfo]:
+    """Block by block: what it has of each component, its attentions, its feed-forwards."""
+    attentions: dict[str, list[AttentionSite]] = {}
+    feed_forwards: dict[str, list[FeedForwardSite]] = {}
+    for site in graph.attentions(stack="all"):
+        attentions.setdefault(site.block, []).append(site)
+    for place in graph.feed_forwards(stack="all"):
+        feed_forwards.setdefault(place.block, []).append(place)
+    for block in graph.blocks(stack="all"):
+        for component in sorted(block.components):
+            kinds = [branch.kind for branch in block.branches if branch.component == component]
+            yield _info(block, "block", component, " + ".join(kinds))
+        for site in attentions.get(block.path, ()):
+            heads = f"{site.query_heads} heads of {site.head_dim}, {site.key_value_groups} groups"
+            yield _info(site, "attention", site.component, heads)
+        for place in feed_forwards.get(block.path, ()):
+            kind = f"{'gated ' if place.gated else ''}{place.activation}"
+            yield _info(place, "feed_forward", place.component, f"{place.width} channels, {kind}")
+
+
+def _info(
+    site: BlockSite | AttentionSite | FeedForwardSite, kind: str, component: str, shape: str
+) -> SiteInfo:
+    part = cast(Component, component)
+    return SiteInfo(
+        path=site.path, kind=kind, component=part, stack=site.stack, index=site.index, shape=shape
+    )
