@@ -65,6 +65,25 @@ def unmatched(
 
 def nothing(name: str, asked: str, declined: Sequence[Declined], do: str) -> PlanError:
     """The error of a step that would change nothing although it was asked to."""
-    reasons = [f"{refusal.site}: {refusal.reason}" for refusal in declined[:5]]
-    more = f" (and {len(declined) - 5} more)" if len(declined) > 5 else ""
-    return PlanError(asked=f"{name}: {asked}", found="; ".join(reasons) + more or "no such site", do=do)
+    sites: dict[str, list[str]] = {}
+    for refusal in declined:
+        sites.setdefault(refusal.reason, []).append(refusal.site)
+    reasons = [
+        f"{same[0]}{f' and {len(same) - 1} more' if len(same) > 1 else ''}: {reason}"
+        for reason, same in sites.items()
+    ]
+    return PlanError(asked=f"{name}: {asked}", found="; ".join(reasons) or "no such site", do=do)
+
+
+def legal(total: int, units: str, multiple_of: int = 1) -> str:
+    """Which keep_ratio removes some of `total` units, and how many can stay then."""
+    most = (total - 1) // multiple_of
+    if total == 1:
+        return f"where there is one of the {units}, it stays; layer_drop takes the whole branch"
+    if most == 0:
+        return f"{total} {units} are no more than multiple_of: at most {total - 1} there"
+    steps = f" in steps of {multiple_of}" if multiple_of > 1 else ""
+    stay = f"{multiple_of} to {most * multiple_of}{steps}" if most > 1 else f"{multiple_of}"
+    # Below this the nearest multiple is the largest one that is not everything.
+    bound = (most + Fraction(1, 2)) * multiple_of / total
+    return f"of {total} {units}, {stay} can stay: keep_ratio below {float(bound):.4g}"

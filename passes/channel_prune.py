@@ -29,7 +29,7 @@ from umcompress.extend import (
     Statistics,
 )
 
-from ._common import exact, half_up, kept_count, nothing, random_scores, top, unmatched
+from ._common import exact, half_up, kept_count, legal, nothing, random_scores, top, unmatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,9 @@ class ChannelPrune(SitePass):
                 tensors.update(self._repaired(graph, statistics, site, kept))
             evidence.append(Evidence(site=site.path, component=site.component, scores=tuple(own), kept=kept))
         if not edits:
-            raise nothing(self.name, f"keep_ratio {self.keep_ratio}", declined, "keep fewer channels")
+            widest = max((site.width for site in sites), default=0)
+            do = legal(widest, "channels", self.multiple_of) if widest else "see umcompress inspect"
+            raise nothing(self.name, f"keep_ratio {self.keep_ratio}", declined, do)
         if tensors:
             edits.append(SetTensors(names=tuple(sorted(tensors))))
         plan = Plan(

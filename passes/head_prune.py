@@ -28,7 +28,7 @@ from umcompress.extend import (
     Statistics,
 )
 
-from ._common import kept_count, nothing, random_scores, top, unmatched
+from ._common import kept_count, legal, nothing, random_scores, top, unmatched
 
 if TYPE_CHECKING:
     from umcompress.extend import AttentionSite, ModelGraph
@@ -83,11 +83,19 @@ class HeadPrune(SitePass):
                 )
             )
         if not edits:
-            raise nothing(self.name, f"keep_ratio {self.keep_ratio} of {self.unit}s", declined, "keep fewer")
+            asked = f"keep_ratio {self.keep_ratio} of {self.unit}s"
+            raise nothing(self.name, asked, declined, self._legal(sites))
         plan = Plan(
             pass_name=self.name, edits=tuple(edits), evidence=tuple(evidence), declined=tuple(declined)
         )
         return Proposal(plan)
+
+    def _legal(self, sites: Sequence[AttentionSite]) -> str:
+        """What would remove something, at the site that has most units."""
+        if self.unit == "key_value_group":
+            return legal(max((site.key_value_groups for site in sites), default=1), "key_value_groups")
+        most = max((site.query_heads_per_group for site in sites), default=1)
+        return legal(most, "query_heads in each group") if most > 1 else "use unit: key_value_group"
 
     def _refusal(self, site: AttentionSite) -> str:
         groups, heads = site.key_value_groups, site.query_heads_per_group

@@ -135,7 +135,7 @@ def test_plan_shows_sites_and_what_cannot_be_done() -> None:
     )
     text = terminal.text(plan_view(plan))
     assert row(text, "(before)")[1] == "1.00k"
-    assert row(text, "layers.0.mlp") == ["layers.0.mlp", "gener", "channels", "512", "256"]
+    assert row(text, "layers.0.mlp") == ["layers.0.mlp", "generation", "channels", "512", "256"]
     assert "02-head_prune CANNOT be done: no head left" in text
     assert all(len(line) <= 80 for line in text.splitlines())
 

@@ -25,7 +25,7 @@ VISION_TOWER = "vit_model.vision_model.encoder.layers"
 
 
 def write_tiny_bagel(folder: Path, seed: int = 0, weights: bool = True, **text: int) -> Path:
-    """Write the folder; `text` changes sizes of the decoder. Without `weights` only JSON files are written."""
+    """Write the folder; `text` changes sizes of the decoder. Without `weights`: JSON files only."""
     folder.mkdir(parents=True, exist_ok=True)
     content = files()
     content["llm_config.json"] |= TEXT | text

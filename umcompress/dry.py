@@ -18,7 +18,7 @@ from umcompress.measure import Weight, weigh
 from umcompress.opening import DTYPES, Source, open_source
 from umcompress.recipe import Calibration, Recipe, Step
 from umcompress.rewrite.apply import shapes_only
-from umcompress.rewrite.tensors import TensorMap, source_of
+from umcompress.rewrite.tensors import Blob, Expression, TensorMap, source_of
 from umcompress.views import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo, TensorChange
 
 if TYPE_CHECKING:
@@ -174,13 +174,17 @@ def _changed(before: Shapes, tensors: TensorMap, after: Shapes) -> Iterator[Tens
 
     A block that only moves up in its stack is no change.
     """
-    # What does not come from an old tensor (new values, a new bias) goes by its own name.
-    origin = {name: source_of(expression) or name for name, expression in tensors.entries.items()}
+    origin = {name: _origin(name, expression) for name, expression in tensors.entries.items()}
     here = {old: name for name, old in origin.items()}
     for old in (*before, *(name for name in here if name not in before)):
         was, now = before.get(old), after[here[old]] if old in here else None
         if was != now:
             yield TensorChange(name=old, before=was, after=now)
+
+
+def _origin(name: str, expression: Expression) -> str:
+    """What a tensor was called before; a new one goes by its own name."""
+    return expression.name if isinstance(expression, Blob) else source_of(expression) or name
 
 
 # -- what there is --------------------------------------------------------------------------------------
