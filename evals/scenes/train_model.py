@@ -1,4 +1,4 @@
-"""Second stage of training `bagel-mini`: both tasks together, through the packed training forward.
+"""Third stage of training `bagel-mini`: both tasks together, through the packed training forward.
 
 Understanding samples carry several questions about one picture, most of them after a dense description of the scene:
 with one question a picture, counting and position stay at chance for very long.
@@ -100,13 +100,18 @@ def initialise(model: Bagel) -> None:
     nn.init.zeros_(model.llm2vae.weight)
 
 
-def train_model(config: BagelConfig, autoencoder: nn.Module, settings: Settings, out: Path, log: Log) -> Bagel:
-    """Train, resuming from `out/model.safetensors` if it is there; returns the averaged model."""
-    torch.manual_seed(settings.seed)
+def new_model(config: BagelConfig, autoencoder: nn.Module, seed: int) -> Bagel:
+    """An untrained model around a trained, frozen autoencoder."""
+    torch.manual_seed(seed)
     model = Bagel(config)
     initialise(model)
     model.vae.load_state_dict(autoencoder.state_dict())
     model.vae.requires_grad_(False)
+    return model
+
+
+def train_model(model: Bagel, settings: Settings, out: Path, log: Log) -> Bagel:
+    """Train, resuming from `out/model.safetensors` if it is there; returns the averaged model."""
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = _optimizer(model, settings)
     checkpoint = out / "model"

@@ -25,7 +25,10 @@ class Settings:
     autoencoder_batch: int = 48
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-3
-    steps: int = 6_000
+    vision_steps: int = 400
+    vision_batch: int = 128
+    vision_lr: float = 1e-3
+    steps: int = 4_500
     generation_batch: int = 64
     understanding_batch: int = 20
     questions: int = 5
