@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from typing import NoReturn
@@ -45,6 +46,16 @@ def _seed(text: str) -> int:
     if not text.isascii() or not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
+
+
+def _guidance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
 
 
 def _device(text: str) -> str:
@@ -124,7 +135,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", default="out.png", metavar="FILE", help="default: out.png")
     parser.add_argument("--seed", type=_seed, default=0, help="draws the noise; default: 0")
     parser.add_argument("--steps", type=_whole, help="denoising steps; default: the model's")
-    parser.add_argument("--guidance", type=float, help="text guidance; default: the model's")
+    parser.add_argument("--guidance", type=_guidance, help="text guidance; default: the model's")
 
 
 def _ask(parser: argparse.ArgumentParser) -> None:

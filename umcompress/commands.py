@@ -19,7 +19,7 @@ from umcompress.extend import Evaluation, find_evaluation, find_pass
 from umcompress.models.registry import resolve_folder
 from umcompress.recipe_files import LoadedRecipe, load_recipe
 from umcompress.report import Report, read_report, write_report
-from umcompress.run_folder import RunFolder, write_plans
+from umcompress.run_folder import RunFolder, make_folder, write_plans
 from umcompress.say import say
 from umcompress.views import Inspection, PlanReport
 
@@ -172,6 +172,8 @@ def evaluate(
 ) -> Report:
     """Score a model as it is: one step, the baseline."""
     chosen = [_evaluation(name, seed, limit) for name in evaluations]
+    if output:
+        make_folder(Path(output), f"the output folder {output}")
     from umcompress.measure import own_speed, weigh
     from umcompress.opening import open_source
     from umcompress.report import StepReport, step_report
@@ -216,6 +218,8 @@ def generate(
         raise UsageError(f"write {out}", f"there is no folder {out.parent}", "make it first, or choose another -o")
     from PIL import Image
 
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise UsageError(f"write {out}", f"no picture format {out.suffix!r}", "name a file that ends in .png")
     from umcompress.opening import open_source
 
     source = open_source(model)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Component = Literal["understanding", "generation", "shared"]
 Task = Literal["understanding", "generation"]
 TASKS: tuple[Task, ...] = ("understanding", "generation")
 Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+def explain(error: ValidationError) -> str:
+    """What a document got wrong, a line a problem: where, and what was expected."""
+    lines = []
+    for details in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in details["loc"])
+        message = details["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {message}" if where else message)
+    return "\n    ".join(lines)
 
 
 class Document(BaseModel):

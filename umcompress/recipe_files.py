@@ -36,12 +36,16 @@ def recipe_names() -> list[str]:
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path that exists, else a shipped recipe of that name. Raises UsageError."""
     path = Path(name)
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError:  # a name that no file can have
+        is_file = is_folder = False
+    if is_file:
         return path
     names = recipe_names()
     if name in names:
         return _shipped() / f"{name}.yaml"
-    found = "a folder of that name" if path.is_dir() else "no such file, and no shipped recipe of that name"
+    found = "a folder of that name" if is_folder else "no such file, and no shipped recipe of that name"
     raise UsageError(f"the recipe {name!r}", found, did_you_mean(name, names))
 
 

@@ -60,7 +60,7 @@ class RunFolder:
             raise UsageError(asked, "a file of that name", "choose another with -o")
         mark = self.path / MARK
         if mark.is_file():
-            if Mark.model_validate_json(mark.read_text(encoding="utf-8")).fingerprint == fingerprint:
+            if _fingerprint(mark, asked) == fingerprint:
                 return True
             raise UsageError(
                 asked, "a run of another recipe, model or version (or of this recipe before it was changed)",
@@ -68,7 +68,7 @@ class RunFolder:
             )
         if self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(asked, "it is not empty, and no run of umcompress is in it", "choose another with -o")
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, asked)
         write_text_atomic(self.path / "recipe.yaml", loaded.text)
         write_text_atomic(self.path / "recipe.resolved.yaml", yaml_text(loaded.recipe.resolved()))
         write_text_atomic(mark, Mark(fingerprint=fingerprint).model_dump_json() + "\n")
@@ -109,6 +109,23 @@ class RunFolder:
             raise CheckError(f"the tensors of step {name}", f"{file} is not the file that its plan names",
                              "remove the output folder and run again")
         return load_file(file)
+
+
+def make_folder(path: Path, asked: str) -> None:
+    """The folder, and those above it.  UsageError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"it cannot be made: {error.strerror}"
+        raise UsageError(asked, found, "choose another with -o") from error
+
+
+def _fingerprint(mark: Path, asked: str) -> str:
+    try:
+        return Mark.model_validate_json(mark.read_text(encoding="utf-8")).fingerprint
+    except ValueError as error:
+        found = f"its {mark.name} is damaged, or not ours"
+        raise UsageError(asked, found, "choose another with -o, or remove it first") from error
 
 
 def keep_tensors(plan: Plan, tensors: Mapping[str, Tensor], work: Path) -> Plan:

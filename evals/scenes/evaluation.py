@@ -41,7 +41,11 @@ class Scenes(Evaluation):
     name: ClassVar[str] = "scenes"
     prompts: PositiveInt = Field(240, description="how many pictures to generate, spread over the six kinds")
     questions: PositiveInt = Field(500, description="how many questions to ask, spread over the five kinds")
+    limit: PositiveInt | None = Field(None, description="at most so many pictures, and so many questions")
     seed: int = Field(0, description="seed of the scenes, the prompts and the initial noise")
+
+    def _count(self, wanted: int) -> int:
+        return wanted if self.limit is None else min(wanted, self.limit)
 
     def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Scores of the tasks that the runner has; answers, verdicts and a sheet of samples go to `out`."""
@@ -61,7 +65,7 @@ class Scenes(Evaluation):
 
         rng = np.random.default_rng((self.seed, 11))
         found: list[Asked] = []
-        while len(found) < self.questions:
+        while len(found) < self._count(self.questions):
             kind = questions.KINDS[len(found) % len(questions.KINDS)]
             scene = world.sample_scene(rng, "evaluation")
             found += [Asked(scene, question) for question in questions.sample_questions(rng, scene, 1, [kind])]
@@ -96,7 +100,7 @@ class Scenes(Evaluation):
         import numpy as np
 
         rng = np.random.default_rng((self.seed, 12))
-        kinds = [prompts.KINDS[index % len(prompts.KINDS)] for index in range(self.prompts)]
+        kinds = [prompts.KINDS[index % len(prompts.KINDS)] for index in range(self._count(self.prompts))]
         return [prompts.sample_prompt(rng, kind, "evaluation") for kind in kinds]
 
     def _generate(self, runner: Any, out: Path, progress: Callable[[str], None]) -> Score:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from umcompress.discover import entries
-from umcompress.errors import ModelError, did_you_mean
+from umcompress.errors import ModelError, nearest
 from umcompress.models.base import Family
 
 FAMILIES = "umcompress.families"
@@ -19,12 +19,17 @@ def resolve_folder(model: str) -> Path:
     if model in BUILT_IN:
         return Path(str(resources.files("umcompress.models") / BUILT_IN[model]))
     folder = Path(model)
-    if not folder.is_dir():
-        hint = did_you_mean(model, BUILT_IN)
+    try:
+        there, is_folder = folder.exists(), folder.is_dir()
+    except OSError:  # a name that no file can have
+        there = is_folder = False
+    if not is_folder:
+        close = nearest(model, BUILT_IN)
+        guess = f"did you mean {close!r}? " if close else ""
         raise ModelError(
             asked=f"the model {model}",
-            found="a file, not a folder" if folder.exists() else "no such built-in model, and no such folder",
-            do=f"{hint} (built in: {', '.join(BUILT_IN)}); or give the path of a model folder",
+            found="a file, not a folder" if there else "no such built-in model, and no such folder",
+            do=f"{guess}give the path of a model folder, or a built-in model: {', '.join(BUILT_IN)}",
         )
     # The output folder of a run holds the model in `model/`.
     inner = folder / "model"
@@ -34,13 +39,18 @@ def resolve_folder(model: str) -> Path:
 def find_family(folder: Path) -> Family:
     """The family whose kind of folder this is.  ModelError where no family knows it."""
     known = entries(FAMILIES)
+    broken = []
     for entry in (entry for offers in known.values() for entry in offers):
-        family = entry.load()()
+        try:
+            family = entry.load()()
+        except Exception as error:  # somebody else's module may raise anything; the others still count
+            broken.append(f"{entry.name} does not import: {error}")
+            continue
         if isinstance(family, Family) and family.matches(folder):
             return family
     files = sorted(path.name for path in folder.iterdir())[:8]
     raise ModelError(
         asked=f"the kind of model in {folder}",
-        found=f"no known kind; it holds {', '.join(files) or 'nothing'}",
-        do=f"known kinds: {', '.join(sorted(known))} (BAGEL folders have llm_config.json and vit_config.json)",
+        found="; ".join([f"no known kind; it holds {', '.join(files) or 'nothing'}", *broken]),
+        do=f"known kinds: {', '.join(sorted(known))} (BAGEL folders have llm_config.json, vit_config.json)",
     )

@@ -17,6 +17,7 @@ from torch import nn
 from umcompress.checkpoint.fill import WeightFiles, sources
 from umcompress.checkpoint.folder import atomic_folder
 from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, write_shards
+from umcompress.documents import explain
 from umcompress.edits import CompressionRecord
 from umcompress.errors import CheckError, ModelError
 from umcompress.graph.model_graph import ModelFamily
@@ -98,7 +99,8 @@ def read_record(folder: Path) -> CompressionRecord:
     except OSError as error:
         raise ModelError(asked, error.strerror or str(error), "check the path") from None
     except (ValidationError, UnicodeDecodeError) as error:
-        raise ModelError(asked, str(error), "the file was damaged or written by another version") from None
+        found = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise ModelError(asked, found, "the file was damaged or written by another version") from None
 
 
 def is_compressed(folder: Path) -> bool:

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umcompress.models.bagel.config import AutoencoderConfig
-
-GROUPS = 32
+from umcompress.models.bagel.config import NORM_GROUPS, AutoencoderConfig
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):

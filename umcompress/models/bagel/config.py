@@ -1,37 +1,63 @@
 """What a BAGEL folder says about its shapes, and what the official loaders hard-code.
 
-`llm_config.json` and `vit_config.json` are the official files.  The rest (latent patch, autoencoder, token ids)
-stands in no official file; a folder that differs from the released model says so in `extra.json`.
+`llm_config.json` and `vit_config.json` are the official files.  The rest (latent patch, autoencoder, token
+ids) stands in no official file; a folder that differs from the released model says so in `extra.json`.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from umcompress.documents import explain
 from umcompress.errors import ModelError
 
 EXTRA_FILES = ("extra.json", "tiny_extra.json")
+# The autoencoder's normalisations take channels in so many groups.
+NORM_GROUPS = 32
 
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+def _divides(what: str, value: int, by: str, divisor: int) -> None:
+    if value % divisor:
+        raise ValueError(f"{what} {value} is no multiple of {by} {divisor}")
+
+
 class TextConfig(_Config):
     """The Qwen2 decoder: names as in `llm_config.json`."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    vocab_size: int
-    rope_theta: float = 1_000_000.0
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    intermediate_size: PositiveInt
+    vocab_size: PositiveInt
+    rope_theta: PositiveFloat = 1_000_000.0
     rms_norm_eps: float = 1e-6
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TextConfig:
+        _divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        _divides(
+            "num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads
+        )
+        if self.head_dim % 2:
+            raise ValueError(f"{self.head_dim} channels a head have no halves, which rotary embeddings need")
+        return self
 
     @property
     def head_dim(self) -> int:
@@ -41,13 +67,18 @@ class TextConfig(_Config):
 class VisionConfig(_Config):
     """The SigLIP tower: names as in `vit_config.json`.  One layer fewer than stated is used (and stored)."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    patch_size: int
-    image_size: int
+    hidden_size: PositiveInt
+    num_hidden_layers: Annotated[int, Field(ge=2)]
+    num_attention_heads: PositiveInt
+    intermediate_size: PositiveInt
+    patch_size: PositiveInt
+    image_size: PositiveInt
     layer_norm_eps: float = 1e-6
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> VisionConfig:
+        _divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        return self
 
     @property
     def layers_used(self) -> int:
@@ -57,12 +88,12 @@ class VisionConfig(_Config):
 class AutoencoderConfig(_Config):
     """The FLUX-style autoencoder.  Defaults are the released ones."""
 
-    in_channels: int = 3
-    out_ch: int = 3
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 16
+    in_channels: PositiveInt = 3
+    out_ch: PositiveInt = 3
+    ch: Annotated[int, Field(gt=0, multiple_of=NORM_GROUPS)] = 128
+    ch_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 4)
+    num_res_blocks: PositiveInt = 2
+    z_channels: PositiveInt = 16
     scale_factor: float = 0.3611
     shift_factor: float = 0.1159
 
@@ -83,21 +114,21 @@ class SpecialTokens(_Config):
 class SamplingDefaults(_Config):
     """How pictures are made when the caller does not say: the official text-to-image settings."""
 
-    image_size: int = 1024
-    num_timesteps: int = 50
+    image_size: PositiveInt = 1024
+    num_timesteps: Annotated[int, Field(ge=2)] = 50
     timestep_shift: float = 3.0
     cfg_text_scale: float = 4.0
     cfg_interval: tuple[float, float] = (0.4, 1.0)
-    cfg_renorm_type: str = "global"
+    cfg_renorm_type: Literal["global", "channel", "text_channel"] = "global"
     cfg_renorm_min: float = 0.0
 
 
 class ImageRule(_Config):
     """The resize rule of one input path, in pixels."""
 
-    max_size: int
-    min_size: int
-    stride: int
+    max_size: PositiveInt
+    min_size: PositiveInt
+    stride: PositiveInt
 
 
 class BagelConfig(_Config):
@@ -108,9 +139,9 @@ class BagelConfig(_Config):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     tokens: SpecialTokens = SpecialTokens()
     sampling: SamplingDefaults = SamplingDefaults()
-    latent_patch_size: int = 2
-    max_latent_size: int = 64
-    vit_max_num_patch_per_side: int = 70
+    latent_patch_size: PositiveInt = 2
+    max_latent_size: PositiveInt = 64
+    vit_max_num_patch_per_side: PositiveInt = 70
     timestep_shift: float = 1.0
     vit_rule: ImageRule = ImageRule(max_size=980, min_size=224, stride=14)
     vae_rule: ImageRule = ImageRule(max_size=1024, min_size=512, stride=16)
@@ -140,25 +171,26 @@ class BagelConfig(_Config):
         sides = _table_sides(folder)
         try:
             return cls.model_validate({"text": text, "vision": vision, **sides, **values})
-        except ValueError as error:
+        except ValidationError as error:
             raise ModelError(
-                asked=f"the configuration of {folder}", found=str(error), do="mend the JSON files of the folder"
+                asked=f"the configuration of {folder} (text: llm_config.json, vision: vit_config.json)",
+                found=explain(error), do="mend the JSON files of the folder",
             ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
             asked=f"a BAGEL folder at {path.parent}", found=f"no {path.name} in it",
             do="point at a folder in the official BAGEL layout (llm_config.json, vit_config.json, "
             "ema.safetensors, ae.safetensors, tokenizer)",
         ) from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise ModelError(asked=f"JSON in {path}", found=str(error), do="fetch the file again") from error
     if not isinstance(value, dict):
-        raise ModelError(asked=f"a JSON object in {path}", found=type(value).__name__, do="fetch the file again")
+        raise ModelError(f"a JSON object in {path}", f"a {type(value).__name__}", "fetch the file again")
     return value
 
 
@@ -175,7 +207,10 @@ def _table_sides(folder: Path) -> dict[str, int]:
     sides: dict[str, int] = {}
     if not path.exists():
         return sides
-    tables = {"max_latent_size": "latent_pos_embed.pos_embed", "vit_max_num_patch_per_side": "vit_pos_embed.pos_embed"}
+    tables = {
+        "max_latent_size": "latent_pos_embed.pos_embed",
+        "vit_max_num_patch_per_side": "vit_pos_embed.pos_embed",
+    }
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())

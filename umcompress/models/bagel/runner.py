@@ -38,23 +38,31 @@ class Words:
         if path.exists():
             from tokenizers import Tokenizer
 
-            fast = Tokenizer.from_file(str(path))
+            try:
+                fast = Tokenizer.from_file(str(path))
+            except Exception as error:  # the library raises this and nothing narrower
+                raise _no_tokenizer(folder, f"tokenizer.json is not readable: {error}") from error
             self.encode = lambda text: list(fast.encode(text, add_special_tokens=False).ids)
             self.decode = lambda ids: str(fast.decode(ids, skip_special_tokens=True))
             return
         if not (folder / "vocab.json").exists():
-            raise ModelError(
-                asked=f"the tokenizer of {folder}", found="neither tokenizer.json nor vocab.json",
-                do="copy the tokenizer files of the model into its folder",
-            )
+            raise _no_tokenizer(folder, "neither tokenizer.json nor vocab.json")
         from transformers import AutoTokenizer
 
-        slow = AutoTokenizer.from_pretrained(folder)
+        try:
+            slow = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise _no_tokenizer(folder, str(error)) from error
         self.encode = lambda text: list(slow(text, add_special_tokens=False)["input_ids"])
         self.decode = lambda ids: str(slow.decode(ids, skip_special_tokens=True))
 
     def ids(self, text: str) -> Tensor:
         return torch.tensor(self.encode(text), dtype=torch.long)
+
+
+def _no_tokenizer(folder: Path, found: str) -> ModelError:
+    do = "copy the tokenizer files of the model into its folder"
+    return ModelError(f"the tokenizer of {folder}", found, do)
 
 
 class BagelRunner:
