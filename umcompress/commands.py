@@ -43,9 +43,11 @@ def apply(
     given = output or loaded.recipe.output
     path = Path(given) if given else Path("runs") / loaded.file.stem
     say(f"umcompress apply {recipe}: {loaded.recipe.model}, {len(loaded.recipe.steps)} steps, into {path}")
+    from umcompress.dry import check
     from umcompress.opening import open_source
 
     source = open_source(loaded.recipe.model, loaded.recipe.dtype, loaded.recipe.device)
+    check(loaded.recipe, source)
     fingerprint = _fingerprint(loaded, source.fingerprint())
     folder = RunFolder(path)
     if folder.claim(loaded, fingerprint) and (path / "report.json").is_file():

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from umcompress.calibrate.statistics import Measured, Statistics
+from umcompress.checkpoint.fill import file_problems
+from umcompress.checkpoint.index import shards_of
 from umcompress.documents import Component
 from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan
-from umcompress.errors import PlanError, UsageError
+from umcompress.errors import ModelError, PlanError, UsageError
 from umcompress.extend import Pass
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.graph.sites import AttentionSite, BlockSite, FeedForwardSite
@@ -55,8 +57,57 @@ def inspect_model(model: str, graph_path: str | None) -> Inspection:
     )  # fmt: skip
 
 
+def check(recipe: Recipe, source: Source) -> None:
+    """Look, before anything is run, for what will certainly fail.
+
+    Raises ModelError where the weight files do not hold what the model needs; PlanError where a step selects
+    nothing or wants what is not legal.  What a pass decides by measuring may change what later steps find:
+    of these only such are refused as cannot be planned on the unmodified model either.
+    """
+    skeleton, pristine = _skeleton(source), _skeleton(source)
+    problems: list[tuple[str, PlanError | UsageError]] = []
+    for step in recipe.steps:
+        planner = step.pass_
+        assert isinstance(planner, Pass)
+        task = (getattr(planner, "calibration", None) or recipe.calibration).task
+        try:
+            plan = propose(planner, trace_model(skeleton, source.family), task)
+            shapes_only(skeleton, source.family, [plan])
+        except _NeedsValues:
+            continue
+        except (PlanError, UsageError) as error:
+            if not _fits(planner, pristine, source, task):
+                problems.append((step.name, error))
+    if len(problems) == 1:
+        name, error = problems[0]
+        error.add_note(f"  step: {name}")
+        raise error
+    if problems:
+        listed = [f"{name}: {'; '.join(str(error).splitlines())}" for name, error in problems]
+        raise PlanError(f"{len(problems)} steps on {source.name}", "\n    ".join(listed))
+
+
+def _fits(planner: Pass, model: nn.Module, source: Source, task: str) -> bool:
+    try:
+        propose(planner, trace_model(model, source.family), task)
+    except (PlanError, UsageError):
+        return False
+    return True
+
+
 def _skeleton(source: Source) -> nn.Module:
-    return source.family.cast(source.skeleton(), DTYPES[source.dtype])
+    """The model's shapes. Weight files, where there are any, must hold just these (by their headers)."""
+    model = source.family.cast(source.skeleton(), DTYPES[source.dtype])
+    files = source.family.weight_files(model)
+    if not any(shards_of(source.folder, file)[0].is_file() for file in files):
+        return model
+    if problems := file_problems(model, source.folder, files):
+        more = f"\n    and {len(problems) - 40} more" if len(problems) > 40 else ""
+        raise ModelError(
+            f"the weights of the model in {source.folder}", "\n    ".join(problems[:40]) + more,
+            "fetch the folder again, or check that its configuration belongs to these weights",
+        )  # fmt: skip
+    return model
 
 
 class _Dry:
@@ -119,8 +170,12 @@ class _NotMeasured(Measured):
         _refuse(type(self._declaration).__name__, "it reads what was measured, and nothing is")
 
 
+class _NeedsValues(PlanError):
+    """The pass reads values, so it can be planned in earnest only."""
+
+
 def _refuse(name: str, found: str, cause: Exception | None = None) -> NoReturn:
-    raise PlanError(
+    raise _NeedsValues(
         asked=f"{name}: plan on shapes alone", found=found,
         do="a pass looks at statistics.dry first: when it is true, any members will do in the right number",
     ) from cause  # fmt: skip

@@ -129,6 +129,7 @@ def parse_recipe(
     reader = Reader(source, RecipeHead, Gate)
     head = reader.head(models)
     evaluate = reader.evaluations(evaluations)
+    reader.calibration_sources(evaluations)
     steps = reader.steps(passes, scored=bool(evaluate))
     if source.problems or head is None:
         raise RecipeError(source.ordered())

@@ -83,6 +83,18 @@ class Reader:
         document = None if cls is None else self.validate(cls, {} if options is None else options, below)
         return None if document is None else (name, document)
 
+    def calibration_sources(self, resolve: Resolver) -> None:
+        """`calibration.source`, of the recipe and of its steps, names an evaluation."""
+        steps = self._data.get("steps")
+        places: list[tuple[Path, Any]] = [((), self._data)]
+        for index, step in enumerate(steps if isinstance(steps, list) else []):
+            places.append((("steps", index), step))
+        for path, holder in places:
+            calibration = holder.get("calibration") if isinstance(holder, dict) else None
+            source = calibration.get("source") if isinstance(calibration, dict) else None
+            if isinstance(source, str):
+                self._resolve(resolve, source, (*path, "calibration", "source"))
+
     def steps(self, resolve: Resolver, scored: bool) -> list[dict[str, Any]]:
         """`steps`: keyword arguments of `recipe.Step`, one for each step that is right."""
         if not self.readable:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from umcompress.checkpoint.index import Checkpoint, open_folder
+from umcompress.checkpoint.index import Checkpoint, open_folder, shards_of
 from umcompress.checkpoint.writer import ALIGNMENT, Source, held
 from umcompress.errors import ModelError
 
@@ -36,6 +36,19 @@ def sources(model: nn.Module, files: WeightFiles) -> dict[str, dict[str, Source]
         file: {disk: held(state[name]) for disk, name in names.items() if name not in tied}
         for file, names in files.items()
     }
+
+
+def file_problems(model: nn.Module, folder: Path, files: WeightFiles) -> list[str]:
+    """What is missing, unexpected or wrongly shaped, by the files' headers. ModelError if one is damaged."""
+    tied, problems = tied_names(model), []
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    for file, names in files.items():
+        wanted = {disk: shapes[name] for disk, name in names.items() if name not in tied}
+        if shards_of(folder, file)[0].is_file():
+            problems += _problems(file, wanted, open_folder(folder, file))
+        else:
+            problems.append(f"no {file}")
+    return problems
 
 
 def fill(
