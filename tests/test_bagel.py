@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
 from umcompress.errors import ModelError
 from umcompress.models.bagel.attention import BagelAttention
 from umcompress.models.bagel.config import BagelConfig, TextConfig, VisionConfig

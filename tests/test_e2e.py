@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import umcompress
 from safetensors.torch import load_file
+
+import umcompress
 from umcompress.opening import open_source
 from umcompress.report import read_report
 

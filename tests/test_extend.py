@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from umcompress.passes.layer_drop import LayerDrop
 
 from umcompress import discover
 from umcompress.errors import UsageError
@@ -25,6 +25,8 @@ from umcompress.extend import (
     parse_layers,
     passes,
 )
+from umcompress.passes.layer_drop import LayerDrop
+from umcompress.registered import all_passes
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -166,6 +168,14 @@ def test_two_files_of_one_name_are_two_passes(tmp_path: Path) -> None:
 def offer(monkeypatch: pytest.MonkeyPatch, *offers: tuple[str, str]) -> None:
     made = [EntryPoint(name, value, "umcompress.passes") for name, value in offers]
     monkeypatch.setattr(discover, "entry_points", lambda group: made if group == "umcompress.passes" else [])
+    discover.entries.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def installed_again() -> Iterator[None]:
+    """What a test pretends to be installed is forgotten after it."""
+    yield
+    discover.entries.cache_clear()
 
 
 def test_a_broken_plugin_hurts_only_who_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +184,7 @@ def test_a_broken_plugin_hurts_only_who_names_it(monkeypatch: pytest.MonkeyPatch
     assert find_pass("good") is LayerDrop
     with pytest.raises(UsageError, match=r"pass 'bad'[\s\S]*no_such_module:Pass does not import"):
         find_pass("bad")
+    assert all_passes() == {"good": LayerDrop}
 
 
 def test_one_name_with_two_meanings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

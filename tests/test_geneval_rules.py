@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from umcompress.evals.geneval_rules import (
     TAGS,
     Box,

@@ -13,13 +13,13 @@ from pico import PicoFamily
 from pico_passes import Bench, bench, inputs_of
 from pydantic import ValidationError
 from torch import Tensor
-from umcompress.passes import _repair
-from umcompress.passes.channel_prune import ChannelPrune, global_counts
 
 from umcompress.edits import KeepChannels, SetTensors
 from umcompress.errors import PlanError
 from umcompress.extend import FeedForwardSite, Statistics
 from umcompress.graph.model_graph import trace_model
+from umcompress.passes import _repair
+from umcompress.passes.channel_prune import ChannelPrune, global_counts
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pico_passes import Bench, bench, inputs_of
 from pydantic import ValidationError
-from umcompress.passes._common import kept_count
-from umcompress.passes.head_prune import HeadPrune
 
 from umcompress.edits import KeepHeads
 from umcompress.errors import PlanError
 from umcompress.extend import AttentionSite, Statistics
+from umcompress.passes._common import kept_count
+from umcompress.passes.head_prune import HeadPrune
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pico_passes import Bench, bench, mean_cosine, walk
 from pydantic import ValidationError
-from umcompress.passes._common import dropped_count
-from umcompress.passes.layer_drop import LayerDrop
 
 from umcompress.edits import DropBlock, DropBranch, Edit
 from umcompress.errors import PlanError
 from umcompress.extend import Statistics
+from umcompress.passes._common import dropped_count
+from umcompress.passes.layer_drop import LayerDrop
 
 UND = {"component": "understanding"}
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
+
 from umcompress.evals.scenes import world
 from umcompress.evals.scenes.detector import agrees, confidence, detect
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from umcompress.evals.scenes import world
 from umcompress.evals.scenes.pictures import contact_sheet, save_contact_sheet
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from umcompress.evals import geneval_rules
 from umcompress.evals.scenes import prompts, world
 from umcompress.evals.scenes.detector import detect

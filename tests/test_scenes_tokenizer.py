@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from umcompress.evals.scenes import prompts, questions, tokenizer, world
 
 

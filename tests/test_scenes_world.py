@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from umcompress.evals.scenes import world
 
 seeds = st.integers(0, 2**32 - 1)

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +18,9 @@ from typing import Any
 from umcompress.errors import UsageError, did_you_mean
 
 
+@cache
 def entries(group: str) -> dict[str, list[EntryPoint]]:
-    """The entry points of a group by name.  One name may be offered by several distributions."""
+    """The entry points of a group by name, read once.  One name may be offered by several distributions."""
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=group):
         offers = found.setdefault(entry.name, [])

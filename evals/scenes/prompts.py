@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .world import COLOUR_NAMES, GRID, SHAPES, Object, Scene, Split, bucket, is_evaluation, make_scene, place
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 PREFIXES = (
@@ -160,7 +161,7 @@ def _cells(rng: np.random.Generator, include: list[dict[str, Any]], count: int) 
             pairs = _CELL_PAIRS[clause["position"][0]]
             subject, target = pairs[int(rng.random() * len(pairs))]
             return [target, subject]
-    return [int(cell) for cell in np.argsort(rng.random(GRID * GRID))[:count]]
+    return [int(cell) for cell in rng.random(GRID * GRID).argsort()[:count]]
 
 
 def scene_for_prompt(rng: np.random.Generator, prompt: Prompt) -> Scene:

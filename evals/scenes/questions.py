@@ -10,12 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeVar
 
 from .prompts import PLURALS, RELATIONS
 from .world import CELL_NAMES, COLOUR_NAMES, MAX_OBJECTS, SHAPES, Object, Scene, sample_scene
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 
@@ -197,6 +198,8 @@ def chance_levels(seed: int = 0, n: int = 4000) -> dict[str, float]:
 
     Measured on `n` evaluation scenes, one question of each kind a scene.
     """
+    import numpy as np
+
     rng = np.random.default_rng(seed)
     answers: dict[str, dict[str, Counter[str]]] = {kind: defaultdict(Counter) for kind in KINDS}
     for _ in range(n):

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from umcompress.evals.scenes import prompts, questions, world
-from umcompress.evals.scenes.training import Log, Settings, cosine, load_checkpoint, save_checkpoint, to_tensor
+from umcompress.evals.scenes.training import (
+    Log,
+    Settings,
+    cosine,
+    load_checkpoint,
+    save_checkpoint,
+    to_tensor,
+)
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from umcompress.evals.scenes import world
-from umcompress.evals.scenes.training import Log, Settings, cosine, load_checkpoint, save_checkpoint, to_tensor
+from umcompress.evals.scenes.training import (
+    Log,
+    Settings,
+    cosine,
+    load_checkpoint,
+    save_checkpoint,
+    to_tensor,
+)
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.packing import Packing
 from umcompress.models.bagel.vision import VisionContext

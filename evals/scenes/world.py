@@ -11,13 +11,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+# The options of the evaluation are listed without drawing anything: numpy is imported by what draws.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Split = Literal["training", "evaluation"]
-Image = NDArray[np.uint8]
+Image: TypeAlias = "NDArray[np.uint8]"
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -83,6 +85,8 @@ class Scene:
 
 def shape_mask(shape: str, size: int, supersampling: int = _SUPERSAMPLING) -> NDArray[np.float32]:
     """Coverage (size, size) in 0..1 of a shape that fills its box, from supersampled points."""
+    import numpy as np
+
     fine = size * supersampling
     centres = (np.arange(fine) + 0.5) / fine
     x, y = centres[None, :], centres[:, None]
@@ -104,6 +108,8 @@ def shape_mask(shape: str, size: int, supersampling: int = _SUPERSAMPLING) -> ND
 @cache
 def _cell_picture(shape: str, colour: str, size: int, dx: int, dy: int) -> Image:
     """A whole cell, drawn once: there are few of them, and a scene is only pasted together."""
+    import numpy as np
+
     alpha = np.zeros((CELL, CELL, 1), dtype=np.float32)
     alpha[dy : dy + size, dx : dx + size, 0] = shape_mask(shape, size)
     background, ink = np.array(BACKGROUND, np.float32), np.array(COLOURS[colour], np.float32)
@@ -114,6 +120,8 @@ def _cell_picture(shape: str, colour: str, size: int, dx: int, dy: int) -> Image
 
 def render(scene: Scene) -> Image:
     """The image (36, 36, 3) of a scene."""
+    import numpy as np
+
     image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     image[:] = BACKGROUND
     for thing in scene.objects:
@@ -157,7 +165,7 @@ def sample_scene(rng: np.random.Generator, split: Split = "training", objects: i
     wanted = split == "evaluation"
     while True:
         count = objects if objects is not None else 1 + int(rng.random() * MAX_OBJECTS)
-        cells = np.argsort(rng.random(GRID * GRID))[:count].tolist()
+        cells = rng.random(GRID * GRID).argsort()[:count].tolist()
         looks = rng.random((count, 2))
         things = [
             place(

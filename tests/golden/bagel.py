@@ -7,15 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from golden.checker import ABSOLUTE, Checker, Golden, pixels_close
-from golden.bagel_train import check_train
 from torch import Tensor
+
+from golden.bagel_train import check_train
+from golden.checker import ABSOLUTE, Checker, Golden, pixels_close
 from umcompress.models.bagel.context import STREAMS, Cache
 from umcompress.models.bagel.load import load_bagel
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import resized_size
 from umcompress.models.bagel.sampling import (
-    Contexts, Guidance, decode_images, denoise, guided_velocity, timesteps, to_pixels,
+    Contexts,
+    Guidance,
+    decode_images,
+    denoise,
+    guided_velocity,
+    timesteps,
+    to_pixels,
 )
 
 FILES = ("understanding", "t2i", "edit", "batch2", "train")

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import torch
-from golden.checker import Checker, Golden
 from torch import Tensor
 from torch.nn import functional
+
+from golden.checker import Checker, Golden
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward
 

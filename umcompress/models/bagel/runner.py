@@ -18,7 +18,14 @@ from umcompress.errors import ModelError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import vision_input
-from umcompress.models.bagel.sampling import Contexts, Guidance, decode_images, denoise, guided_velocity, to_pixels
+from umcompress.models.bagel.sampling import (
+    Contexts,
+    Guidance,
+    decode_images,
+    denoise,
+    guided_velocity,
+    to_pixels,
+)
 from umcompress.models.base import GenerationItem, Picture, UnderstandingItem, Work
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one runs single images.
