@@ -1,7 +1,7 @@
 """Check our models against folders of golden data: `python tests/golden_check.py bagel PATH`.
 
-Prints a line per checked tensor with its worst absolute error.  Exit code 1: an error over the bar, a discrete value
-that differs, or an `out.` tensor that nothing checked.
+Prints a line per checked tensor with its worst absolute error.  Exit code 1: an error over the bar, a
+discrete value that differs, or an `out.` tensor that nothing checked.
 """
 
 from __future__ import annotations

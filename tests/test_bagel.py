@@ -1,4 +1,4 @@
-"""BAGEL beyond the goldens: the released shapes, loading, caches, batches, and streams that lost their attention."""
+"""BAGEL beyond the goldens: released shapes, loading, caches, batches, streams that lost their attention."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_loading_lists_everything_that_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as raised:
         load_bagel(folder)
     message = str(raised.value)
-    for part in ("missing llm2vae.bias", "missing connector.fc1.weight", "unexpected surprise", "vae2llm.bias is [3]"):
+    lacking = "missing llm2vae.bias", "missing connector.fc1.weight"
+    for part in (*lacking, "unexpected surprise", "vae2llm.bias is [3]"):
         assert part in message
 
 
@@ -104,15 +105,18 @@ def test_chunks_through_the_cache_equal_one_pass(model: Bagel) -> None:
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=0)
 
 
-def _reference(attention: BagelAttention, tokens: list[tuple[str, Tensor]], positions: list[int], mask: Tensor) -> list[Tensor]:
-    """One sequence, token by token, head by head, in float64; groups that a stream lost are simply not there."""
+def _reference(
+    attention: BagelAttention, tokens: list[tuple[str, Tensor]], positions: list[int], mask: Tensor
+) -> list[Tensor]:
+    """One sequence, token by token, head by head, in float64; groups that a stream lost are not there."""
     width = attention.head_dim
     frequencies = 1_000_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
 
     def turn(x: Tensor, position: int) -> Tensor:
         angle = position * frequencies
         first, second = x[: width // 2], x[width // 2 :]
-        return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()])
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin])
 
     def norm(x: Tensor, weight: Tensor) -> Tensor:
         return weight.double() * x / (x.square().mean() + 1e-6).sqrt()
@@ -132,7 +136,8 @@ def _reference(attention: BagelAttention, tokens: list[tuple[str, Tensor]], posi
                 for head in range(per):
                     piece = slice((index * per + head) * width, (index * per + head + 1) * width)
                     query = q.weight[piece].double() @ x + q.bias[piece].double()
-                    row["q"][group, head] = turn(norm(query, getattr(attention, f"q_norm{suffix}").weight), position)  # type: ignore[index]
+                    query = norm(query, getattr(attention, f"q_norm{suffix}").weight)
+                    row["q"][group, head] = turn(query, position)  # type: ignore[index]
         rows.append(row)
     out = []
     for i, row in enumerate(rows):
@@ -158,9 +163,11 @@ def _cut(attention: BagelAttention, case: str) -> None:
         for name, count in (("q_proj", per), ("k_proj", 1), ("v_proj", 1)):
             linear = getattr(attention, name + suffix)
             rows = slice(group * count * width, (group + 1) * count * width)
-            linear.weight, linear.bias = (torch.nn.Parameter(p[rows].detach()) for p in (linear.weight, linear.bias))
+            linear.weight = torch.nn.Parameter(linear.weight[rows].detach())
+            linear.bias = torch.nn.Parameter(linear.bias[rows].detach())
         out = getattr(attention, f"o_proj{suffix}")
-        out.weight = torch.nn.Parameter(out.weight[:, group * per * width : (group + 1) * per * width].detach())
+        columns = slice(group * per * width, (group + 1) * per * width)
+        out.weight = torch.nn.Parameter(out.weight[:, columns].detach())
         attention.keep_heads(component, (group,), None)
 
     if case == "understanding keeps group 1":
@@ -198,7 +205,8 @@ def test_attention_with_lost_groups_against_float64(model: Bagel, case: str) -> 
         context.prepare_rope(1_000_000.0, attention.head_dim)
         of = [streams[0]] * 3 if len(rows) == 3 else streams[3:]
         und = torch.stack([r for r, s in zip(rows, of, strict=True) if s == "understanding"])
-        gen = torch.stack([r for r, s in zip(rows, of, strict=True) if s != "understanding"]) if len(rows) > 3 else rows[:0]
+        others = [r for r, s in zip(rows, of, strict=True) if s != "understanding"]
+        gen = torch.stack(others) if others else rows[:0]
         layouts = attention.groups
         und_out, gen_out = attention(
             und if "understanding" in layouts else None, gen if "generation" in layouts else None, context

@@ -79,11 +79,11 @@ def check(recipe: Recipe, source: Source) -> None:
             if not _fits(planner, pristine, source, task):
                 problems.append((step.name, error))
     if len(problems) == 1:
-        name, error = problems[0]
-        error.add_note(f"  step: {name}")
-        raise error
+        name, problem = problems[0]
+        problem.add_note(f"  step: {name}")
+        raise problem
     if problems:
-        listed = [f"{name}: {'; '.join(str(error).splitlines())}" for name, error in problems]
+        listed = [f"{name}: {'; '.join(str(problem).splitlines())}" for name, problem in problems]
         raise PlanError(f"{len(problems)} steps on {source.name}", "\n    ".join(listed))
 
 

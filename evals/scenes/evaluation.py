@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, PositiveInt
 
 from umcompress.evals.scenes import prompts, questions, world
+from umcompress.evals.scenes.prompts import Prompt
 from umcompress.extend import Evaluation, Score, Task
 from umcompress.scores import score
 
@@ -34,15 +35,15 @@ class Scenes(Evaluation):
     """Small pictures of coloured shapes with exact ground truth.
 
     Generation: GenEval's six kinds, a detector for this world, GenEval's own rules; the mean of the kinds.
-    Understanding: exact match of the greedily decoded answer; the mean of the kinds.  Scenes and prompt texts are
-    disjoint from those of training and calibration.
+    Understanding: exact match of the greedily decoded answer; the mean of the kinds.  Scenes and prompt texts
+    are disjoint from those of training and calibration.
     """
 
     name: ClassVar[str] = "scenes"
-    prompts: PositiveInt = Field(240, description="how many pictures to generate, spread over the six kinds")
-    questions: PositiveInt = Field(500, description="how many questions to ask, spread over the five kinds")
-    limit: PositiveInt | None = Field(None, description="at most so many pictures, and so many questions")
-    seed: int = Field(0, description="seed of the scenes, the prompts and the initial noise")
+    prompts: PositiveInt = Field(default=240, description="pictures to generate, spread over the six kinds")
+    questions: PositiveInt = Field(default=500, description="questions to ask, spread over the five kinds")
+    limit: PositiveInt | None = Field(default=None, description="at most so many pictures and questions")
+    seed: int = Field(default=0, description="seed of the scenes, the prompts and the initial noise")
 
     def _count(self, wanted: int) -> int:
         return wanted if self.limit is None else min(wanted, self.limit)
@@ -57,7 +58,7 @@ class Scenes(Evaluation):
             scores["generation"] = self._generate(runner, out, progress)
         return scores
 
-    # -- understanding ----------------------------------------------------------------------------------------------
+    # -- understanding -------------------------------------------------------------------------------------
 
     def asked(self) -> list[Asked]:
         """The questions of this evaluation: as many of each kind, evaluation scenes only."""
@@ -68,7 +69,8 @@ class Scenes(Evaluation):
         while len(found) < self._count(self.questions):
             kind = questions.KINDS[len(found) % len(questions.KINDS)]
             scene = world.sample_scene(rng, "evaluation")
-            found += [Asked(scene, question) for question in questions.sample_questions(rng, scene, 1, [kind])]
+            drawn = questions.sample_questions(rng, scene, 1, [kind])
+            found += [Asked(scene, question) for question in drawn]
         return found
 
     def _understand(self, runner: Any, out: Path, progress: Callable[[str], None]) -> Score:
@@ -76,9 +78,8 @@ class Scenes(Evaluation):
         answers: list[str] = []
         for part in _chunks(len(asked)):
             progress(f"scenes: {part.start} of {len(asked)} questions")
-            answers += runner.answer(
-                [world.render(item.scene) for item in asked[part]], [item.question.text for item in asked[part]]
-            )
+            pictures = [world.render(item.scene) for item in asked[part]]
+            answers += runner.answer(pictures, [item.question.text for item in asked[part]])
         right, total = Counter[str](), Counter[str]()
         rows = []
         for item, answer in zip(asked, answers, strict=True):
@@ -86,16 +87,17 @@ class Scenes(Evaluation):
             total[item.question.kind] += 1
             right[item.question.kind] += good
             rows.append({
-                "scene": world.scene_key(item.scene), "kind": item.question.kind, "question": item.question.text,
-                "expected": item.question.answer, "answer": answer, "correct": good,
+                "scene": world.scene_key(item.scene), "kind": item.question.kind,
+                "question": item.question.text, "expected": item.question.answer, "answer": answer,
+                "correct": good,
             })
         _write_lines(out / "answers.jsonl", rows)
         counts = {kind: (right[kind], total[kind]) for kind in questions.KINDS if total[kind]}
         return score(counts, questions.chance_levels(), average="kinds")
 
-    # -- generation -------------------------------------------------------------------------------------------------
+    # -- generation ----------------------------------------------------------------------------------------
 
-    def asked_prompts(self) -> list[prompts.Prompt]:
+    def asked_prompts(self) -> list[Prompt]:
         """The prompts of this evaluation: as many of each kind; no text occurs in training."""
         import numpy as np
 
@@ -118,7 +120,8 @@ class Scenes(Evaluation):
             total[prompt.kind] += 1
             right[prompt.kind] += verdict.correct
             rows.append({
-                "kind": prompt.kind, "prompt": prompt.text, "correct": verdict.correct, "reason": verdict.reason,
+                "kind": prompt.kind, "prompt": prompt.text, "correct": verdict.correct,
+                "reason": verdict.reason,
             })
         _write_lines(out / "pictures.jsonl", rows)
         shown = pictures[:SHOWN]
@@ -126,7 +129,7 @@ class Scenes(Evaluation):
         counts = {kind: (right[kind], total[kind]) for kind in prompts.KINDS if total[kind]}
         return score(counts, generation_chance(), average="kinds")
 
-    # -- calibration ------------------------------------------------------------------------------------------------
+    # -- calibration ---------------------------------------------------------------------------------------
 
     def calibration_items(
         self, task: Task, samples: int, seed: int

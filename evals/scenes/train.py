@@ -99,8 +99,7 @@ def final_scores(folder: Path, out: Path, log: Log) -> dict[str, Any]:
     family = BagelFamily()
     evaluation = Scenes(prompts=1000, questions=2000, seed=7)
     scores = evaluation.run(family.runner(family.load(folder), folder), out / "scores", print)
-    values = {task: score.value for task, score in scores.items()}
-    log.write("scores", 0, values)
+    log.write("scores", 0, {str(task): score.value for task, score in scores.items()})
     return {task: score.plain() for task, score in scores.items()}
 
 

@@ -1,7 +1,8 @@
 """First stage of training `bagel-mini`: a small autoencoder of scene pictures.
 
-Reconstruction (L1 and squared error) with a small KL term; afterwards scale and shift are set so that a latent has
-mean zero and variance one over training scenes, which is what the flow of the second stage expects.
+Reconstruction (L1 and squared error) with a small KL term; afterwards scale and shift are set so that a
+latent has mean zero and variance one over training scenes, which is what the flow of the second stage
+expects.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def train_autoencoder(config: AutoencoderConfig, settings: Settings, out: Path, 
         images = scene_images(rng, settings.autoencoder_batch)
         loss = _loss(model, images, settings, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
         optimizer.zero_grad(set_to_none=True)
-        loss["total"].backward()
+        loss["total"].backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == settings.autoencoder_steps - 1:
@@ -73,5 +74,5 @@ def _loss(
 def latent_statistics(model: AutoEncoder, seed: int, count: int = 2048) -> tuple[float, float]:
     """(scale, shift) that make the posterior means of training scenes zero-mean with unit variance."""
     images = scene_images(np.random.default_rng((seed, 2)), count)
-    means = torch.cat([model.encoder(part).chunk(2, dim=1)[0] for part in images.split(256)])
+    means = torch.cat([model.encoder(part).chunk(2, dim=1)[0] for part in torch.split(images, 256)])
     return float(1 / means.std()), float(means.mean())

@@ -1,4 +1,4 @@
-"""The golden folder of BAGEL: understanding, text to image, editing, a batch of two, training, resize rule."""
+"""The golden folder of BAGEL: understanding, text to image, editing, a batch of two, training, resizing."""
 
 from __future__ import annotations
 
@@ -113,12 +113,13 @@ def check_t2i(model: Bagel, checker: Checker, golden: Golden, meta: dict[str, An
     times = timesteps(meta["num_timesteps"], meta["timestep_shift"])
     checker.close(golden, "mid.timesteps", times)
     for name in golden.names("mid.time_embed_t"):
-        checker.close(golden, name, model.time_embedder(torch.tensor([float(name.removeprefix("mid.time_embed_t"))])))
+        time = float(name.removeprefix("mid.time_embed_t"))
+        checker.close(golden, name, model.time_embedder(torch.tensor([time])))
     checker.close(golden, "out.velocity_nocfg", model.velocity(contexts.full, noise, t, [size]))
     checker.close(golden, "out.velocity_uncond", model.velocity(contexts.text_cfg, noise, t, [size]))
     on = [meta["cfg_interval"][0] < float(x) <= meta["cfg_interval"][1] for x in times[:-1]]
     checker.equal("t2i: steps with guidance", on, meta["cfg_on"])
-    # At a single time the goldens show the guided velocity itself, so that the interval must not switch it off.
+    # At a single time the goldens show the guided velocity itself: the interval must not switch it off.
     whole = (-1.0, 2.0)
     for name in golden.names("out.velocity_cfg4_"):
         kind, _, least = name.removeprefix("out.velocity_cfg4_").partition("_min")
@@ -194,7 +195,8 @@ def check_batch(model: Bagel, checker: Checker, golden: Golden, meta: dict[str, 
 
 def check_resize(table: dict[str, Any], checker: Checker) -> None:
     """Each row: picture size in, expected (height, width) of the three input paths."""
-    vae, vit = {"max_size": 1024, "min_size": 512, "stride": 16}, {"max_size": 980, "min_size": 224, "stride": 14}
+    vae = {"max_size": 1024, "min_size": 512, "stride": 16}
+    vit = {"max_size": 980, "min_size": 224, "stride": 14}
     for row in table["rows"]:
         size = row["h"], row["w"]
         first = resized_size(size, **vae)

@@ -15,7 +15,7 @@ from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem,
 
 
 def padded_latents(model: Bagel, golden: Golden, images: list[Tensor]) -> list[Tensor]:
-    """All latent images of the pack on one zero-padded canvas, encoded together, cut back (spec section 7)."""
+    """All latent images of the pack on one zero-padded canvas, encoded together, then cut back."""
     height = max(image.shape[1] for image in images)
     width = max(image.shape[2] for image in images)
     canvas = torch.stack([

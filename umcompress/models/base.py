@@ -1,4 +1,4 @@
-"""What a model family brings: loading, components, and running each task.  One folder a family under `models`."""
+"""What a model family brings: loading, components, running each task.  Each has a folder under `models`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Runner(Protocol):
         """A greedily decoded answer for each picture and question."""
 
     def generate(self, prompts: Sequence[str], seed: int) -> list[Picture]:
-        """A picture (h, w, 3) for each prompt; noise follows from `seed` and the prompt's place in the list."""
+        """A picture (h, w, 3) for each prompt; noise follows from `seed` and the prompt's place."""
 
     def feed(self, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
         """Run the model over calibration items, for the statistics' sake."""
@@ -86,7 +86,10 @@ class Family(ABC):
 
     @abstractmethod
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
-        """Fill a skeleton of any structure from the weight files of `folder`, strictly.  ModelError lists all."""
+        """Fill a skeleton of any structure from the weight files of `folder`, strictly.
+
+        ModelError lists all.
+        """
 
     def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
         """A skeleton with the dtypes that `fill` gives it."""

@@ -109,6 +109,6 @@ def _components(found: Inspection) -> Table:
                     "-" if stored is None else f"{amount(stored)}B",
                 )
             )
-    notes = ("bytes: as loaded in float32",)
-    notes += tuple(f"{amount(macs)} MACs per token in {task}" for task, macs in found.macs_per_token.items())
+    macs = (f"{amount(macs)} MACs per token in {task}" for task, macs in found.macs_per_token.items())
+    notes = ("bytes: as loaded in float32", *macs)
     return Table("Components", (words("component"), *numbers("params", "bytes")), tuple(rows), notes)

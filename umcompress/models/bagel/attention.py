@@ -1,6 +1,7 @@
 """The joint attention of BAGEL: two weight sets, one sequence.
 
-T rows of a stream, B sequences, N new tokens, P past ones, g key-value groups, m query heads a group, d head_dim.
+T rows of a stream, B sequences, N new tokens, P past ones, g key-value groups, m query heads a group, d
+head_dim.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
 class BagelAttention(nn.Module):
     """Each stream has its own projections and norms; heads of the same group identity meet in one softmax.
 
-    Compression may take groups, query heads, or everything from one stream.  A group that a stream has lost is
-    neither queried nor offered by that stream's tokens; the others go on with what remains.
+    Compression may take groups, query heads, or everything from one stream.  A group that a stream has lost
+    is neither queried nor offered by that stream's tokens; the others go on with what remains.
     """
 
     stream_components = STREAMS
@@ -33,7 +34,7 @@ class BagelAttention(nn.Module):
         groups, heads = config.num_key_value_heads, config.num_attention_heads
         # Identities of the groups that each stream still has, in the order of its weight rows.
         self.groups: dict[str, tuple[int, ...]] = {stream: tuple(range(groups)) for stream in STREAMS}
-        self.heads_per_group = {stream: heads // groups for stream in STREAMS}
+        self.heads_per_group = dict.fromkeys(STREAMS, heads // groups)
         width, kept = heads * self.head_dim, groups * self.head_dim
         for suffix in SUFFIX.values():
             self.add_module(f"q_proj{suffix}", nn.Linear(config.hidden_size, width))
@@ -84,7 +85,7 @@ class BagelAttention(nn.Module):
     def forward(
         self, und: Tensor | None, gen: Tensor | None, context: Context
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(U, H) and (G, H) normed rows -> what each stream's residual receives (None for a dropped stream)."""
+        """(U, H), (G, H) normed rows -> what each stream's residual receives (None for a dropped stream)."""
         rows = {stream: x for stream, x in zip(STREAMS, (und, gen), strict=True) if x is not None}
         projected = {stream: self._project(stream, x, context) for stream, x in rows.items()}
         mixed: dict[str, list[Tensor]] = {stream: [] for stream in rows}

@@ -27,7 +27,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(functional.silu(self.norm1(x)))
         h = self.conv2(functional.silu(self.norm2(h)))
-        return (self.nin_shortcut(x) if self.changes else x) + h
+        out: Tensor = (self.nin_shortcut(x) if self.changes else x) + h
+        return out
 
 
 class PixelAttention(nn.Module):
@@ -90,7 +91,8 @@ class Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int, resample: str | None) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
+        widths = [inputs] + [outputs] * blocks
+        self.block = nn.ModuleList(ResidualBlock(widths[i], outputs) for i in range(blocks))
         self.resample = resample
         if resample == "downsample":
             self.downsample = Downsample(outputs)
@@ -128,7 +130,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> image.  `up.0` is the full-resolution level, so that the levels run from the last to the first."""
+    """Latent -> image.
+
+    `up.0` is the full-resolution level, so that the levels run from the last to the first.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

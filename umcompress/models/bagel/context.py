@@ -1,8 +1,9 @@
 """Where the rows of one forward stand: sequences, positions, what each may attend to, and the cache.
 
 A dual-stream forward carries understanding rows (U, H) and generation rows (G, H) apart from start to end.
-The context tells the attention how both fall into B sequences.  A *presence* is the set of streams that take part
-in a group of heads of a layer: compressed layers differ in it, so that caches and masks are kept per presence.
+The context tells the attention how both fall into B sequences.  A *presence* is the set of streams that take
+part in a group of heads of a layer: compressed layers differ in it, so that caches and masks are kept per
+presence.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ Presence = tuple[str, ...]
 class Cache:
     """Keys and values of everything absorbed so far, for B sequences.
 
-    `keys[slot, presence]`: (B, P, groups, head_dim), after RoPE.  `valid[presence]`: (B, P) boolean on the CPU.
-    `positions[b]` is the next position id of sequence b.  Tensors are never written in place, so `fork` is free.
+    `keys[slot, presence]`: (B, P, groups, head_dim), after RoPE.  `valid[presence]`: (B, P) boolean on the
+    CPU. `positions[b]` is the next position id of sequence b.  Tensors are never written in place, so `fork`
+    is free.
     """
 
     batch: int
@@ -50,9 +52,9 @@ class Cache:
 class Context:
     """One forward's layout.
 
-    `kinds[b]` lists the stream of each new token of sequence b (0 understanding, 1 generation) in sequence order;
-    `positions[b]` their position ids; `allowed` (B, N, N) boolean says which new token may attend to which new
-    token (None: all to all).  Past tokens are visible to every new token.
+    `kinds[b]` lists the stream of each new token of sequence b (0 understanding, 1 generation) in sequence
+    order; `positions[b]` their position ids; `allowed` (B, N, N) boolean says which new token may attend to
+    which new token (None: all to all).  Past tokens are visible to every new token.
     """
 
     def __init__(
@@ -100,12 +102,12 @@ class Context:
     def join(
         self, slot: int, presence: Presence, keys: Sequence[Tensor], values: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Padded keys and values (B, P + N, groups, head_dim): cached ones, then the new rows of each stream."""
+        """Padded keys and values (B, P + N, groups, head_dim): cached ones, then each stream's new rows."""
         padded = [
-            torch.cat([self.packing[stream].pad(rows) for stream, rows in zip(presence, part, strict=True)], dim=1)
+            [self.packing[stream].pad(rows) for stream, rows in zip(presence, part, strict=True)]
             for part in (keys, values)
         ]
-        key, value = padded
+        key, value = (torch.cat(part, dim=1) for part in padded)
         if self.cache is None:
             return key, value
         past_key = self.cache.keys.get((slot, presence))

@@ -11,7 +11,7 @@ from umcompress.models.bagel.layers import GatedMLP, RMSNorm
 
 
 class BagelBlock(nn.Module):
-    """Text, vision and marker rows go through the plain weights, latent rows through their `_moe_gen` twins."""
+    """Text, vision and marker rows go through the plain weights, latent rows through the `_moe_gen` ones."""
 
     def __init__(self, config: TextConfig, layer_idx: int) -> None:
         super().__init__()

@@ -57,7 +57,9 @@ class TimestepEmbedder(nn.Module):
         steps = torch.arange(self.FREQUENCIES, device=t.device, dtype=torch.float32) / self.FREQUENCIES
         angles = t.float()[:, None] * torch.exp(-math.log(10_000.0) * steps)[None]
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        embedded: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        embedded: Tensor = self.mlp(waves.to(first.weight.dtype))
         return embedded
 
 

@@ -27,7 +27,10 @@ def skeleton(config: BagelConfig) -> Bagel:
 def load_bagel(
     folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Bagel:
-    """Load an official folder.  Raises ModelError listing every missing, unexpected or wrongly shaped tensor."""
+    """Load an official folder.
+
+    Raises ModelError listing every missing, unexpected or wrongly shaped tensor.
+    """
     model = skeleton(BagelConfig.from_folder(folder))
     assign_weights(model, folder, dtype, device)
     return model
@@ -47,8 +50,8 @@ def assign_weights(
 ) -> None:
     """Fill a skeleton of any structure from the two weight files of `folder`, strictly.
 
-    Tensors already of the wanted dtype stay views of the mapped file on the CPU.  The autoencoder stays float32,
-    as in the official code.
+    Tensors already of the wanted dtype stay views of the mapped file on the CPU.  The autoencoder stays
+    float32, as in the official code.
     """
     problems: list[str] = []
     found: dict[str, Tensor] = {}

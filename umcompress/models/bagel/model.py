@@ -1,4 +1,4 @@
-"""BAGEL: one network that reads pictures and paints them.  Shapes as in the parts; D values in a latent token."""
+"""BAGEL: one network that reads pictures and paints them.  Shapes as in the parts; D: values a latent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Bagel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.vae2llm.weight.dtype
 
-    # -- embeddings ---------------------------------------------------------------------------------------------
+    # -- embeddings ----------------------------------------------------------------------------------------
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """(T,) token ids -> (T, H)."""
@@ -84,12 +84,16 @@ class Bagel(nn.Module):
     def embed_latents(self, tokens: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """Tokens (G, D), their timesteps (G,) and table ids (G,) -> (G, H)."""
         rows: Tensor = self.vae2llm(tokens.to(self.dtype))
-        return rows + self.time_embedder(t).to(rows.dtype) + self.latent_pos_embed(ids)
+        out: Tensor = rows + self.time_embedder(t).to(rows.dtype) + self.latent_pos_embed(ids)
+        return out
 
-    # -- absorbing segments -------------------------------------------------------------------------------------
+    # -- absorbing segments --------------------------------------------------------------------------------
 
     def absorb_text(self, cache: Cache, ids: Sequence[Tensor], wrap: bool = True) -> tuple[Tensor, Packing]:
-        """Text for every sequence of the cache, wrapped as bos, ids, eos.  Returns normed rows (T, H), packed."""
+        """Text for every sequence of the cache, wrapped as bos, ids, eos.
+
+        Returns normed rows (T, H), packed.
+        """
         marks = self.config.tokens
         if wrap:
             ends = torch.tensor([marks.bos_token_id]), torch.tensor([marks.eos_token_id])
@@ -104,9 +108,13 @@ class Bagel(nn.Module):
         return und, context.packing["understanding"]
 
     def absorb_vision(self, cache: Cache, images: Sequence[Tensor]) -> tuple[Tensor, Packing]:
-        """One image a sequence, as the vision tower sees it.  Returns normed rows with both markers, packed."""
+        """One image a sequence, as the vision tower sees it.
+
+        Returns normed rows with both markers, packed.
+        """
         seen, packing = self.encode_vision(images)
-        ends = self.embed_text(torch.tensor([self.config.tokens.start_of_image, self.config.tokens.end_of_image]))
+        marks = self.config.tokens
+        ends = self.embed_text(torch.tensor([marks.start_of_image, marks.end_of_image]))
         parts = [torch.cat([ends[:1], rows, ends[1:]]) for rows in packing.split(seen)]
         counts = [len(part) for part in parts]
         context = self._image_context(cache, [torch.full((n,), UND) for n in counts], append=True)
@@ -116,7 +124,10 @@ class Bagel(nn.Module):
         return und, context.packing["understanding"]
 
     def absorb_latents(self, cache: Cache, latents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """One clean latent (C, ...) a sequence, at timestep 0.  Returns normed (2B, H) markers and (G, H) rows."""
+        """One clean latent (C, ...) a sequence, at timestep 0.
+
+        Returns normed (2B, H) markers and (G, H) rows.
+        """
         patch = self.config.latent_patch_size
         sizes = [(latent.shape[1] // patch, latent.shape[2] // patch) for latent in latents]
         tokens = torch.cat([self.latent_tokens(latent) for latent in latents]).to(self.device)
@@ -130,7 +141,8 @@ class Bagel(nn.Module):
         """Velocity (G, D) in float32 of noisy tokens (G, D) at time t; the cache is read, not changed."""
         times = torch.as_tensor(t, dtype=torch.float32).expand(len(tokens))
         _, gen = self._image_rows(cache, tokens, times, sizes, append=False)
-        return self.llm2vae(gen).float()
+        out: Tensor = self.llm2vae(gen)
+        return out.float()
 
     def _image_rows(
         self, cache: Cache, tokens: Tensor, t: Tensor, sizes: Sequence[tuple[int, int]], append: bool
@@ -160,7 +172,7 @@ class Bagel(nn.Module):
         out: Tensor = self.language_model.lm_head(und)
         return out
 
-    # -- decoding text ------------------------------------------------------------------------------------------
+    # -- decoding text -------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def decode_text(self, cache: Cache, max_length: int) -> list[list[int]]:

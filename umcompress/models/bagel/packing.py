@@ -54,7 +54,7 @@ class Packing:
 
     def split(self, rows: Tensor) -> list[Tensor]:
         """(R, ...) -> one (counts[b], ...) a sequence."""
-        return list(rows.split(list(self.counts)))
+        return list(torch.split(rows, list(self.counts)))
 
 
 def packing_cpu(packing: Packing) -> Packing:

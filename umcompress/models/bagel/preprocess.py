@@ -15,12 +15,17 @@ MAX_PIXELS = 14 * 14 * 9 * 1024
 
 
 def resized_size(
-    size: tuple[int, int], max_size: int, min_size: int, stride: int, max_pixels: int = MAX_PIXELS, images: int = 1
+    size: tuple[int, int],
+    max_size: int,
+    min_size: int,
+    stride: int,
+    max_pixels: int = MAX_PIXELS,
+    images: int = 1,
 ) -> tuple[int, int]:
     """(height, width) in pixels -> the size that the model sees.
 
-    As the official rule does, an area over `max_pixels / images` is scaled by the plain ratio, not its root, and
-    `min_size` can be violated for elongated pictures.
+    As the official rule does, an area over `max_pixels / images` is scaled by the plain ratio, not its root,
+    and `min_size` can be violated for elongated pictures.
     """
     scale = max(min(max_size / max(size), 1.0), min_size / min(size))
     size = _strided(size, scale, stride)

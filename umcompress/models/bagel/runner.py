@@ -28,7 +28,7 @@ from umcompress.models.bagel.sampling import (
 )
 from umcompress.models.base import GenerationItem, Picture, UnderstandingItem, Work
 
-# Tokens that may stand in one batch: small models run many samples at once, the released one runs single images.
+# Tokens that may stand in one batch: small models run many samples at once, the released one one by one.
 BATCH_TOKENS = 4096
 LARGEST_BATCH = 128
 # The timed workloads: a short question, a short prompt, of no particular words.
@@ -36,7 +36,7 @@ QUESTION_TOKENS, PROMPT_TOKENS = 6, 2
 
 
 class Words:
-    """The tokenizer of the folder, by the `tokenizers` library where tokenizer.json is there (no slow imports)."""
+    """The tokenizer of the folder, by the `tokenizers` library where it can be (no slow imports)."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
@@ -85,7 +85,7 @@ class BagelRunner:
         self.size = (side, side)
         self.guidance = Guidance(
             self.sampling.cfg_text_scale, 1.0, self.sampling.cfg_interval,
-            self.sampling.cfg_renorm_type, self.sampling.cfg_renorm_min,  # type: ignore[arg-type]
+            self.sampling.cfg_renorm_type, self.sampling.cfg_renorm_min,
         )
         self.batch = max(1, min(LARGEST_BATCH, BATCH_TOKENS // (side * side + 2)))
 
@@ -98,7 +98,7 @@ class BagelRunner:
         for start in range(0, count, self.batch):
             yield slice(start, min(start + self.batch, count))
 
-    # -- understanding --------------------------------------------------------------------------------------------
+    # -- understanding -------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _read(self, images: Sequence[Any], questions: Sequence[Tensor]) -> Cache:
@@ -119,12 +119,13 @@ class BagelRunner:
                 answers.append(self.words.decode(ids[1:]).strip())
         return answers
 
-    # -- generation -----------------------------------------------------------------------------------------------
+    # -- generation ----------------------------------------------------------------------------------------
 
     def noise(self, seed: int, index: int) -> Tensor:
         """(h*w, D) initial noise of one picture: follows from `seed` and `index` alone."""
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        return torch.randn(self.size[0] * self.size[1], self.model.config.latent_channels, generator=generator)
+        shape = (self.size[0] * self.size[1], self.model.config.latent_channels)
+        return torch.randn(shape, generator=generator)
 
     @torch.no_grad()
     def _paint(self, prompts: Sequence[Tensor], noise: Sequence[Tensor]) -> Tensor:
@@ -146,7 +147,7 @@ class BagelRunner:
             pictures += [to_pixels(image) for image in decode_images(self.model, tokens, [self.size] * count)]
         return pictures
 
-    # -- calibration and timing -----------------------------------------------------------------------------------
+    # -- calibration and timing ----------------------------------------------------------------------------
 
     @torch.no_grad()
     def feed(self, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
@@ -177,9 +178,9 @@ class BagelRunner:
     def pass_tokens(self, task: Task) -> int:
         """Send one sample's tokens through the network once; how many decoder rows that were.
 
-        Understanding: a picture, a question and one token of the answer.  Generation: a prompt, then one step with
-        its guidance branch; the autoencoder, which runs once a picture and not once a token, is left out.  Needs no
-        tokenizer and no values: on the meta device it costs nothing.
+        Understanding: a picture, a question and one token of the answer.  Generation: a prompt, then one step
+        with its guidance branch; the autoencoder, which runs once a picture and not once a token, is left
+        out.  Needs no tokenizer and no values: on the meta device it costs nothing.
         """
         if task == "understanding":
             cache = self._read([self._grey()], [_any_text(QUESTION_TOKENS)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -54,7 +55,7 @@ class Contexts:
         model.absorb_text(self.image_cfg, ids)
 
     def add_image(self, model: Bagel, latents: Sequence[Tensor] | None, images: Sequence[Tensor]) -> None:
-        """The clean latent (left out where only text is wanted), then the picture as the vision tower sees it."""
+        """The clean latent (none where only text is wanted), then the picture as the vision tower sees it."""
         if latents is not None:
             model.absorb_latents(self.full, latents)
         model.absorb_vision(self.full, images)
@@ -68,7 +69,12 @@ def timesteps(count: int, shift: float) -> Tensor:
 
 
 def guided_velocity(
-    model: Bagel, contexts: Contexts, tokens: Tensor, t: float, sizes: Sequence[tuple[int, int]], guidance: Guidance
+    model: Bagel,
+    contexts: Contexts,
+    tokens: Tensor,
+    t: float,
+    sizes: Sequence[tuple[int, int]],
+    guidance: Guidance,
 ) -> Tensor:
     """(G, D) float32.  Norms of the "global" renorm are taken over each image, whatever shares its batch."""
     v = model.velocity(contexts.full, tokens, t, sizes)
@@ -86,7 +92,7 @@ def guided_velocity(
     if rule.renorm_type == "channel":
         return u * _ratio(v.norm(dim=-1, keepdim=True), u.norm(dim=-1, keepdim=True), rule)
     counts = [rows * columns for rows, columns in sizes]
-    norms = [torch.stack([part.norm() for part in x.split(counts)]) for x in (v, u)]
+    norms = [torch.stack([part.norm() for part in torch.split(x, counts)]) for x in (v, u)]
     image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(u.device)
     return u * _ratio(norms[0], norms[1], rule)[image, None]
 
@@ -108,7 +114,7 @@ def denoise(
     """Euler steps from noise (G, D) at t=1 to latent tokens (G, D) at t=0; `num_timesteps - 1` of them."""
     times = timesteps(num_timesteps, shift).tolist()
     x = noise.float()
-    for t, following in zip(times[:-1], times[1:], strict=True):
+    for t, following in pairwise(times):
         x = x - guided_velocity(model, contexts, x, t, sizes, guidance) * (t - following)
     return x
 
@@ -118,7 +124,7 @@ def decode_images(model: Bagel, tokens: Tensor, sizes: Sequence[tuple[int, int]]
     """Latent tokens (G, D) -> images (3, h, w), not clamped; images of one size are decoded together."""
     counts = [rows * columns for rows, columns in sizes]
     latents = [
-        model.latent_image(part, size) for part, size in zip(tokens.split(counts), sizes, strict=True)
+        model.latent_image(part, size) for part, size in zip(torch.split(tokens, counts), sizes, strict=True)
     ]
     dtype = model.vae.decoder.conv_in.weight.dtype
     if len(set(sizes)) == 1:

@@ -70,8 +70,8 @@ class TrainingOutput:
 def split_mask(lengths: tuple[int, ...], modes: tuple[Mode, ...]) -> Tensor:
     """(n, n) boolean, true = may attend.
 
-    Everything earlier is visible; a causal split sees itself lower-triangularly, a full or noise split wholly;
-    the columns of a noise split are hidden from all other splits.
+    Everything earlier is visible; a causal split sees itself lower-triangularly, a full or noise split
+    wholly; the columns of a noise split are hidden from all other splits.
     """
     split = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     noisy = torch.tensor([mode == "noise" for mode in modes])[split]
@@ -145,7 +145,7 @@ class _Pack:
         marks, side = self.model.config.tokens, self.model.config.vision.patch_size
         count = (item.image.shape[1] // side) * (item.image.shape[2] // side)
         self._ids(torch.tensor([marks.start_of_image]))
-        # Vision rows stand after all text rows in the joint table of sources: marked negative until it is known.
+        # Vision rows stand after all text rows in the joint table of sources: negative until it is known.
         self.und_sources.append(-1 - (torch.arange(count) + self.vision_count))
         self.vision_count += count
         self.und_count += count
@@ -187,7 +187,8 @@ class _Pack:
             clean.append(tokens)
             noise.append(torch.zeros_like(tokens) if item.noise is None else item.noise.to(tokens))
             raw.append(torch.full((len(tokens),), item.raw_time))
-            ids.append(model.latent_pos_embed.ids(item.latent.shape[1] // patch, item.latent.shape[2] // patch))
+            rows, columns = item.latent.shape[1] // patch, item.latent.shape[2] // patch
+            ids.append(model.latent_pos_embed.ids(rows, columns))
             scored.append(torch.full((len(tokens),), item.loss))
         clean_rows, noise_rows = torch.cat(clean).to(model.device), torch.cat(noise).to(model.device)
         t = torch.sigmoid(torch.cat(raw)).to(model.device)
@@ -198,7 +199,7 @@ class _Pack:
 
 
 def training_forward(model: Bagel, samples: Sequence[Sample], shift: float | None = None) -> TrainingOutput:
-    """Both losses of a pack of samples (BAGEL's training: cross-entropy on text, flow matching on latents)."""
+    """Both losses of a pack of samples (cross-entropy on text, flow matching on latents)."""
     pack = _Pack(model)
     for sample in samples:
         pack.add_sample(sample)

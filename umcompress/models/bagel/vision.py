@@ -96,7 +96,8 @@ class VisionBlock(nn.Module):
 
     def forward(self, hidden: Tensor, context: VisionContext) -> Tensor:
         hidden = hidden + self.self_attn(self.layer_norm1(hidden), context)
-        return hidden + self.mlp(self.layer_norm2(hidden))
+        out: Tensor = hidden + self.mlp(self.layer_norm2(hidden))
+        return out
 
 
 class VisionEmbeddings(nn.Module):
