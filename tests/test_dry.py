@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from tiny_bagel import DECODER, VISION_TOWER, write_recipe, write_tiny_bagel
@@ -23,7 +23,8 @@ from umcompress.render.plan_view import by_layers
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.store import save_compressed
 
-UND, GEN = "understanding", "generation"
+UND: Final = "understanding"
+GEN: Final = "generation"
 STEPS: tuple[dict[str, Any], ...] = (
     {"pass": "layer_drop", "component": UND, "unit": "attention", "drop_count": 1},
     {"pass": "head_prune", "component": GEN, "keep_ratio": 0.5},
@@ -237,6 +238,15 @@ def test_plan_in_the_terminal(tiny_bagel: Path, tmp_path: Path, capsys: pytest.C
     assert "02-head_prune CANNOT be done" in out
     assert "language_model" in out
     assert err == ""
+
+
+def test_the_shipped_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "quickstart", "--format", "json"]) == 0
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    assert [step["pass"] for step in steps] == ["layer_drop", "head_prune", "channel_prune", "channel_prune"]
+    sizes = [steps[0]["before"]["total"], *(step["after"]["total"] for step in steps)]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert all(step["sites"] and step["tensors"] and step["problem"] is None for step in steps)
 
 
 # -- inspect ----------------------------------------------------------------------------------------------
