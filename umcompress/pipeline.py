@@ -111,7 +111,11 @@ class Pipeline:
     ) -> tuple[StepReport, Plan, dict[str, Tensor]]:
         started = time.monotonic()
         work = self.folder.work(index, step.name)
-        proposal = self._propose(index, step, outcome.model)
+        try:
+            proposal = self._propose(index, step, outcome.model)
+        except PlanError as error:
+            error.add_note(f"  in step {step.name} of the recipe")
+            raise
         plan = keep_tensors(proposal.plan, proposal.tensors, work)
         tensors = dict(proposal.tensors)
         self.say(f"{self._place(index)} {step.name}: {describe(plan)}")
@@ -146,9 +150,10 @@ class Pipeline:
     def _rework(
         self, name: str, model: nn.Module, edits: Sequence[Edit], items: list[Any]
     ) -> tuple[ModelGraph, Callable[[], None]]:
-        """An edited copy of the model, for passes that measure again."""
+        """An edited copy of the model, for passes that measure again; what is not edited is shared, not copied."""
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         edited = rewrite(
-            copy.deepcopy(model), self.source.family, [Plan(pass_name=name, edits=tuple(edits))]
+            copy.deepcopy(model, dict(shared)), self.source.family, [Plan(pass_name=name, edits=tuple(edits))]
         )
         runner = self.source.runner(edited)
         return trace_model(edited, self.source.family), lambda: runner.feed(items)
@@ -173,7 +178,7 @@ class Pipeline:
         report = StepReport(
             name=name, scores=scores, parameters=weight.parameters, bytes=weight.bytes,
             macs_per_token=weight.macs_per_token, speed=speed, seconds=time.monotonic() - started,
-            samples=f"steps/{index:02d}-{name}/{samples}" if samples else None,
+            samples=f"steps/{self.folder.step_path(index, name).name}/{samples}" if samples else None,
         )
         if done is None:
             return report

@@ -75,7 +75,9 @@ class RunFolder:
         return False
 
     def step_path(self, index: int, name: str) -> Path:
-        return self.path / "steps" / f"{index:02d}-{name}"
+        """`steps/NN-NAME`; a step that the recipe gave no name is called NN-PASS already."""
+        number = f"{index:02d}-"
+        return self.path / "steps" / (name if name.startswith(number) else number + name)
 
     def committed(self, index: int, name: str) -> CommittedStep | None:
         """A finished step, None where it is still to be done."""
@@ -86,7 +88,8 @@ class RunFolder:
 
     def work(self, index: int, name: str) -> Path:
         """An empty folder for what a step leaves behind, outside of `steps` until it is committed."""
-        path = self.path / "steps" / f".{index:02d}-{name}.partial"
+        final = self.step_path(index, name)
+        path = final.with_name(f".{final.name}.partial")
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path

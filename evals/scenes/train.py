@@ -1,7 +1,8 @@
 """Train `bagel-mini` from nothing: `python -m umcompress.evals.scenes.train --out DIR`.
 
-Three stages, resumable and seeded: the autoencoder, the vision tower, the whole model.  Writes the model folder, the
-log of all losses, their curves as a picture, and the scores on 1 000 unseen prompts and 2 000 unseen questions.
+Three stages, resumable and seeded: the autoencoder, the vision tower, the whole model.  Writes the model
+folder, the log of all losses, their curves as a picture, and the scores on 1 000 unseen prompts and 2 000
+unseen questions.
 """
 
 from __future__ import annotations

@@ -93,17 +93,20 @@ def understanding_samples(encode: Encoder, settings: Settings, rng: np.random.Ge
 
 
 def initialise(model: Bagel) -> None:
-    """Normal 0.02 for matrices, residual outputs scaled down with depth, velocity head at zero."""
-    depth = len(model.language_model.model.layers)
+    """Every linear keeps the variance of its input, residual outputs start small, the velocity head at zero.
+
+    With the narrow normal (0.02 to 0.04) that large models use, a decoder this small never learns to look at shapes.
+    """
     for name, module in model.named_modules():
-        if name.startswith("vae"):
+        if name.startswith(("vae.", "vae2llm.", "vit_model")):
             continue
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.04)
-            if name.split(".")[-1].startswith(("o_proj", "down_proj")):
-                nn.init.normal_(module.weight, std=0.04 / (2 * depth) ** 0.5)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear):
+            small = 0.3 if name.split(".")[-1].startswith(("o_proj", "down_proj")) else 1.0
+            nn.init.normal_(module.weight, std=small * module.weight.shape[1] ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
     nn.init.zeros_(model.llm2vae.weight)
 
 
@@ -165,6 +168,11 @@ def _step(model: Bagel, encode: Encoder, settings: Settings, step: int) -> dict[
 
 @torch.no_grad()
 def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    ours = [p for p, q in zip(average.parameters(), model.parameters(), strict=True) if q.requires_grad]
-    theirs = [q for q in model.parameters() if q.requires_grad]
+    pairs = zip(average.parameters(), model.parameters(), strict=True)
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
+    for p, q in pairs:
+        if q.requires_grad:
+            ours.append(p)
+            theirs.append(q)
     torch._foreach_lerp_(ours, theirs, 1 - decay)

@@ -1,7 +1,8 @@
 """Second stage of training `bagel-mini`: the vision tower alone, so that it can tell the shapes apart.
 
-BAGEL starts from a trained SigLIP; a tower that starts from nothing sees colours and places at once, but learns shapes
-very late through the decoder.  Here two linear heads name shape and colour of every cell; they are thrown away.
+BAGEL starts from a trained SigLIP; a tower that starts from nothing sees colours and places at once, but
+learns shapes very late through the decoder.  Here two linear heads name shape and colour of every cell; they
+are thrown away.
 """
 
 from __future__ import annotations

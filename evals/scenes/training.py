@@ -28,17 +28,17 @@ class Settings:
     vision_steps: int = 400
     vision_batch: int = 128
     vision_lr: float = 1e-3
-    steps: int = 4_500
-    generation_batch: int = 64
-    understanding_batch: int = 20
+    steps: int = 3_400
+    generation_batch: int = 48
+    understanding_batch: int = 24
     questions: int = 5
     description_share: float = 0.6
-    layout_share: float = 0.2
-    understanding_weight: float = 0.5
-    lr: float = 1.5e-3
-    warm_up: int = 300
+    layout_share: float = 0.3
+    understanding_weight: float = 1.0
+    lr: float = 1.2e-3
+    warm_up: int = 100
     weight_decay: float = 0.01
-    ema: float = 0.999
+    ema: float = 0.998
     timestep_shift: float = 2.0
     text_dropout: float = 0.1
 
