@@ -30,11 +30,12 @@ AUTOENCODER: dict[str, Any] = {"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks":
 TEXT: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 192,
     "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 3,
-    "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 512, "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
 }
 VISION: dict[str, Any] = {
-    "model_type": "siglip_vision_model", "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4,
-    "num_hidden_layers": 3, "patch_size": 12, "image_size": 36,
+    "model_type": "siglip_vision_model", "hidden_size": 128, "intermediate_size": 256,
+    "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 12, "image_size": 36,
 }
 
 
@@ -55,7 +56,8 @@ def files(scale: float = 1.0, shift: float = 0.0) -> dict[str, dict[str, Any]]:
                      "cfg_interval": [0.0, 1.0]},
     }
     return {
-        "llm_config.json": TEXT | {"vocab_size": len(tokenizer)}, "vit_config.json": VISION, "extra.json": extra,
+        "llm_config.json": TEXT | {"vocab_size": len(tokenizer)}, "vit_config.json": VISION,
+        "extra.json": extra,
     }
 
 
@@ -76,7 +78,8 @@ def write_folder(model: Bagel, folder: Path) -> None:
     for name, content in files(config.scale_factor, config.shift_factor).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     build_tokenizer().save_pretrained(folder)
-    state = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+    tensors = model.state_dict().items()
+    state = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in tensors}
     vae = {name.removeprefix("vae."): value for name, value in state.items() if name.startswith("vae.")}
     rest = {name: value for name, value in state.items() if not name.startswith("vae.")}
     save_file(vae, folder / "ae.safetensors", {"format": "pt"})

@@ -27,11 +27,11 @@ def draw_curves(log: Path, out: Path) -> None:
         heights = [math.log10(max(value, 1e-6)) for _, value in points]
         low, high = min(heights), max(heights)
 
-        def place(step: int, height: float, top: int = top, last: int = last, low: float = low, high: float = high) -> tuple[float, float]:
-            x = MARGIN + step / last * (WIDTH - MARGIN - 12)
-            return x, top + 26 + (high - height) / max(high - low, 1e-9) * (HEIGHT - 52)
-
-        path = [place(step, height) for (step, _), height in zip(points, heights, strict=True)]
+        across, down = (WIDTH - MARGIN - 12) / last, (HEIGHT - 52) / max(high - low, 1e-9)
+        path = [
+            (MARGIN + step * across, top + 26 + (high - height) * down)
+            for (step, _), height in zip(points, heights, strict=True)
+        ]
         draw.line(path, fill=(40, 80, 220), width=2)
         draw.text((MARGIN, top + 6), f"{stage}: {name}, steps 0 to {last}", fill="black")
         draw.text((2, top + 20), f"{10**high:.3g}", fill="black")

@@ -1,7 +1,7 @@
 """Third stage of training `bagel-mini`: both tasks together, through the packed training forward.
 
-Understanding samples carry several questions about one picture, most of them after a dense description of the scene:
-with one question a picture, counting and position stay at chance for very long.
+Understanding samples carry several questions about one picture, most of them after a dense description of the
+scene: with one question a picture, counting and position stay at chance for very long.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def generation_samples(
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
         latents = model.vae.encode(images).float()
     tokens = latents.shape[2] * latents.shape[3] // side**2
-    noise = torch.from_numpy(rng.standard_normal((count, tokens, model.config.latent_channels), dtype=np.float32))
+    shape = (count, tokens, model.config.latent_channels)
+    noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
     raw = rng.standard_normal(count)
     dropped = rng.random(count) < settings.text_dropout
     samples: list[Sample] = []
@@ -64,7 +65,7 @@ def generation_samples(
 
 
 def _described_picture(rng: np.random.Generator, layout_share: float) -> tuple[str, world.Scene]:
-    """A text and a scene that satisfies it: a prompt, or the dense description, which teaches words faster."""
+    """A text and a scene that satisfies it: a prompt, or the dense description, which teaches faster."""
     if rng.random() < layout_share:
         scene = world.sample_scene(rng)
         return questions.describe(scene), scene
@@ -74,7 +75,8 @@ def _described_picture(rng: np.random.Generator, layout_share: float) -> tuple[s
 
 
 KIND_WEIGHTS = {
-    "single_object": 0.10, "two_object": 0.16, "counting": 0.20, "colors": 0.10, "position": 0.24, "color_attr": 0.20,
+    "single_object": 0.10, "two_object": 0.16, "counting": 0.20, "colors": 0.10, "position": 0.24,
+    "color_attr": 0.20,
 }
 
 
@@ -95,7 +97,8 @@ def understanding_samples(encode: Encoder, settings: Settings, rng: np.random.Ge
 def initialise(model: Bagel) -> None:
     """Every linear keeps the variance of its input, residual outputs start small, the velocity head at zero.
 
-    With the narrow normal (0.02 to 0.04) that large models use, a decoder this small never learns to look at shapes.
+    With the narrow normal (0.02 to 0.04) that large models use, a decoder this small never learns to look at
+    shapes.
     """
     for name, module in model.named_modules():
         if name.startswith(("vae.", "vae2llm.", "vit_model")):
@@ -145,7 +148,10 @@ def train_model(model: Bagel, settings: Settings, out: Path, log: Log) -> Bagel:
 def _optimizer(model: Bagel, settings: Settings) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), eps=1e-8)
 
 

@@ -56,7 +56,9 @@ def train_vision(model: Bagel, settings: Settings, out: Path, log: Log) -> None:
     torch.manual_seed(settings.seed + 1)
     heads = Heads(model.config.vision.hidden_size)
     both = nn.ModuleList([tower, heads])
-    optimizer = torch.optim.AdamW(both.parameters(), lr=settings.vision_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        both.parameters(), lr=settings.vision_lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
     checkpoint = out / "vision"
     start = load_checkpoint(checkpoint, {"both": both}, optimizer)
     for step in range(start, settings.vision_steps):
@@ -67,7 +69,8 @@ def train_vision(model: Bagel, settings: Settings, out: Path, log: Log) -> None:
         cut = [model.patchify(image) for image in images]
         context = VisionContext(Packing([len(patches) for patches, _ in cut]))
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            rows = tower(torch.cat([patches for patches, _ in cut]), torch.cat([ids for _, ids in cut]), context)
+            patches, ids = (torch.cat(part) for part in zip(*cut, strict=True))
+            rows = tower(patches, ids, context)
             shape, colour = heads.shape(rows).float(), heads.colour(rows).float()
         loss = functional.cross_entropy(shape, shapes) + functional.cross_entropy(colour, colours)
         optimizer.zero_grad(set_to_none=True)
