@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from umcompress import cli_parser
 from umcompress.extend import find_evaluation, find_pass
 from umcompress.recipe import parse_recipe

@@ -249,7 +249,8 @@ def ask(model: str, picture: Path, question: str) -> str:
     except FileNotFoundError as error:
         raise UsageError(f"the picture {picture}", "no such file", "check the path") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise UsageError(f"the picture {picture}", f"not readable as a picture: {error}", "give a PNG or JPEG") from error
+        found = f"not readable as a picture: {error}"
+        raise UsageError(f"the picture {picture}", found, "give a PNG or JPEG") from error
     return source.runner(source.load()).answer([image], [question])[0]
 
 
