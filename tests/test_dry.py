@@ -62,6 +62,7 @@ def test_sites_and_tensors(planned: Callable[..., Any]) -> None:
     assert [(s.site, s.component, s.unit, s.before, s.after) for s in drop.sites] == [
         (f"{DECODER}.2", UND, "attention", 1, 0)
     ]
+    assert drop.sites[0].note == "for example: measuring decides which"
     gone = {change.name.removeprefix(f"{DECODER}.2.") for change in drop.tensors}
     assert gone >= {"self_attn.q_proj.weight", "self_attn.k_norm.weight", "input_layernorm.weight"}
     assert all(change.after is None and "_moe_gen" not in change.name for change in drop.tensors)

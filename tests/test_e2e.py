@@ -137,6 +137,25 @@ def test_a_gate_undoes_its_step(tmp_path: Path) -> None:
     assert counted == report.steps[1].parameters.total == report.result.parameters.total
 
 
+def test_a_pass_of_the_users_own(tmp_path: Path) -> None:
+    """Twenty lines outside of the package: validated, planned, applied, reported."""
+    own = Path(__file__).parents[1] / "docs" / "my_pass.py"
+    recipe = (
+        "model: bagel-mini\ncalibration: {samples: 12}\nevaluate:\n  - scenes: {prompts: 6, questions: 10}\nsteps:\n"
+        f"  - pass: {own}:QuietChannels\n    component: understanding\n    share: 0.4\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    wrong = run("plan", "recipe.yaml", "--set", "steps.0.share=7", cwd=tmp_path)
+    assert wrong.returncode == 2 and "share" in wrong.stderr and "Traceback" not in wrong.stderr
+    planned = run("plan", "recipe.yaml", cwd=tmp_path)
+    assert planned.returncode == 0 and "QuietChannels" in planned.stdout
+    done = run("apply", "recipe.yaml", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = read_report(tmp_path / "out")
+    assert report.steps[1].pass_ == f"{own}:QuietChannels" and report.steps[1].edits > 0
+    assert report.result.parameters.total < report.baseline.parameters.total
+
+
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "model").glob("*.safetensors"))}
 

@@ -137,7 +137,7 @@ class _Dry:
         changed = _changed(shapes, tensors, _shapes(self.model))
         return _plan_step(
             step, before, self.weight, edits=len(plan.edits), declined=plan.declined,
-            sites=tuple(_site_changes(plan, graph)), tensors=tuple(changed),
+            sites=tuple(_site_changes(plan, graph, bool(planner.needs()))), tensors=tuple(changed),
         )  # fmt: skip
 
 
@@ -184,8 +184,9 @@ def _refuse(name: str, found: str, cause: Exception | None = None) -> NoReturn:
 # -- what changes ---------------------------------------------------------------------------------------
 
 
-def _site_changes(plan: Plan, graph: ModelGraph) -> Iterator[SiteChange]:
+def _site_changes(plan: Plan, graph: ModelGraph, measured: bool) -> Iterator[SiteChange]:
     """One row an edit and component; an edit finds its site as the edits before it left it."""
+    example = "for example: measuring decides which" if measured else ""
     blocks = {site.path: site for site in graph.blocks(stack="all")}
     heads = {(site.path, site.component): site for site in graph.attentions(stack="all")}
     widths = {site.path: site for site in graph.feed_forwards(stack="all")}
@@ -200,9 +201,9 @@ def _site_changes(plan: Plan, graph: ModelGraph) -> Iterator[SiteChange]:
     for edit in plan.edits:
         if isinstance(edit, DropBlock):
             for component in sorted(blocks[edit.block].components):
-                yield change(edit.block, component, "block", 1, 0)
+                yield change(edit.block, component, "block", 1, 0, example)
         elif isinstance(edit, DropBranch):
-            yield change(edit.block, edit.component, edit.branch, 1, 0)
+            yield change(edit.block, edit.component, edit.branch, 1, 0, example)
         elif isinstance(edit, KeepHeads):
             site = heads[edit.site, edit.component]
             if (groups := edit.key_value_groups) is not None:

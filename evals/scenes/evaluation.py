@@ -40,8 +40,8 @@ class Scenes(Evaluation):
     """
 
     name: ClassVar[str] = "scenes"
-    prompts: PositiveInt = Field(default=240, description="pictures to generate, spread over the six kinds")
-    questions: PositiveInt = Field(default=500, description="questions to ask, spread over the five kinds")
+    prompts: PositiveInt = Field(default=1000, description="pictures to generate, spread over the six kinds")
+    questions: PositiveInt = Field(default=2000, description="questions to ask, spread over the five kinds")
     limit: PositiveInt | None = Field(default=None, description="at most so many pictures and questions")
     seed: int = Field(default=0, description="seed of the scenes, the prompts and the initial noise")
 

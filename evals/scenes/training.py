@@ -28,7 +28,7 @@ class Settings:
     vision_steps: int = 400
     vision_batch: int = 128
     vision_lr: float = 1e-3
-    steps: int = 3_400
+    steps: int = 3_000
     generation_batch: int = 48
     understanding_batch: int = 24
     questions: int = 5
