@@ -42,7 +42,7 @@ def apply(
     loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
     given = output or loaded.recipe.output
     path = Path(given) if given else Path("runs") / loaded.file.stem
-    say(f"umcompress apply {recipe}: {loaded.recipe.model}, {len(loaded.recipe.steps)} steps, into {path}")
+    say(f"umcompress apply {recipe}: {loaded.recipe.model}, steps: {len(loaded.recipe.steps)}, into {path}")
     from umcompress.dry import check
     from umcompress.opening import open_source
 

@@ -69,6 +69,7 @@ class Pipeline:
 
     def run(self) -> Outcome:
         """All steps, those that are committed already from the folder."""
+        self._check_calibration()
         model = self.source.load()
         baseline = self._baseline(model)
         outcome = Outcome(model, [baseline])
@@ -89,6 +90,13 @@ class Pipeline:
             if kept is not None:
                 rewrite(outcome.model, self.source.family, [plan], [tensors])
         return outcome
+
+    def _check_calibration(self) -> None:
+        """Find out before hours are spent that a step has nothing to calibrate on."""
+        for step in self.recipe.steps:
+            if isinstance(step.pass_, Pass) and step.pass_.needs():
+                wanted = getattr(step.pass_, "calibration", None) or self.recipe.calibration
+                calibration_source(self.recipe, wanted, self.evaluations)
 
     def _place(self, index: int) -> str:
         return f"[{index}/{len(self.recipe.steps)}]"
