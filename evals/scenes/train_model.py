@@ -7,6 +7,7 @@ scene: with one question a picture, counting and position stay at chance for ver
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,13 @@ KIND_WEIGHTS = {
 }
 
 
-def understanding_samples(encode: Encoder, settings: Settings, rng: np.random.Generator) -> list[Sample]:
+# In the finish, relations between two objects, which are learned last, are asked about more than all else.
+FINISH_QUESTIONS = ("position", "position", "position", "count", "comparison", "color", "existence")
+
+
+def understanding_samples(
+    encode: Encoder, settings: Settings, rng: np.random.Generator, kinds: Sequence[str] | None = None
+) -> list[Sample]:
     """Picture, often a description with loss, then questions and answers (loss on the answers)."""
     samples: list[Sample] = []
     for _ in range(settings.understanding_batch):
@@ -88,7 +95,7 @@ def understanding_samples(encode: Encoder, settings: Settings, rng: np.random.Ge
         items: list[Item] = [VisionItem(to_tensor(world.render(scene)))]
         if rng.random() < settings.description_share:
             items.append(TextItem(encode(questions.describe(scene)), True))
-        for question in questions.sample_questions(rng, scene, settings.questions):
+        for question in questions.sample_questions(rng, scene, settings.questions, kinds):
             items += [TextItem(encode(question.text)), TextItem(encode(question.answer), True)]
         samples.append(items)
     return samples
@@ -130,19 +137,27 @@ def train_model(model: Bagel, settings: Settings, out: Path, log: Log) -> Bagel:
     checkpoint = out / "model"
     start = load_checkpoint(checkpoint, {"model": model, "average": average}, optimizer)
     encode = Encoder()
-    for step in range(start, settings.steps):
-        rate = cosine(step, settings.steps, settings.warm_up) * settings.lr
+    last = settings.steps + settings.finish_steps - 1
+    for step in range(start, last + 1):
+        rate = learning_rate(step, settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
         losses = _step(model, encode, settings, step)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         _average(average, model, min(settings.ema, (step + 1) / (step + 10)))
-        if step % 50 == 0 or step == settings.steps - 1:
+        if step % 50 == 0 or step == last:
             log.write("model", step, losses | {"norm": float(norm), "lr": rate})
-        if (step + 1) % 500 == 0 or step == settings.steps - 1:
+        if (step + 1) % 500 == 0 or step in (settings.steps - 1, last):
             save_checkpoint(checkpoint, {"model": model, "average": average}, optimizer, step + 1)
     return average
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """One cosine over `steps`, then a short second one over `finish_steps`."""
+    if step < settings.steps:
+        return cosine(step, settings.steps, settings.warm_up) * settings.lr
+    return cosine(step - settings.steps, settings.finish_steps, 20) * settings.finish_lr
 
 
 def _optimizer(model: Bagel, settings: Settings) -> torch.optim.Optimizer:
@@ -161,7 +176,8 @@ def _step(model: Bagel, encode: Encoder, settings: Settings, step: int) -> dict[
     model.zero_grad(set_to_none=True)
     losses = {}
     painted = generation_samples(model, encode, settings, rng)
-    read = understanding_samples(encode, settings, rng)
+    kinds = FINISH_QUESTIONS if step >= settings.steps else None
+    read = understanding_samples(encode, settings, rng, kinds)
     for name, samples, weight in (("mse", painted, 1.0), ("ce", read, settings.understanding_weight)):
         # The fused CPU attention is slow backwards at these lengths; plain matrix products are twice as fast.
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16), sdpa_kernel(SDPBackend.MATH):

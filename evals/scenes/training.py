@@ -29,6 +29,8 @@ class Settings:
     vision_batch: int = 128
     vision_lr: float = 1e-3
     steps: int = 3_000
+    finish_steps: int = 450
+    finish_lr: float = 5e-4
     generation_batch: int = 48
     understanding_batch: int = 24
     questions: int = 5
