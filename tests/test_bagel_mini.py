@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from umcompress.evals.scenes.evaluation import Scenes
 from umcompress.models.registry import resolve_folder
 from umcompress.opening import open_source
