@@ -7,7 +7,7 @@ scene: with one question a picture, counting and position stay at chance for ver
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +45,12 @@ class Encoder:
 
 
 def generation_samples(
-    model: Bagel, encode: Encoder, settings: Settings, rng: np.random.Generator
+    model: Bagel, encode: Encoder, settings: Settings, rng: np.random.Generator, finish: bool = False
 ) -> list[Sample]:
     """Text, then its picture's latent with noise.  The kinds that come last in training come more often."""
     count, side = settings.generation_batch, model.config.latent_patch_size
-    pairs = [_described_picture(rng, settings.layout_share) for _ in range(count)]
+    share, kinds = (settings.finish_layout_share, FINISH_KINDS) if finish else (settings.layout_share, KINDS)
+    pairs = [_described_picture(rng, share, kinds) for _ in range(count)]
     images = torch.stack([to_tensor(world.render(scene)) for _, scene in pairs])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
         latents = model.vae.encode(images).float()
@@ -65,23 +66,27 @@ def generation_samples(
     return samples
 
 
-def _described_picture(rng: np.random.Generator, layout_share: float) -> tuple[str, world.Scene]:
+def _described_picture(
+    rng: np.random.Generator, layout_share: float, kinds: Mapping[str, float]
+) -> tuple[str, world.Scene]:
     """A text and a scene that satisfies it: a prompt, or the dense description, which teaches faster."""
     if rng.random() < layout_share:
         scene = world.sample_scene(rng)
         return questions.describe(scene), scene
-    kind = str(rng.choice(list(KIND_WEIGHTS), p=list(KIND_WEIGHTS.values())))
+    kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     prompt = prompts.sample_prompt(rng, kind)
     return prompt.text, prompts.scene_for_prompt(rng, prompt)
 
 
-KIND_WEIGHTS = {
+KINDS = {
     "single_object": 0.10, "two_object": 0.16, "counting": 0.20, "colors": 0.10, "position": 0.24,
     "color_attr": 0.20,
 }
-
-
-# In the finish, relations between two objects, which are learned last, are asked about more than all else.
+# In the finish, relations between two objects, which are learned last, come more often than all else.
+FINISH_KINDS = {
+    "single_object": 0.06, "two_object": 0.14, "counting": 0.24, "colors": 0.06, "position": 0.36,
+    "color_attr": 0.14,
+}
 FINISH_QUESTIONS = ("position", "position", "position", "count", "comparison", "color", "existence")
 
 
@@ -175,9 +180,9 @@ def _step(model: Bagel, encode: Encoder, settings: Settings, step: int) -> dict[
     rng = np.random.default_rng((settings.seed, 3, step))
     model.zero_grad(set_to_none=True)
     losses = {}
-    painted = generation_samples(model, encode, settings, rng)
-    kinds = FINISH_QUESTIONS if step >= settings.steps else None
-    read = understanding_samples(encode, settings, rng, kinds)
+    finish = step >= settings.steps
+    painted = generation_samples(model, encode, settings, rng, finish)
+    read = understanding_samples(encode, settings, rng, FINISH_QUESTIONS if finish else None)
     for name, samples, weight in (("mse", painted, 1.0), ("ce", read, settings.understanding_weight)):
         # The fused CPU attention is slow backwards at these lengths; plain matrix products are twice as fast.
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16), sdpa_kernel(SDPBackend.MATH):

@@ -28,14 +28,15 @@ class Settings:
     vision_steps: int = 400
     vision_batch: int = 128
     vision_lr: float = 1e-3
-    steps: int = 3_000
-    finish_steps: int = 450
+    steps: int = 3_400
+    finish_steps: int = 600
     finish_lr: float = 5e-4
     generation_batch: int = 48
     understanding_batch: int = 24
     questions: int = 5
     description_share: float = 0.6
     layout_share: float = 0.3
+    finish_layout_share: float = 0.15
     understanding_weight: float = 1.0
     lr: float = 1.2e-3
     warm_up: int = 100
