@@ -8,14 +8,16 @@ edit that holds them.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from umcompress.documents import Component, Document
 from umcompress.errors import PlanError
 
 BranchKind = Literal["attention", "feed_forward"]
+Weighting = Literal["one_plus_logit", "softmax"]
 Index = tuple[NonNegativeInt, ...]
 
 
@@ -75,6 +77,44 @@ class KeepChannels(Document):
         return self
 
 
+class SplitExperts(Document):
+    """Split a feed-forward into experts, of which each token's `active` best run, behind a router of zeros.
+
+    `experts` are the channels of each expert, in expert order; they and the always-on `shared` ones are all
+    channels of the site, each once. `selector`: frozen scores of its own choose the experts, and the router's
+    trainable logits come on top; without it the logits alone choose.
+    """
+
+    kind: Literal["split_experts"] = "split_experts"
+    site: str
+    experts: Annotated[tuple[Index, ...], Field(min_length=1)]
+    shared: Index = ()
+    active: PositiveInt
+    weighting: Weighting = "one_plus_logit"
+    selector: bool = False
+
+    @property
+    def width(self) -> int:
+        """Channels of one expert."""
+        return len(self.experts[0])
+
+    @model_validator(mode="after")
+    def _legal(self) -> SplitExperts:
+        sizes = sorted({len(expert) for expert in self.experts})
+        if len(sizes) > 1:
+            raise ValueError(f"experts have {', '.join(map(str, sizes))} channels: give each equally many")
+        if sizes[0] == 0:
+            raise ValueError("experts have no channels: give each at least one")
+        if self.active > len(self.experts):
+            allowed = f"1 to {len(self.experts)}"
+            raise ValueError(f"active is {self.active} of {len(self.experts)} experts: allowed is {allowed}")
+        counts = Counter(itertools.chain(*self.experts, self.shared))
+        if twice := sorted(channel for channel, count in counts.items() if count > 1):
+            listed = ", ".join(map(str, twice[:5])) + (", ..." if len(twice) > 5 else "")
+            raise ValueError(f"channels must be in one expert or shared, once: not so for {listed}")
+        return self
+
+
 class SetTensors(Document):
     """Give tensors new values, of the shape they have by then. The values are in a file next to the plan."""
 
@@ -90,7 +130,9 @@ class SetTensors(Document):
         return self
 
 
-Edit = Annotated[DropBlock | DropBranch | KeepHeads | KeepChannels | SetTensors, Field(discriminator="kind")]
+Edit = Annotated[
+    DropBlock | DropBranch | KeepHeads | KeepChannels | SplitExperts | SetTensors, Field(discriminator="kind")
+]
 
 
 class Evidence(Document):

@@ -36,9 +36,10 @@ from umcompress.edits import (
     KeepHeads,
     Plan,
     SetTensors,
+    SplitExperts,
 )
 from umcompress.errors import PlanError, did_you_mean
-from umcompress.graph.sites import AttentionSite, BlockSite, BranchSite, FeedForwardSite
+from umcompress.graph.sites import AttentionSite, BlockSite, BranchSite, ExpertSite, FeedForwardSite
 from umcompress.recipe import Calibration, Component, Document, Ratio, Task
 from umcompress.report import KindScore, Score
 
@@ -236,6 +237,7 @@ __all__ = [
     "Edit",
     "Evaluation",
     "Evidence",
+    "ExpertSite",
     "FeedForwardSite",
     "HeadContribution",
     "Heads",
@@ -254,6 +256,7 @@ __all__ = [
     "SetTensors",
     "Similarity",
     "SitePass",
+    "SplitExperts",
     "Statistics",
     "Task",
     "evaluations",

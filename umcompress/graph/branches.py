@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from umcompress.graph.protocol import StreamAttention
+from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 from umcompress.graph.sites import BranchKind
 from umcompress.graph.trace import call_name, is_attention, module_of
 
@@ -123,11 +123,15 @@ def _classify(
         linears = [node for node, module in calls.items() if isinstance(module, nn.Linear)]
         return Branch("attention", _agreed(linears, path, component_of), add, stream, branch, own, None)
     inner = [node for node, module in calls.items() if isinstance(module, nn.Linear)]
-    experts = [node for node, module in calls.items() if "Experts" in type(module).__name__]
+    experts = [node for node, module in calls.items() if _is_mixture(module)]
     if len(inner) >= 2 or experts:
         component = _agreed(inner + experts, path, component_of)
         return Branch("feed_forward", component, add, stream, branch, own, None)
     return None
+
+
+def _is_mixture(module: nn.Module) -> bool:
+    return isinstance(module, RoutedFeedForward) or "Experts" in type(module).__name__
 
 
 def _attention_component(

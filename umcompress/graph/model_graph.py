@@ -13,8 +13,15 @@ from torch import Tensor, fx, nn
 from umcompress.errors import UsageError, did_you_mean
 from umcompress.graph.branches import Branch, find_branches
 from umcompress.graph.channels import channel_groups
-from umcompress.graph.protocol import StreamAttention
-from umcompress.graph.sites import AttentionSite, BlockSite, BranchKind, BranchSite, FeedForwardSite
+from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
+from umcompress.graph.sites import (
+    AttentionSite,
+    BlockSite,
+    BranchKind,
+    BranchSite,
+    ExpertSite,
+    FeedForwardSite,
+)
 from umcompress.graph.trace import trace_block
 
 
@@ -38,6 +45,7 @@ class BlockGraph:
     branches: tuple[Branch, ...]
     attentions: tuple[AttentionSite, ...]
     feed_forwards: tuple[FeedForwardSite, ...]
+    experts: tuple[ExpertSite, ...]
 
 
 class _InStack(Protocol):
@@ -92,8 +100,15 @@ class ModelGraph:
     def feed_forwards(
         self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
     ) -> tuple[FeedForwardSite, ...]:
-        """Groups of feed-forward channels, in depth order."""
+        """Groups of feed-forward channels, in depth order. Feed-forwards that were split are not among them."""
         found = self._narrow((s for b in self._blocks.values() for s in b.feed_forwards), stack, layers)
+        return tuple(site for site in found if component is None or site.component == component)
+
+    def experts(
+        self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
+    ) -> tuple[ExpertSite, ...]:
+        """Feed-forwards that were split into experts, in depth order."""
+        found = self._narrow((s for b in self._blocks.values() for s in b.experts), stack, layers)
         return tuple(site for site in found if component is None or site.component == component)
 
     def weight(self, name: str) -> Tensor:
@@ -145,6 +160,7 @@ def read_block(block: nn.Module, path: str, stack: str, index: int, family: Mode
         branches,
         tuple(_attention_sites(graph, block, path, stack, index)),
         tuple(_feed_forward_sites(graph, block, path, stack, index, family)),
+        tuple(_expert_sites(graph, block, path, stack, index, family)),
     )
 
 
@@ -182,6 +198,23 @@ def _feed_forward_sites(
             site, path, stack, index, family.component_of(site), group.width,
             tuple(f"{path}.{p}" for p in group.producers), f"{path}.{group.consumers[0]}",
             group.activation, len(group.producers) > 1,
+        )  # fmt: skip
+
+
+def _expert_sites(
+    graph: fx.Graph, block: nn.Module, path: str, stack: str, index: int, family: ModelFamily
+) -> Iterable[ExpertSite]:
+    names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
+    for name in names:
+        leaf, site = block.get_submodule(name), f"{path}.{name}"
+        if not isinstance(leaf, RoutedFeedForward):
+            continue
+        shape = leaf.shape
+        yield ExpertSite(
+            site, path, stack, index, family.component_of(site),
+            shape.experts, shape.active, shape.width, shape.shared_width, shape.hidden,
+            tuple(f"{site}.experts.{producer}" for producer in shape.producers),
+            f"{site}.experts.{shape.consumer}", shape.weighting, shape.selector,
         )  # fmt: skip
 
 

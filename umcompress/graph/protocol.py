@@ -1,4 +1,4 @@
-"""What an attention module tells about itself, so that heads and streams can be removed from it.
+"""What a leaf of the traced graph tells about itself: an attention, a feed-forward that was split.
 
 An attention is a leaf of the traced graph: how it mixes tokens stays its own business. A leaf that follows
 `StreamAttention` says which Linears each stream owns and how heads lie in them; the generic edits then slice
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,41 @@ class StreamAttention(Protocol):
 
     def drop_stream(self, component: str) -> None:
         """Forget a stream and delete its children; `forward` gets None in its place from now on."""
+
+
+@runtime_checkable
+class ExpertSizes(Protocol):
+    """What a split feed-forward is made of: names are last parts of the producers' and the consumer's."""
+
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def experts(self) -> int: ...
+    @property
+    def active(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def producers(self) -> tuple[str, ...]: ...
+    @property
+    def consumer(self) -> str: ...
+    @property
+    def shared_width(self) -> int: ...
+    @property
+    def weighting(self) -> str: ...
+    @property
+    def selector(self) -> bool: ...
+
+
+@runtime_checkable
+class RoutedFeedForward(Protocol):
+    """A feed-forward of which each token uses some experts: one leaf of the traced graph.
+
+    Its children `experts.{producer}` and `experts.{consumer}` hold the stacked weights, experts first.
+    """
+
+    @property
+    def shape(self) -> ExpertSizes: ...
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (T, hidden) -> (weights (T, active), chosen experts (T, active), logits (T, experts))."""

@@ -73,3 +73,28 @@ class FeedForwardSite:
     consumer: str
     activation: str
     gated: bool
+
+
+@dataclass(frozen=True)
+class ExpertSite:
+    """A feed-forward that was split: `experts` of `width` channels, `active` of them for each token.
+
+    Its modules hold the stacked weights: each of `producers` (experts, width, hidden), `consumer` (experts,
+    hidden, width). The router is `{path}.gate.weight` (experts, hidden); with `selector`, `{path}.selector`
+    has a weight (experts, hidden) and a bias (experts,). `shared_width` channels are always on.
+    """
+
+    path: str
+    block: str
+    stack: str
+    index: int
+    component: str
+    experts: int
+    active: int
+    width: int
+    shared_width: int
+    hidden: int
+    producers: tuple[str, ...]
+    consumer: str
+    weighting: str = "one_plus_logit"
+    selector: bool = False

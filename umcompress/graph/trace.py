@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from umcompress.errors import ModelError
 from umcompress.graph.lower import EXTRA, lowered_graph
-from umcompress.graph.protocol import StreamAttention
+from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 
 LEAF = re.compile(r"Attention|Attn|Norm|Rotary|RoPE|Router|Experts")
 ATTENTION = re.compile(r"Attention|Attn")
@@ -28,7 +28,7 @@ ATTENTION = re.compile(r"Attention|Attn")
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is called as a whole. An attention that merely wraps another attention is opened."""
-    if isinstance(module, StreamAttention) or not any(True for _ in module.children()):
+    if isinstance(module, StreamAttention | RoutedFeedForward) or not any(True for _ in module.children()):
         return True
     name = type(module).__name__
     if ATTENTION.search(name):
