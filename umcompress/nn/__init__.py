@@ -1,0 +1,1 @@
+"""Modules that compressed models are built from."""
