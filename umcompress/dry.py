@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -34,9 +35,12 @@ _NO_VALUES = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)
 def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     """Every step on the shapes that the one before leaves; one that cannot be planned leaves them alone."""
     # The recipe's device is for weights: planning needs none.
-    dry = _Dry(open_source(recipe.model, recipe.dtype))
-    steps = tuple(dry.step(step, recipe.calibration) for step in recipe.steps)
-    return PlanReport(model=recipe.model, recipe_name=name, steps=steps)
+    states = [_Dry(open_source(recipe.model, recipe.dtype))]
+    steps = []
+    for step, parent in zip(recipe.steps, recipe.parents(), strict=True):
+        states.append(copy.deepcopy(states[parent]))
+        steps.append(states[-1].step(step, recipe.calibration))
+    return PlanReport(model=recipe.model, recipe_name=name, steps=tuple(steps))
 
 
 def inspect_model(model: str, graph_path: str | None) -> Inspection:
@@ -64,9 +68,10 @@ def check(recipe: Recipe, source: Source) -> None:
     nothing or wants what is not legal.  What a pass decides by measuring may change what later steps find:
     of these only such are refused as cannot be planned on the unmodified model either.
     """
-    skeleton, pristine = _skeleton(source), _skeleton(source)
+    skeletons = [_skeleton(source)]
     problems: list[tuple[str, PlanError | UsageError]] = []
-    for step in recipe.steps:
+    for step, parent in zip(recipe.steps, recipe.parents(), strict=True):
+        skeletons.append(skeleton := copy.deepcopy(skeletons[parent]))
         planner = step.pass_
         assert isinstance(planner, Pass)
         task = (getattr(planner, "calibration", None) or recipe.calibration).task
@@ -76,7 +81,7 @@ def check(recipe: Recipe, source: Source) -> None:
         except _NeedsValues:
             continue
         except (PlanError, UsageError) as error:
-            if not _fits(planner, pristine, source, task):
+            if not _fits(planner, skeletons[0], source, task):
                 problems.append((step.name, error))
     if len(problems) == 1:
         name, problem = problems[0]
@@ -116,6 +121,11 @@ class _Dry:
     def __init__(self, source: Source) -> None:
         self.source, self.model = source, _skeleton(source)
         self.weight = self._weigh()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Dry:
+        other = object.__new__(_Dry)
+        other.source, other.model, other.weight = self.source, copy.deepcopy(self.model, memo), self.weight
+        return other
 
     def _weigh(self) -> Weight:
         return weigh(self.model, self.source.family, self.source.runner(self.model))

@@ -73,22 +73,27 @@ class Pipeline:
         model = self.source.load()
         baseline = self._baseline(model)
         outcome = Outcome(model, [baseline])
-        for index, step in enumerate(self.recipe.steps, start=1):
+        # What the model has been through after each step; alternatives start from an earlier one.
+        chains: list[list[Applied]] = [[]]
+        for index, (step, parent) in enumerate(zip(self.recipe.steps, self.recipe.parents(), strict=True), start=1):
+            if parent != index - 1:
+                outcome.model = self._replay(chains[parent])
             if (kept := self.folder.committed(index, step.name)) is not None:
                 self.say(f"{self._place(index)} {step.name}: done before, replayed")
                 report, plan = kept.report, kept.plan
                 tensors = self.folder.blobs(index, step.name, plan) if plan else {}
             else:
-                report, plan, tensors = self._step(index, step, outcome, baseline)
+                report, plan, tensors = self._step(index, step, outcome, parent)
             outcome.steps.append(report)
             if report.stopped:
                 outcome.stopped = Stopped(step=report.name, reason=_reason(report))
-                outcome.model = self._replay(outcome.plans)
+                outcome.model = self._replay(chains[-1])
                 break
             assert plan is not None
-            outcome.plans.append(Applied(step.name, plan, tensors))
+            chains.append([*chains[parent], Applied(step.name, plan, tensors)])
             if kept is not None:
                 rewrite(outcome.model, self.source.family, [plan], [tensors])
+        outcome.plans = chains[-1]
         return outcome
 
     def _check_calibration(self) -> None:
@@ -115,7 +120,7 @@ class Pipeline:
         return report
 
     def _step(
-        self, index: int, step: Step, outcome: Outcome, baseline: StepReport
+        self, index: int, step: Step, outcome: Outcome, parent: int
     ) -> tuple[StepReport, Plan, dict[str, Tensor]]:
         started = time.monotonic()
         work = self.folder.work(index, step.name)
@@ -130,10 +135,12 @@ class Pipeline:
         rewrite(outcome.model, self.source.family, [plan], [tensors])
         self.say(f"{self._place(index)} {step.name}: evaluating")
         report = self._measured(outcome.model, index, step.name, work, (step, plan), started)
+        baseline, above = outcome.steps[0], outcome.steps[parent]
         gates = check_gate(step.stop_if, report.scores, baseline.scores) if step.stop_if else []
         stopped = any(not gate.passed for gate in gates)
-        report = report.model_copy(update={"gates": tuple(gates), "stopped": stopped})
-        report = step_report(report, baseline, outcome.steps[-1])
+        start = above.name if parent != index - 1 else None
+        report = report.model_copy(update={"gates": tuple(gates), "stopped": stopped, "after": start})
+        report = step_report(report, baseline, above)
         self.folder.commit(index, step.name, work, CommittedStep(report=report, plan=plan))
         return report, plan, tensors
 

@@ -64,16 +64,22 @@ class RecipeHead(Document):
 
 
 class Step(Document):
-    """One pass with its options. `reference` is the pass as the recipe names it."""
+    """One pass with its options. `reference` is the pass as the recipe names it.
+
+    `after` names the step whose model this one starts from (or `baseline`); null: the step before it. So one
+    recipe can hold alternatives, measured against the same baseline.
+    """
 
     name: str
     reference: str
     pass_: SerializeAsAny[Document] = Field(validation_alias="pass", serialization_alias="pass")
     stop_if: Gate | None = None
+    after: str | None = None
 
     def resolved(self) -> dict[str, Any]:
         gate = {"stop_if": self.stop_if.plain()} if self.stop_if else {}
-        return {"name": self.name, "pass": self.reference, **self.pass_.plain(), **gate}
+        after = {"after": self.after} if self.after else {}
+        return {"name": self.name, "pass": self.reference, **after, **self.pass_.plain(), **gate}
 
 
 class Recipe(RecipeHead):
@@ -82,6 +88,11 @@ class Recipe(RecipeHead):
     evaluate: tuple[SerializeAsAny[Document], ...] = ()
     evaluation_names: tuple[str, ...] = ()
     steps: tuple[Step, ...]
+
+    def parents(self) -> tuple[int, ...]:
+        """For each step, counted from 1, the number of the step that it starts from; 0 is the baseline."""
+        numbers = {"baseline": 0} | {step.name: number for number, step in enumerate(self.steps, start=1)}
+        return tuple(index if step.after is None else numbers[step.after] for index, step in enumerate(self.steps))
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out; parsing it again gives an equal recipe."""

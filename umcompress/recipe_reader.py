@@ -17,7 +17,7 @@ from umcompress.yaml_source import Path, Source
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 Resolver = Callable[[str], type[Document]]
-_STEP_KEYS = ("pass", "name", "stop_if")
+_STEP_KEYS = ("pass", "name", "after", "stop_if")
 _STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -108,6 +108,7 @@ class Reader:
         read = (self._step(("steps", index), entry, resolve, scored) for index, entry in enumerate(entries))
         steps = [step for step in read if step is not None]
         self._names_differ(steps)
+        self._come_after(steps)
         return [{key: value for key, value in step.items() if key != "path"} for step in steps]
 
     def _step(self, path: Path, entry: Any, resolve: Resolver, scored: bool) -> dict[str, Any] | None:
@@ -131,7 +132,8 @@ class Reader:
         name = self._step_name(path, entry, getattr(cls, "name", None))
         if document is None or len(self.source.problems) > before:
             return None
-        return {"name": name, "reference": reference, "pass": document, "stop_if": gate, "path": path}
+        found = {"name": name, "reference": reference, "pass": document, "stop_if": gate, "path": path}
+        return found | {"after": entry.get("after")}
 
     def _options(self, entry: dict[str, Any], cls: type[Document] | None) -> dict[str, Any]:
         """The pass's own keys. What a step's `calibration` leaves out comes from the recipe's."""
@@ -171,6 +173,16 @@ class Reader:
             if first is not step["path"]:
                 message = f"{step['name']!r} names step {first[1]} already"
                 self.source.problem((*step["path"], "name"), message)
+
+    def _come_after(self, steps: list[dict[str, Any]]) -> None:
+        """`after` names the baseline or an earlier step."""
+        earlier = ["baseline"]
+        for step in steps:
+            after = step["after"]
+            if after is not None and after not in earlier:
+                message = f"should name the baseline or an earlier step, found {shown(after)}"
+                self.source.problem((*step["path"], "after"), message, did_you_mean(str(after), earlier))
+            earlier.append(step["name"])
 
     def _resolve(self, resolve: Resolver, name: str, path: Path) -> type[Document] | None:
         try:

@@ -69,12 +69,14 @@ class Stopped(Document):
 class StepReport(Document):
     """The model after one step. The first is the baseline: `pass` is null.
 
-    changes: scores against the baseline; previous: against the row above, leaving out steps that were undone.
+    after: the step whose model it started from, where that is not the row above.
+    changes: scores against the baseline; previous: against the step that it started from.
     flags: `no_speed:TASK`, a step that cut a task's work and made it no faster.
     samples: a picture of generated samples, relative to the run's folder.
     """
 
     name: str
+    after: str | None = None
     pass_: str | None = Field(default=None, validation_alias="pass", serialization_alias="pass")
     options: dict[str, Any] = {}
     scores: dict[Task, Score] = {}

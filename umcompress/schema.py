@@ -107,6 +107,7 @@ def recipe_schema(
 
     common = {
         "name": {"type": "string", "description": "How the report names the step (default: NN-<pass>)."},
+        "after": {"type": "string", "description": "Starts from that step's model, or from `baseline`."},
         "stop_if": {"$ref": references[(gate, "validation")]["$ref"]},
     }
     steps = [_step(name, take(model), common) for name, model in passes.items()]

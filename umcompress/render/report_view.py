@@ -51,8 +51,9 @@ def scores_table(steps: tuple[StepReport, ...]) -> Table:
         chance = ["" if level is None else f"{level:.3f}       " for level in levels]
         rows.append(("chance", chance[0], "", chance[1], ""))
     columns = (words("step"), *numbers("understanding", "change", "generation", "change"))
-    notes = ("± half of the 95 % interval; change from the baseline, * beyond noise (95 %)",)
-    return Table("Scores", columns, tuple(rows), notes)
+    notes = ["± half of the 95 % interval; change from the baseline, * beyond noise (95 %)"]
+    notes += [f"{step.name} starts from {step.after}" for step in steps if step.after]
+    return Table("Scores", columns, tuple(rows), tuple(notes))
 
 
 def size_table(steps: tuple[StepReport, ...]) -> Table:
