@@ -173,6 +173,9 @@ class Evaluation(Document, ABC):
     name: ClassVar[str]
     tasks: ClassVar[tuple[Task, ...]] = ("understanding", "generation")
 
+    def check(self) -> None:
+        """Look, before hours are spent, whether what `run` reads is there.  UsageError says what is missing."""
+
     @abstractmethod
     def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Score what `runner` answers and generates; leave artifacts (answers, images) in `out`."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from umcompress.documents import Document
 
@@ -34,9 +34,16 @@ class KindScore(Document):
 
 
 class Score(KindScore):
-    """A task's score: over all items, or the mean over kinds; `by_kind` has the parts."""
+    """A task's score: over all items, or the mean over kinds; `by_kind` has the parts.
+
+    numbers: what a benchmark publishes, under its own names and on its own scale.
+    partial: `120 of 2374` where not everything was scored; such a score is not the benchmark's.
+    """
 
     by_kind: dict[str, KindScore] = {}
+    numbers: dict[str, KindScore] = {}
+    partial: str | None = None
+    seconds: NonNegativeFloat | None = None
 
 
 class Change(Document):
@@ -48,8 +55,11 @@ class Change(Document):
     beyond_noise: bool
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion. It always holds right / n."""
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion, or of a mean of values in 0..1 whose sum is `right`.
+
+    It always holds right / n.  For such a mean it is wide rather than narrow: no values in 0..1 vary more.
+    """
     if not 0 <= right <= n or n == 0:
         raise ValueError(f"{right} right of {n} is not a proportion")
     share, z2 = right / n, _Z * _Z
@@ -58,18 +68,18 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
-def proportion(right: int, n: int, chance: float | None = None) -> KindScore:
+def proportion(right: float, n: int, chance: float | None = None) -> KindScore:
     """`right` of `n` as a score."""
     low, high = wilson(right, n)
     return KindScore(value=right / n, low=low, high=high, n=n, chance=chance)
 
 
 def score(
-    counts: Mapping[str, tuple[int, int]],
+    counts: Mapping[str, tuple[float, int]],
     chance: Mapping[str, float] | None = None,
     average: Literal["items", "kinds"] = "items",
 ) -> Score:
-    """A task's score from `counts[kind] = (right, n)`.
+    """A task's score from `counts[kind] = (right, n)`; grades in 0..1 add up like right answers.
 
     average: "items" weighs every item alike; "kinds" is the plain mean over kinds, GenEval's way.
     The overall chance is averaged in the same way; None unless every kind has one.

@@ -1,0 +1,85 @@
+"""Several processes that share one evaluation: which one this is, and what they tell each other.
+
+`accelerate launch` and torchrun start them and say so in the environment; a process by itself is number 0 of 1.
+Results are gathered as objects, so the processes need no common folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def _distributed() -> Any:
+    """torch.distributed where a process group exists, else None. Never the one to load torch."""
+    if "torch" not in sys.modules:
+        return None
+    import torch.distributed as distributed
+
+    return distributed if distributed.is_available() and distributed.is_initialized() else None
+
+
+def launched() -> int:
+    """How many processes the launcher says there are."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdecimal() else 1
+
+
+def start(device: str | None) -> str | None:
+    """Join the others, if there are any; the device for this process (`cuda` becomes a card of its own)."""
+    if launched() < 2:
+        return device
+    import torch
+    import torch.distributed as distributed
+
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    if device != "cuda":
+        return device
+    local = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+    torch.cuda.set_device(local)
+    return f"cuda:{local}"
+
+
+def stop() -> None:
+    """Leave the group that `start` joined."""
+    if (distributed := _distributed()) is not None:
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process; 0 is the one that prints and writes results."""
+    if (distributed := _distributed()) is not None:
+        return int(distributed.get_rank())
+    text = os.environ.get("RANK", "0")
+    return int(text) if launched() > 1 and text.isdecimal() else 0
+
+
+def world() -> int:
+    """How many processes can be reached."""
+    distributed = _distributed()
+    return 1 if distributed is None else int(distributed.get_world_size())
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This process's part of the items: every `world`-th one."""
+    return list(items[rank() :: world()] if world() > 1 else items)
+
+
+def gather(mine: T) -> list[T]:
+    """What every process has, in the order of their numbers; known to all of them."""
+    distributed = _distributed()
+    if distributed is None or distributed.get_world_size() == 1:
+        return [mine]
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, mine)
+    return found
+
+
+def from_first(value: T) -> T:
+    """What process 0 has."""
+    return gather(value)[0]
