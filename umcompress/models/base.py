@@ -54,8 +54,13 @@ class Runner(Protocol):
     ) -> list[str]:
         """A greedily decoded answer for each picture and question."""
 
-    def generate(self, prompts: Sequence[str], seed: int) -> list[Picture]:
-        """A picture (h, w, 3) for each prompt; noise follows from `seed` and the prompt's place."""
+    def generate(
+        self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None
+    ) -> list[Picture]:
+        """A picture (h, w, 3) for each prompt; noise follows from `seed` and the prompt's place alone.
+
+        places: default 0, 1, 2 and so on.  A part of a list is painted like the whole if it keeps its places.
+        """
 
     def feed(self, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
         """Run the model over calibration items, for the statistics' sake."""

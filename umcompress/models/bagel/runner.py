@@ -17,7 +17,7 @@ from umcompress.documents import Task
 from umcompress.errors import ModelError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
-from umcompress.models.bagel.preprocess import vision_input
+from umcompress.models.bagel.preprocess import normalise, resize, to_image, vision_input
 from umcompress.models.bagel.sampling import (
     Contexts,
     Guidance,
@@ -137,15 +137,28 @@ class BagelRunner:
             self.sampling.num_timesteps, self.sampling.timestep_shift, self.guidance,
         )
 
-    def generate(self, prompts: Sequence[str], seed: int) -> list[Picture]:
+    def generate(
+        self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None
+    ) -> list[Picture]:
         """Pictures by the folder's sampling settings."""
         pictures: list[Picture] = []
+        places = range(len(prompts)) if places is None else places
         for part in self._batches(len(prompts)):
             count = part.stop - part.start
             ids = [self.words.ids(prompt) for prompt in prompts[part]]
-            tokens = self._paint(ids, [self.noise(seed, part.start + i) for i in range(count)])
+            tokens = self._paint(ids, [self.noise(seed, place) for place in places[part]])
             pictures += [to_pixels(image) for image in decode_images(self.model, tokens, [self.size] * count)]
         return pictures
+
+    @torch.no_grad()
+    def latents(self, pictures: Sequence[Any]) -> list[Tensor]:
+        """(z, h, w) of each picture: where the autoencoder puts it."""
+        dtype = self.model.vae.decoder.conv_in.weight.dtype
+        found = []
+        for picture in pictures:
+            pixels = normalise(resize(to_image(picture), self.model.config.vae_rule))
+            found.append(self.model.vae.encode(pixels[None].to(self.model.device, dtype))[0])
+        return found
 
     # -- calibration and timing ----------------------------------------------------------------------------
 
