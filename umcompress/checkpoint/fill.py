@@ -1,12 +1,15 @@
 """Fill a skeleton from weight files, strictly; and the other way round, what to write for a model.
 
-`files` maps a weight file to {name on disk: name in the module}. Tied parameters are stored once.
+`files` maps a weight file to {name on disk: name in the module, or a part of a tensor that the module stacks}.
+Tied parameters are stored once.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +19,17 @@ from umcompress.checkpoint.index import Checkpoint, open_folder, shards_of
 from umcompress.checkpoint.writer import ALIGNMENT, Source, held
 from umcompress.errors import ModelError
 
-WeightFiles = Mapping[str, Mapping[str, str]]
+
+@dataclass(frozen=True)
+class Part:
+    """Entry `index` on the first axis of a module's tensor: one in memory, several tensors on disk."""
+
+    name: str
+    index: int
+
+
+Target = str | Part
+WeightFiles = Mapping[str, Mapping[str, Target]]
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
@@ -29,21 +42,40 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return tied
 
 
+def target_name(target: Target) -> str:
+    """The tensor of the module that a name on disk belongs to."""
+    return target if isinstance(target, str) else target.name
+
+
+def odd_names(model: nn.Module, files: WeightFiles) -> list[str]:
+    """Tensors of the model that are not written exactly once, and names that it does not have."""
+    targets = [target for names in files.values() for target in names.values()]
+    stacked = {target.name for target in targets if isinstance(target, Part)}
+    written = Counter((t, 0) if isinstance(t, str) else (t.name, t.index) for t in targets)
+    wanted = Counter(
+        (name, index)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        for index in range(len(tensor) if name in stacked else 1)
+    )
+    return sorted({name for name, _ in (written - wanted) | (wanted - written)})
+
+
 def sources(model: nn.Module, files: WeightFiles) -> dict[str, dict[str, Source]]:
     """What to write: file -> name on disk -> tensor."""
     state, tied = model.state_dict(), tied_names(model)
     return {
-        file: {disk: held(state[name]) for disk, name in names.items() if name not in tied}
+        file: {
+            disk: held(state[target] if isinstance(target, str) else state[target.name][target.index])
+            for disk, target in names.items() if target_name(target) not in tied
+        }
         for file, names in files.items()
-    }
+    }  # fmt: skip
 
 
 def file_problems(model: nn.Module, folder: Path, files: WeightFiles) -> list[str]:
     """What is missing, unexpected or wrongly shaped, by the files' headers. ModelError if one is damaged."""
-    tied, problems = tied_names(model), []
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
-    for file, names in files.items():
-        wanted = {disk: shapes[name] for disk, name in names.items() if name not in tied}
+    problems = []
+    for file, wanted in _wanted(model, files).items():
         if shards_of(folder, file)[0].is_file():
             problems += _problems(file, wanted, open_folder(folder, file))
         else:
@@ -57,31 +89,48 @@ def fill(
     files: WeightFiles,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    kept: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """Give a skeleton of any structure its tensors; floating ones are cast to `dtype` if one is given.
 
-    Raises ModelError that lists every missing, unexpected or wrongly shaped tensor.
+    `kept`: files whose tensors get a dtype of their own. Raises ModelError that lists every missing, unexpected
+    or wrongly shaped tensor.
     """
-    tied, problems = tied_names(model), []
+    if problems := file_problems(model, folder, files):
+        raise ModelError(
+            f"load the weights of the model in {folder}", "\n    ".join(problems),
+            "get the folder again, or check that its configuration belongs to these weights",
+        )  # fmt: skip
+    tied = tied_names(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    found: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        stored = {file: stack.enter_context(open_folder(folder, file)) for file in files}
         for file, names in files.items():
-            wanted = {disk: shapes[name] for disk, name in names.items() if name not in tied}
-            problems += _problems(file, wanted, stored[file])
-        if problems:
-            more = f"\n    and {len(problems) - 40} more" if len(problems) > 40 else ""
-            raise ModelError(
-                f"load the weights of the model in {folder}",
-                "\n    ".join(problems[:40]) + more,
-                "get the folder again, or check that its configuration belongs to these weights",
-            )
-        found: dict[str, Tensor] = {}
-        for file, names in files.items():
-            for disk, name in names.items():
-                if name not in tied:
-                    found[name] = _cast(stored[file].read(disk), dtype, device)
+            stored, wanted = stack.enter_context(open_folder(folder, file)), (kept or {}).get(file, dtype)
+            for disk, target in names.items():
+                if (name := target_name(target)) in tied:
+                    continue
+                tensor = _cast(stored.read(disk), wanted, device)
+                if isinstance(target, str):
+                    found[name] = tensor
+                    continue
+                if name not in found:
+                    found[name] = tensor.new_empty(shapes[name])
+                found[name][target.index] = tensor
     _assign(model, found, tied)
+
+
+def _wanted(model: nn.Module, files: WeightFiles) -> dict[str, dict[str, tuple[int, ...]]]:
+    """File -> name on disk -> shape that it must have there."""
+    tied = tied_names(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return {
+        file: {
+            disk: shapes[target] if isinstance(target, str) else shapes[target.name][1:]
+            for disk, target in names.items() if target_name(target) not in tied
+        }
+        for file, names in files.items()
+    }  # fmt: skip
 
 
 def _problems(file: str, wanted: Mapping[str, tuple[int, ...]], stored: Checkpoint) -> list[str]:

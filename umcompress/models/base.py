@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from umcompress.checkpoint.fill import WeightFiles
 from umcompress.documents import Component, Task
+from umcompress.errors import ModelError
 
 Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class UnderstandingItem:
-    """Calibration data: a picture (h, w, 3), a question, the answer that is fed with it."""
+    """Calibration or training data: a picture (h, w, 3), a question, the answer that is fed with it."""
 
     image: Any
     question: str
@@ -33,6 +35,61 @@ class GenerationItem:
 
     prompt: str
     seed: int
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """Training data for generation: a picture (h, w, 3) and the prompt that asks for it."""
+
+    image: Any
+    prompt: str
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """Training data for a plain language model."""
+
+    text: str
+
+
+TrainingItem: TypeAlias = ImageText | UnderstandingItem | TextSample
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Items made ready for `Trainer.forward`, all random numbers drawn.
+
+    rows: how many rows each loss and each distilled output has in this batch.
+    block_rows: how many rows each tensor has that a block of the main stack returns.
+    """
+
+    data: Any
+    rows: Mapping[str, int]
+    block_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainingForward:
+    """`losses`: the task's own, one number a row, (rows,).  `outputs`: what is distilled, (rows, width).
+
+    Named alike in every family: losses `flow` and `cross_entropy`, outputs `velocity` and `logits`.
+    """
+
+    losses: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+class Trainer(Protocol):
+    """Runs one model forward for training.  Teacher and student, two models of a family, share batches."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]: ...
+
+    def batch(self, items: Sequence[TrainingItem], draws: Sequence[np.random.Generator]) -> TrainingBatch:
+        """`draws[i]` gives all random numbers of item i, so that they do not depend on what shares its batch."""
+
+    def forward(self, batch: TrainingBatch) -> TrainingForward:
+        """One forward with gradients, in the model's own modes; block outputs are taken by hooks."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +119,13 @@ class Runner(Protocol):
         places: default 0, 1, 2 and so on.  A part of a list is painted like the whole if it keeps its places.
         """
 
-    def feed(self, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
-        """Run the model over calibration items, for the statistics' sake."""
+    def feed(
+        self, items: Sequence[UnderstandingItem | GenerationItem], at_time: Callable[[float], None] | None = None
+    ) -> None:
+        """Run the model over calibration items, for the statistics' sake.
+
+        `at_time`, if given, hears the time (1: noise, 0: picture) of each denoising step before it runs.
+        """
 
     def pass_tokens(self, task: Task) -> int:
         """Send one sample's tokens through the network once and return their number: for counting work."""
@@ -101,7 +163,7 @@ class Family(ABC):
         return model.to(dtype)
 
     @abstractmethod
-    def weight_files(self, model: nn.Module) -> dict[str, dict[str, str]]:
+    def weight_files(self, model: nn.Module) -> WeightFiles:
         """Weight file -> name on disk -> name in the module, for every entry of the state dict."""
 
     @abstractmethod
@@ -115,6 +177,13 @@ class Family(ABC):
     @abstractmethod
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         """Runs the tasks of `model`; tokenizer and settings come from `folder`."""
+
+    def trainer(self, model: nn.Module, folder: Path) -> Trainer:
+        """Trains `model`.  ModelError where the family cannot."""
+        raise ModelError(
+            f"train a model of the family {self.name}", "it brings no training forward",
+            "leave training steps out, or give the family a `trainer`",
+        )  # fmt: skip
 
     def load(self, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
         """The unmodified model of `folder`."""

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from umcompress.checkpoint.fill import WeightFiles, sources
+from umcompress.checkpoint.fill import WeightFiles, odd_names, sources
 from umcompress.checkpoint.folder import atomic_folder
 from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, write_shards
 from umcompress.documents import explain
@@ -52,9 +52,7 @@ def write_compressed(
     Raises CheckError when the family does not say where some tensor goes.
     """
     files = family.weight_files(model)
-    written = [name for names in files.values() for name in names.values()]
-    if sorted(written) != sorted(model.state_dict(keep_vars=True)):
-        odd = sorted(set(written) ^ set(model.state_dict(keep_vars=True)))
+    if odd := odd_names(model, files):
         raise CheckError("write every tensor of the model once", f"not so for {', '.join(odd[:5])}")
     if source is not None:
         for path in side_files(source):

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -22,6 +23,7 @@ from pydantic import (
 
 from umcompress.documents import explain
 from umcompress.errors import ModelError
+from umcompress.models.bagel.expert_layout import expert_layers, stored_shapes
 
 EXTRA_FILES = ("extra.json", "tiny_extra.json")
 # The autoencoder's normalisations take channels in so many groups.
@@ -131,6 +133,33 @@ class ImageRule(_Config):
     stride: PositiveInt
 
 
+class ExpertLayer(_Config):
+    """A feed-forward of experts: `active` of `experts`, each `width` wide, and `shared_width` always on.
+
+    `normalised` is a matter of the legacy rule: probabilities of the chosen experts add up to 1.
+    """
+
+    component: Literal["understanding", "generation"]
+    layer: NonNegativeInt
+    experts: PositiveInt
+    active: PositiveInt
+    width: PositiveInt
+    shared_width: NonNegativeInt = 0
+    rule: Literal["live", "legacy"] = "live"
+    normalised: bool = False
+
+    @model_validator(mode="after")
+    def _enough(self) -> ExpertLayer:
+        if self.active > self.experts:
+            raise ValueError(f"top_k is {self.active}, and there are {self.experts} experts")
+        return self
+
+    @property
+    def routes_vision(self) -> bool:
+        """Whether vision rows have a router of their own."""
+        return self.rule == "live" and self.component == "understanding"
+
+
 class BagelConfig(_Config):
     """Everything that the shapes and the flows of a BAGEL folder depend on."""
 
@@ -146,6 +175,7 @@ class BagelConfig(_Config):
     vit_rule: ImageRule = ImageRule(max_size=980, min_size=224, stride=14)
     vae_rule: ImageRule = ImageRule(max_size=1024, min_size=512, stride=16)
     direct_vit_input: bool = False
+    experts: tuple[ExpertLayer, ...] = ()
 
     @property
     def latent_downsample(self) -> int:
@@ -168,9 +198,9 @@ class BagelConfig(_Config):
                 extra = _read_json(folder / name)
                 break
         values = _extra_values(extra)
-        sides = _table_sides(folder)
+        found = {**_table_sides(folder), "experts": expert_layers(folder, text)}
         try:
-            return cls.model_validate({"text": text, "vision": vision, **sides, **values})
+            return cls.model_validate({"text": text, "vision": vision, **found, **values})
         except ValidationError as error:
             raise ModelError(
                 asked=f"the configuration of {folder} (text: llm_config.json, vision: vit_config.json)",
@@ -201,22 +231,9 @@ def _extra_values(extra: dict[str, Any]) -> dict[str, Any]:
 
 def _table_sides(folder: Path) -> dict[str, int]:
     """The sides of both position tables follow from their rows, whatever the loaders hard-code."""
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / "ema.safetensors"
-    sides: dict[str, int] = {}
-    if not path.exists():
-        return sides
     tables = {
         "max_latent_size": "latent_pos_embed.pos_embed",
         "vit_max_num_patch_per_side": "vit_pos_embed.pos_embed",
     }
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            for field, name in tables.items():
-                if name in names:
-                    sides[field] = round(file.get_slice(name).get_shape()[0] ** 0.5)
-    except SafetensorError as error:
-        raise ModelError(asked=f"tensors in {path}", found=str(error), do="fetch the file again") from error
-    return sides
+    shapes = stored_shapes(folder)
+    return {field: round(shapes[name][0] ** 0.5) for field, name in tables.items() if shapes.get(name)}

@@ -68,6 +68,8 @@ class Context:
     ) -> None:
         self.cache = cache
         self.append = append
+        # (U,) boolean: which understanding rows are patches of an image; None: none is known to be.
+        self.vision_rows: Tensor | None = None
         self.device = torch.device(device)
         self._allowed = allowed
         self.packing: dict[str, Packing] = {}

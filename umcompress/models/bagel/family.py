@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from umcompress.checkpoint.fill import WeightFiles
 from umcompress.documents import Component
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
@@ -42,7 +43,7 @@ class BagelFamily(Family):
         model.to(dtype).get_submodule("vae").to(torch.float32)
         return model
 
-    def weight_files(self, model: nn.Module) -> dict[str, dict[str, str]]:
+    def weight_files(self, model: nn.Module) -> WeightFiles:
         return disk_names(model)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from umcompress.checkpoint.fill import aligned
-from umcompress.errors import ModelError
+from umcompress.checkpoint.fill import Part, Target, fill
 from umcompress.models.bagel.config import BagelConfig
+from umcompress.models.bagel.experts import BagelExperts
 from umcompress.models.bagel.model import Bagel
 
 # file -> prefix of the module tensors that it holds; on disk the prefix is left out.
@@ -36,12 +34,20 @@ def load_bagel(
     return model
 
 
-def disk_names(model: nn.Module) -> dict[str, dict[str, str]]:
-    """File -> name on disk -> name in the module, for every tensor of `model`."""
-    files: dict[str, dict[str, str]] = {file: {} for file in WEIGHT_FILES}
-    for name in model.state_dict():
+def disk_names(model: nn.Module) -> dict[str, dict[str, Target]]:
+    """File -> name on disk -> tensor in the module, for every tensor of `model`.
+
+    Experts that came from a BAGEL-MoE folder are stacked in memory and lie one by one on disk.
+    """
+    apart = {path for path, module in model.named_modules() if isinstance(module, BagelExperts)}
+    files: dict[str, dict[str, Target]] = {file: {} for file in WEIGHT_FILES}
+    for name, tensor in model.state_dict(keep_vars=True).items():
         file = "ae.safetensors" if name.startswith("vae.") else "ema.safetensors"
-        files[file][name.removeprefix(WEIGHT_FILES[file])] = name
+        path, _, linear = name.partition(".experts.")
+        if linear and path in apart:
+            files[file] |= {f"{path}.experts.{e}.{linear}": Part(name, e) for e in range(len(tensor))}
+        else:
+            files[file][name.removeprefix(WEIGHT_FILES[file])] = name
     return files
 
 
@@ -50,53 +56,8 @@ def assign_weights(
 ) -> None:
     """Fill a skeleton of any structure from the two weight files of `folder`, strictly.
 
-    Tensors already of the wanted dtype stay views of the mapped file on the CPU.  The autoencoder stays
-    float32, as in the official code.
+    Tensors already of the wanted dtype stay views of the mapped file on the CPU, but for experts, which are
+    stacked.  The autoencoder stays float32, as in the official code.
     """
-    problems: list[str] = []
-    found: dict[str, Tensor] = {}
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for file, names in disk_names(model).items():
-        path = folder / file
-        if not path.exists():
-            problems.append(f"no {file}")
-            continue
-        wanted = torch.float32 if file == "ae.safetensors" else dtype
-        try:
-            found |= _read(path, names, shapes, wanted, device, problems)
-        except (SafetensorError, OSError) as error:
-            problems.append(f"{file}: unreadable ({error})")
-    if problems:
-        raise ModelError(
-            asked=f"the weights of the model in {folder}", found="\n    ".join(problems),
-            do="fetch the folder again, or check that its configuration belongs to these weights",
-        )
-    model.load_state_dict(found, strict=True, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.dtype.is_floating_point)
-    for name, parameter in model.named_parameters():
-        if name.endswith("pos_embed.pos_embed"):
-            parameter.requires_grad_(False)
+    fill(model, folder, disk_names(model), dtype, device, kept={"ae.safetensors": torch.float32})
     model.eval()
-
-
-def _read(
-    path: Path,
-    names: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: torch.dtype,
-    device: torch.device | str,
-    problems: list[str],
-) -> dict[str, Tensor]:
-    found = {}
-    with safe_open(path, framework="pt") as file:
-        stored = set(file.keys())
-        problems += [f"{path.name}: missing {name}" for name in sorted(names.keys() - stored)]
-        problems += [f"{path.name}: unexpected {name}" for name in sorted(stored - names.keys())]
-        for name in sorted(names.keys() & stored):
-            shape = tuple(file.get_slice(name).get_shape())
-            if shape != shapes[names[name]]:
-                problems.append(f"{path.name}: {name} is {list(shape)}, expected {list(shapes[names[name]])}")
-            elif not problems:
-                found[names[name]] = aligned(file.get_tensor(name).to(device=device, dtype=dtype))
-    return found

@@ -25,7 +25,7 @@ class Bagel(nn.Module):
         super().__init__()
         hidden = config.text.hidden_size
         self.config = config
-        self.language_model = LanguageModel(config.text)
+        self.language_model = LanguageModel(config.text, config.experts)
         self.time_embedder = TimestepEmbedder(hidden)
         self.vae2llm = nn.Linear(config.latent_channels, hidden)
         self.llm2vae = nn.Linear(hidden, config.latent_channels)
@@ -118,6 +118,7 @@ class Bagel(nn.Module):
         parts = [torch.cat([ends[:1], rows, ends[1:]]) for rows in packing.split(seen)]
         counts = [len(part) for part in parts]
         context = self._image_context(cache, [torch.full((n,), UND) for n in counts], append=True)
+        context.vision_rows = torch.cat([_patches(n) for n in counts]).to(self.device)
         und = torch.cat(parts)
         und, _ = self.language_model(und, und[:0], context)
         cache.positions = [position + 1 for position in cache.positions]
@@ -194,3 +195,10 @@ class Bagel(nn.Module):
             if not any(running):
                 break
         return out
+
+
+def _patches(count: int) -> Tensor:
+    """(count,) boolean: an image's rows, but for the markers at both ends."""
+    rows = torch.ones(count, dtype=torch.bool)
+    rows[0] = rows[-1] = False
+    return rows

@@ -51,10 +51,12 @@ Sample = Sequence[Item]
 
 @dataclass(frozen=True)
 class TrainingOutput:
-    """`ce` (tokens,) and `mse` (rows, D) unreduced."""
+    """`ce` (tokens,) and `mse` (rows, D) unreduced, from `logits` (tokens, V) and `velocity` (rows, D)."""
 
     ce: Tensor
     mse: Tensor
+    logits: Tensor
+    velocity: Tensor
 
     def loss(self, ce_weight: float = 1.0, mse_weight: float = 1.0) -> Tensor:
         """`ce_weight * mean(ce) + mse_weight * mean over rows of the channel mean`."""
@@ -167,7 +169,9 @@ class _Pack:
         allowed = torch.zeros(len(self.kinds), longest, longest, dtype=torch.bool)
         for row, mask in zip(allowed, self.masks, strict=True):
             row[: len(mask), : len(mask)] = mask
-        return Context(self.kinds, self.positions, allowed, device=self.model.device)
+        context = Context(self.kinds, self.positions, allowed, device=self.model.device)
+        context.vision_rows = (torch.cat(self.und_sources) < 0).to(self.model.device)
+        return context
 
     def und_rows(self) -> Tensor:
         text = self.model.embed_text(torch.cat(self.text_ids))
@@ -211,10 +215,12 @@ def training_forward(model: Bagel, samples: Sequence[Sample], shift: float | Non
         gen = und.new_zeros(0, hidden)
     und, gen = model.language_model(und, gen.to(und.dtype), pack.context())
     ce, mse = und.new_zeros(0), und.new_zeros(0)
+    logits, velocity = und.new_zeros(0, 0), und.new_zeros(0, 0)
     if pack.labels:
-        logits = model.logits(und[torch.cat(pack.label_rows).to(und.device)])
+        logits = model.logits(und[torch.cat(pack.label_rows).to(und.device)]).float()
         labels = torch.cat(pack.labels).to(und.device)
-        ce = functional.cross_entropy(logits.float(), labels, reduction="none")
+        ce = functional.cross_entropy(logits, labels, reduction="none")
     if pack.latents:
-        mse = (model.llm2vae(gen[scored]).float() - target[scored]) ** 2
-    return TrainingOutput(ce, mse)
+        velocity = model.llm2vae(gen[scored]).float()
+        mse = (velocity - target[scored]) ** 2
+    return TrainingOutput(ce, mse, logits, velocity)
