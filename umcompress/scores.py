@@ -38,11 +38,13 @@ class Score(KindScore):
 
     numbers: what a benchmark publishes, under its own names and on its own scale.
     partial: `120 of 2374` where not everything was scored; such a score is not the benchmark's.
+    variant: what was done in another way than the benchmark's authors do it.
     """
 
     by_kind: dict[str, KindScore] = {}
     numbers: dict[str, KindScore] = {}
     partial: str | None = None
+    variant: str | None = None
     seconds: NonNegativeFloat | None = None
 
 
@@ -72,6 +74,50 @@ def proportion(right: float, n: int, chance: float | None = None) -> KindScore:
     """`right` of `n` as a score."""
     low, high = wilson(right, n)
     return KindScore(value=right / n, low=low, high=high, n=n, chance=chance)
+
+
+def grouped(groups: Sequence[tuple[int, int]]) -> KindScore:
+    """The share right, of items in groups that resemble each other: several pictures of one prompt.
+
+    groups: (right, n) of each.  Wilson's interval of as many independent items as have the same variance: never
+    fewer than there are groups, never more than there are items.
+    """
+    right, n = sum(right for right, _ in groups), sum(n for _, n in groups)
+    share, count = right / n, len(groups)
+    spread = sum((right - share * n) ** 2 for right, n in groups) / n**2
+    worth = float(count)
+    if count > 1 and 0 < share < 1:
+        worth = share * (1 - share) / (spread * count / (count - 1)) if spread > 0 else n
+    effective = round(min(max(worth, count), n))
+    low, high = wilson(share * effective, effective)
+    return KindScore(value=share, low=min(low, share), high=max(high, share), n=n)
+
+
+def mean(values: Sequence[float]) -> KindScore:
+    """The mean of any values, with Student's interval; one value by itself says nothing of its spread."""
+    n = len(values)
+    value = sum(values) / n
+    if n == 1:
+        low, high = wilson(min(max(value, 0.0), 1.0), 1)
+        return KindScore(value=value, low=min(low, value), high=max(high, value), n=n)
+    half = _student(n - 1) * sqrt(sum((x - value) ** 2 for x in values) / (n - 1) / n)
+    return KindScore(value=value, low=value - half, high=value + half, n=n)
+
+
+def _student(freedom: int) -> float:
+    """Student's quantile of 97.5 %: tabled where few values make it large, else Hill's series around the normal's."""
+    few = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.306, 2.26216)
+    if freedom <= len(few):
+        return few[freedom - 1]
+    z, z3, z5, z7 = _Z, _Z**3, _Z**5, _Z**7
+    second, third = (5 * z5 + 16 * z3 + 3 * z) / 96, (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / 384
+    return z + (z3 + z) / 4 / freedom + second / freedom**2 + third / freedom**3
+
+
+def of_kinds(parts: Mapping[str, KindScore]) -> Score:
+    """The plain mean over kinds."""
+    value, low, high = _mean(list(parts.values()))
+    return Score(value=value, low=low, high=high, n=sum(part.n for part in parts.values()), by_kind=dict(parts))
 
 
 def score(
