@@ -20,11 +20,24 @@ from umcompress.calibrate.declare import (
     BranchSimilarity,
     ChannelActivation,
     ChannelMoments,
+    ChannelSamples,
+    ContributionMoments,
     Declaration,
     HeadContribution,
+    RoutedMoments,
+    Routing,
     Scope,
 )
-from umcompress.calibrate.statistics import Channels, Heads, Moments, Similarity, Statistics
+from umcompress.calibrate.statistics import (
+    Channels,
+    Contributions,
+    Heads,
+    Moments,
+    Routed,
+    Samples,
+    Similarity,
+    Statistics,
+)
 from umcompress.discover import entries, load_class
 from umcompress.edits import (
     Declined,
@@ -40,6 +53,7 @@ from umcompress.edits import (
 )
 from umcompress.errors import PlanError, did_you_mean
 from umcompress.graph.sites import AttentionSite, BlockSite, BranchSite, ExpertSite, FeedForwardSite
+from umcompress.learning import LossWeights, TrainingOptions
 from umcompress.recipe import Calibration, Component, Document, Ratio, Task
 from umcompress.report import KindScore, Score
 
@@ -47,6 +61,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from umcompress.graph.model_graph import ModelGraph
+    from umcompress.models.base import TrainingItem
 
 PASSES = "umcompress.passes"
 EVALUATIONS = "umcompress.evaluations"
@@ -110,8 +125,8 @@ def _as_text(value: Any) -> Any:
     return value
 
 
-class SitePass(Pass):
-    """A pass that works on the sites of one component in a range of layers: the common options, resolved."""
+class ScopedPass(Pass):
+    """A pass that works on one component in a range of layers: the common options, resolved."""
 
     component: Component | None = Field(
         default=None,
@@ -122,9 +137,6 @@ class SitePass(Pass):
     )
     stack: str | None = Field(
         default=None, description="a stack of blocks, or all; default: the model's main stack"
-    )
-    calibration: Calibration | None = Field(
-        default=None, description="the data that statistics are measured on; default: the recipe's"
     )
 
     @field_validator("layers")
@@ -139,12 +151,7 @@ class SitePass(Pass):
 
     def resolve(self, graph: ModelGraph) -> Scope:
         """The scope in this model, its component named.  PlanError where the model has no such part."""
-        if self.stack not in (None, "all") and self.stack not in graph.stacks:
-            raise PlanError(
-                asked=f"{self.name}: stack {self.stack}",
-                found=f"this model has {', '.join(graph.stacks)}",
-                do=did_you_mean(self.stack or "", [*graph.stacks, "all"]),
-            )
+        self._check_stack(graph)
         blocks = graph.blocks(stack=self.stack)
         here = sorted({branch.component for block in blocks for branch in block.branches})
         component = self.component or (here[0] if len(here) == 1 else None)
@@ -157,6 +164,20 @@ class SitePass(Pass):
         self._check_layers({block.index for block in blocks})
         return Scope(component=component, stack=self.stack, layers=parse_layers(self.layers))
 
+    def _check_stack(self, graph: ModelGraph) -> None:
+        if self.stack not in (None, "all") and self.stack not in graph.stacks:
+            raise PlanError(
+                asked=f"{self.name}: stack {self.stack}",
+                found=f"this model has {', '.join(graph.stacks)}",
+                do=did_you_mean(self.stack or "", [*graph.stacks, "all"]),
+            )
+
+    def _everywhere(self, graph: ModelGraph) -> Scope:
+        """The scope of all components."""
+        self._check_stack(graph)
+        self._check_layers({block.index for block in graph.blocks(stack=self.stack)})
+        return self.scope()
+
     def _check_layers(self, present: set[int]) -> None:
         missing = sorted((parse_layers(self.layers) or set()) - present)
         if missing:
@@ -165,6 +186,33 @@ class SitePass(Pass):
                 found=f"no layer {', '.join(map(str, missing[:5]))} of 0 to {max(present, default=0)}",
                 do="name layers that exist; an earlier step may have dropped blocks",
             )
+
+
+class SitePass(ScopedPass):
+    """A pass that works on the sites of one component in a range of layers, by what calibration measures there."""
+
+    calibration: Calibration | None = Field(
+        default=None, description="the data that statistics are measured on; default: the recipe's"
+    )
+
+
+class TrainingPass(ScopedPass, TrainingOptions):
+    """Says what learns; umcompress trains it, with the unpruned model as teacher, and keeps the new values.
+
+    Its plan is one SetTensors for the parameters that `learns` names.  All else stays as it is, but gradients
+    pass through it.  Without `component` it works on the parts of every component.
+    """
+
+    @abstractmethod
+    def learns(self, graph: ModelGraph, scope: Scope) -> Sequence[str]:
+        """Names of the parameters that learn.  PlanError, that says what to do, where there are none."""
+
+    def plan(self, graph: ModelGraph, statistics: Statistics) -> Proposal:
+        names = tuple(self.learns(graph, self.resolve(graph)))
+        return Proposal(Plan(pass_name=self.name, edits=(SetTensors(names=names),)))
+
+    def resolve(self, graph: ModelGraph) -> Scope:
+        return super().resolve(graph) if self.component else self._everywhere(graph)
 
 
 class Evaluation(Document, ABC):
@@ -186,6 +234,14 @@ class Evaluation(Document, ABC):
             asked=f"calibration data for {task} from {self.name}",
             found=f"the evaluation {self.name} provides none",
             do="leave `calibration.source` out, or name an evaluation that provides data",
+        )
+
+    def training_items(self, task: Task, count: int, seed: int) -> list[TrainingItem]:
+        """`count` items to train `task` on, other ones for another seed; disjoint from what `run` scores."""
+        raise PlanError(
+            asked=f"training data for {task} from {self.name}",
+            found=f"the evaluation {self.name} provides none",
+            do="name an evaluation that provides some with the step's `data`, or leave training steps out",
         )
 
 
@@ -230,8 +286,11 @@ __all__ = [
     "Calibration",
     "ChannelActivation",
     "ChannelMoments",
+    "ChannelSamples",
     "Channels",
     "Component",
+    "ContributionMoments",
+    "Contributions",
     "Declaration",
     "Declined",
     "Document",
@@ -247,6 +306,7 @@ __all__ = [
     "KeepChannels",
     "KeepHeads",
     "KindScore",
+    "LossWeights",
     "ModelGraph",
     "Moments",
     "Pass",
@@ -254,7 +314,12 @@ __all__ = [
     "PlanError",
     "Proposal",
     "Ratio",
+    "Routed",
+    "RoutedMoments",
+    "Routing",
+    "Samples",
     "Scope",
+    "ScopedPass",
     "Score",
     "SetTensors",
     "Similarity",
@@ -262,6 +327,8 @@ __all__ = [
     "SplitExperts",
     "Statistics",
     "Task",
+    "TrainingOptions",
+    "TrainingPass",
     "evaluations",
     "find_evaluation",
     "find_pass",

@@ -18,7 +18,9 @@ from umcompress.extend import Evaluation, Score, Task
 from umcompress.scores import score
 
 if TYPE_CHECKING:
-    from umcompress.models.base import GenerationItem, UnderstandingItem
+    import numpy as np
+
+    from umcompress.models.base import GenerationItem, TrainingItem, UnderstandingItem
 
 CHUNK = 100
 
@@ -153,8 +155,36 @@ class Scenes(Evaluation):
                 items.append(UnderstandingItem(world.render(scene), question.text, question.answer))
         return items
 
+    def training_items(self, task: Task, count: int, seed: int) -> list[TrainingItem]:
+        """Training prompts with a scene that satisfies each, or training scenes with a question each."""
+        import numpy as np
+
+        from umcompress.models.base import ImageText, UnderstandingItem
+
+        rng = np.random.default_rng((seed, 15))
+        if task == "understanding":
+            return [
+                UnderstandingItem(world.render(scene), question.text, question.answer)
+                for scene, question in _questioned(rng, count)
+            ]
+        drawn = [prompts.sample_prompt(rng, kind) for kind in rng.permutation(_cycle(prompts.KINDS, count))]
+        return [ImageText(world.render(prompts.scene_for_prompt(rng, prompt)), prompt.text) for prompt in drawn]
+
 
 SHOWN = 12
+
+
+def _questioned(
+    rng: np.random.Generator, count: int
+) -> Iterator[tuple[world.Scene, questions.Question]]:
+    """Training scenes, each with a question; the kinds take turns, from one drawn at random on."""
+    found, first = 0, int(rng.integers(len(questions.KINDS)))
+    while found < count:
+        scene = world.sample_scene(rng)
+        kind = questions.KINDS[(first + found) % len(questions.KINDS)]
+        for question in questions.sample_questions(rng, scene, 1, [kind]):
+            found += 1
+            yield scene, question
 
 
 @cache

@@ -14,7 +14,8 @@ from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.runner import BagelRunner
-from umcompress.models.base import Family, Runner
+from umcompress.models.bagel.trainer import BagelTrainer
+from umcompress.models.base import Family, Runner, Trainer
 
 GENERATION = ("time_embedder", "vae2llm", "llm2vae", "latent_pos_embed", "vae")
 SHARED = ("language_model.model.embed_tokens",)
@@ -57,3 +58,7 @@ class BagelFamily(Family):
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         assert isinstance(model, Bagel)
         return BagelRunner(model, folder)
+
+    def trainer(self, model: nn.Module, folder: Path) -> Trainer:
+        assert isinstance(model, Bagel)
+        return BagelTrainer(model, folder)

@@ -128,13 +128,15 @@ class BagelRunner:
         return torch.randn(shape, generator=generator)
 
     @torch.no_grad()
-    def _paint(self, prompts: Sequence[Tensor], noise: Sequence[Tensor]) -> Tensor:
+    def _paint(
+        self, prompts: Sequence[Tensor], noise: Sequence[Tensor], at_time: Callable[[float], None] | None = None
+    ) -> Tensor:
         """Prompts as token ids -> latent tokens of all their pictures."""
         contexts = Contexts.empty(len(prompts))
         contexts.add_text(self.model, prompts)
         return denoise(
             self.model, contexts, torch.cat(list(noise)).to(self.model.device), [self.size] * len(prompts),
-            self.sampling.num_timesteps, self.sampling.timestep_shift, self.guidance,
+            self.sampling.num_timesteps, self.sampling.timestep_shift, self.guidance, at_time,
         )
 
     def generate(
@@ -163,7 +165,9 @@ class BagelRunner:
     # -- calibration and timing ----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def feed(self, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
+    def feed(
+        self, items: Sequence[UnderstandingItem | GenerationItem], at_time: Callable[[float], None] | None = None
+    ) -> None:
         """Answers are fed as text after the question; prompts are sampled to the end."""
         read = [item for item in items if isinstance(item, UnderstandingItem)]
         painted = [item for item in items if isinstance(item, GenerationItem)]
@@ -173,7 +177,7 @@ class BagelRunner:
             self.model.absorb_text(cache, [self.words.ids(item.answer) for item in read[part]])
         for part in self._batches(len(painted)):
             ids = [self.words.ids(item.prompt) for item in painted[part]]
-            self._paint(ids, [self.noise(item.seed, 0) for item in painted[part]])
+            self._paint(ids, [self.noise(item.seed, 0) for item in painted[part]], at_time)
 
     @torch.no_grad()
     def probe(self) -> dict[str, Tensor]:

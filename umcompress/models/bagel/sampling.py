@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -110,11 +110,14 @@ def denoise(
     num_timesteps: int,
     shift: float,
     guidance: Guidance,
+    at_time: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Euler steps from noise (G, D) at t=1 to latent tokens (G, D) at t=0; `num_timesteps - 1` of them."""
     times = timesteps(num_timesteps, shift).tolist()
     x = noise.float()
     for t, following in pairwise(times):
+        if at_time is not None:
+            at_time(t)
         x = x - guided_velocity(model, contexts, x, t, sizes, guidance) * (t - following)
     return x
 

@@ -1,0 +1,106 @@
+"""BAGEL in training: items into packed samples, and the packed forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umcompress.documents import Task
+from umcompress.errors import ModelError
+from umcompress.models.bagel.model import Bagel
+from umcompress.models.bagel.preprocess import normalise, resize, to_image, vision_input
+from umcompress.models.bagel.runner import Words
+from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward
+from umcompress.models.base import ImageText, TrainingBatch, TrainingForward, TrainingItem, UnderstandingItem
+
+# Share of prompts that are left out, so that the model also learns the unguided branch.
+TEXT_DROPOUT = 0.1
+
+
+class BagelTrainer:
+    """Generation: prompt, then the picture's noised latent.  Understanding: picture, question, answer."""
+
+    tasks: tuple[Task, ...] = ("understanding", "generation")
+
+    def __init__(self, model: Bagel, folder: Path) -> None:
+        self.model, self.folder = model, folder
+
+    @cached_property
+    def words(self) -> Words:
+        return Words(self.folder)
+
+    def batch(self, items: Sequence[TrainingItem], draws: Sequence[np.random.Generator]) -> TrainingBatch:
+        """Samples in the order of the items; pictures of one size go through the autoencoder together."""
+        painted = [item for item in items if isinstance(item, ImageText)]
+        latents = iter(self._latents([item.image for item in painted]))
+        samples: list[Sample] = []
+        for item, draw in zip(items, draws, strict=True):
+            if isinstance(item, ImageText):
+                samples.append(self._generation(item, next(latents), draw))
+            elif isinstance(item, UnderstandingItem):
+                samples.append(self._understanding(item))
+            else:
+                raise ModelError(
+                    "train a BAGEL model", f"an item of kind {type(item).__name__}",
+                    "give it ImageText (generation) or UnderstandingItem",
+                )  # fmt: skip
+        und, gen, labels = _rows(samples, self.model)
+        rows = {"flow": gen, "velocity": gen, "cross_entropy": labels, "logits": labels}
+        return TrainingBatch(samples, {name: count for name, count in rows.items() if count}, (und, gen))
+
+    def forward(self, batch: TrainingBatch) -> TrainingForward:
+        out = training_forward(self.model, batch.data)
+        losses, outputs = {}, {}
+        if "flow" in batch.rows:
+            losses["flow"], outputs["velocity"] = out.mse.mean(-1), out.velocity
+        if "cross_entropy" in batch.rows:
+            losses["cross_entropy"], outputs["logits"] = out.ce, out.logits
+        return TrainingForward(losses, outputs)
+
+    def _understanding(self, item: UnderstandingItem) -> Sample:
+        picture = VisionItem(vision_input(item.image, self.model.config))
+        return [picture, TextItem(self.words.ids(item.question)), TextItem(self.words.ids(item.answer), loss=True)]
+
+    def _generation(self, item: ImageText, latent: Tensor, draw: np.random.Generator) -> Sample:
+        # The order of the draws is part of what a seed means.
+        dropped, raw = draw.random() < TEXT_DROPOUT, float(draw.standard_normal())
+        tokens = self.model.latent_tokens(latent)
+        noise = torch.from_numpy(draw.standard_normal(tuple(tokens.shape), dtype=np.float32))
+        text: list[Item] = [] if dropped else [TextItem(self.words.ids(item.prompt))]
+        return [*text, LatentItem(latent, True, raw, noise)]
+
+    @torch.no_grad()
+    def _latents(self, images: Sequence[object]) -> list[Tensor]:
+        """(C, h*p, w*p) float32 each."""
+        vae = self.model.vae
+        dtype, device = vae.encoder.conv_in.weight.dtype, self.model.device
+        pixels = [normalise(resize(to_image(image), self.model.config.vae_rule)) for image in images]
+        latents: list[Tensor] = [torch.empty(0)] * len(pixels)
+        for shape in sorted({image.shape for image in pixels}):
+            same = [index for index, image in enumerate(pixels) if image.shape == shape]
+            stacked = torch.stack([pixels[index] for index in same]).to(device, dtype)
+            for index, latent in zip(same, vae.encode(stacked).float(), strict=True):
+                latents[index] = latent
+        return latents
+
+
+def _rows(samples: Sequence[Sample], model: Bagel) -> tuple[int, int, int]:
+    """Understanding rows, generation rows (all with a loss), text tokens with a loss."""
+    und = gen = labels = 0
+    for item in (item for sample in samples for item in sample):
+        if isinstance(item, TextItem):
+            und += len(item.ids) + 2
+            labels += len(item.ids) + 1 if item.loss else 0
+        elif isinstance(item, VisionItem):
+            side = model.config.vision.patch_size
+            und += (item.image.shape[1] // side) * (item.image.shape[2] // side) + 2
+        else:
+            patch = model.config.latent_patch_size
+            und += 2
+            gen += (item.latent.shape[1] // patch) * (item.latent.shape[2] // patch)
+    return und, gen, labels
