@@ -16,7 +16,7 @@ from torch import Tensor
 Deal: TypeAlias = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 
 ROUNDS = 25
-PRICE_STEPS, PATIENCE = 300, 60
+PRICE_STEPS, PATIENCE = 300, 100
 
 
 def serpentine(importance: Sequence[float], experts: int, shared_count: int = 0) -> Deal:

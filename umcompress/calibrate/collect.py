@@ -19,15 +19,20 @@ from umcompress.calibrate.declare import (
     BlockSimilarity,
     BranchSimilarity,
     ChannelActivation,
+    ChannelSamples,
+    ContributionMoments,
     Declaration,
     HeadContribution,
+    RoutedMoments,
 )
+from umcompress.calibrate.expert_sums import ContributionSum, Pairs, RoutedSum, SampleDraw
 from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum
 from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
 from umcompress.edits import Edit
 from umcompress.graph.branches import Branch
 from umcompress.graph.lower import lowered
 from umcompress.graph.model_graph import ModelGraph
+from umcompress.graph.sites import FeedForwardSite
 from umcompress.graph.trace import call_name
 
 
@@ -63,7 +68,10 @@ def collect(
         declaration: Measured(declaration, {key: s.result() for key, s in sums.items()}, task)
         for declaration, sums in sweep.sums.items()
     }
-    return Statistics(values, task, again=None if rework is None else again)
+    return Statistics(
+        values, task, again=None if rework is None else again,
+        more=lambda further: collect(graph, further, feed, task, rework),
+    )  # fmt: skip
 
 
 class _Sweep:
@@ -78,6 +86,9 @@ class _Sweep:
 
     def declare(self, declaration: Declaration) -> None:
         sums = self.sums[declaration] = {}
+        if isinstance(declaration, ContributionMoments | RoutedMoments):
+            self._split(declaration, sums)
+            return
         query = declaration.scope.query()
         if isinstance(declaration, BlockSimilarity | BranchSimilarity):
             for block in self.graph.blocks(**query):
@@ -91,12 +102,29 @@ class _Sweep:
                     weight, place.key_value_groups, place.query_heads_per_group
                 )
                 self.inputs.append((place.output, heads.add))
+        elif isinstance(declaration, ChannelSamples):
+            for site in self.graph.feed_forwards(**query):
+                self._pairs(site, sums, SampleDraw(declaration.tokens, declaration.seed))
         else:
             kind = ChannelSum if isinstance(declaration, ChannelActivation) else MomentSum
             for site in self.graph.feed_forwards(**query):
                 device = self.graph.weight(f"{site.consumer}.weight").device
                 sums[site_key(site)] = channels = kind(site.width, device)
                 self.inputs.append((site.consumer, channels.add))
+
+    def _split(self, declaration: ContributionMoments | RoutedMoments, sums: dict[Key, _Sum]) -> None:
+        kind = ContributionSum if isinstance(declaration, ContributionMoments) else RoutedSum
+        for site in self.graph.feed_forwards(stack="all"):
+            if site.path in declaration.routing:
+                weight = self.graph.weight(f"{site.consumer}.weight")
+                self._pairs(site, sums, kind(weight, declaration.routing[site.path]))
+
+    def _pairs(
+        self, site: FeedForwardSite, sums: dict[Key, _Sum], total: SampleDraw | ContributionSum | RoutedSum
+    ) -> None:
+        sums[site_key(site)] = total
+        pairs = Pairs(total.add)
+        self.inputs += [(site.producers[0], pairs.enter), (site.consumer, pairs.inner)]
 
     def _spans(
         self, path: str, declaration: BlockSimilarity | BranchSimilarity

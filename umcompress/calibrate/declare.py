@@ -1,14 +1,21 @@
 """What calibration can measure.  A pass declares; one sweep collects; reading what was not declared raises.
 
-Every declaration is a small hashable value: the kind of statistic, and the scope in which it is wanted.
+Most declarations are small values: the kind of statistic, and the scope in which it is wanted.  Those about a
+split name its sites and carry what was decided there; of them, each is its own key, equal to no other.
 Nothing here imports torch: a recipe is validated, and its needs are known, without loading a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Channels from which sums of width x width are float32: in float64 one site would take gigabytes.
+WIDE = 8192
 BranchKind: TypeAlias = Literal["attention", "feed_forward"]
 
 
@@ -61,6 +68,57 @@ class HeadContribution:
     scope: Scope = field(default_factory=Scope)
 
 
+@dataclass(frozen=True)
+class ChannelSamples:
+    """Up to `tokens` tokens of each feed-forward, drawn evenly from all: what enters it, and its inner channels."""
+
+    scope: Scope = field(default_factory=Scope)
+    tokens: int = 2048
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Who runs where: the channels of each expert (other channels are always on), and the router if there is one.
+
+    The `active` experts with the highest score x @ weight.T + bias run; weight (E, H), bias (E,) or None.
+    """
+
+    experts: tuple[tuple[int, ...], ...]
+    active: int = 1
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ContributionMoments:
+    """Inputs x against what each expert would write, N_e = ||W_e h_e||, for fitting a router.  By site path."""
+
+    routing: Mapping[str, Routing]
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedMoments:
+    """Channels that routing leaves on against what it takes from the output, for refitting the consumer.
+
+    By site path.  What is held of a site grows with the square of its width: see `bytes_held`.
+    """
+
+    routing: Mapping[str, Routing]
+
+    @staticmethod
+    def bytes_held(width: int, hidden: int) -> int:
+        """Of one site, in float64, above WIDE channels in float32."""
+        return (width + hidden) * width * (4 if width > WIDE else 8)
+
+
 Declaration: TypeAlias = (
-    BlockSimilarity | BranchSimilarity | ChannelActivation | ChannelMoments | HeadContribution
+    BlockSimilarity
+    | BranchSimilarity
+    | ChannelActivation
+    | ChannelMoments
+    | ChannelSamples
+    | ContributionMoments
+    | HeadContribution
+    | RoutedMoments
 )

@@ -55,6 +55,46 @@ class Heads:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Samples:
+    """inputs: (n, hidden) into the feed-forward; channels: (n, width) of the same tokens; as the model made them."""
+
+    inputs: Tensor
+    channels: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """With x1 = (x, 1) and N (E,) the norms of the experts' outputs: means of x1 x1', x1 N' and N^2; float64.
+
+    second: (hidden + 1, hidden + 1); cross: (hidden + 1, E); square: (E,).
+    """
+
+    second: Tensor
+    cross: Tensor
+    square: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Routed:
+    """g: channels with those of experts that rest set to zero; r = W (h - g): what the output then lacks.
+
+    second: (width, width) = mean g g'; mean: (width,) of g; cross: (hidden, width) = mean r g'; lost: (hidden,)
+    = mean r; lost_square, output_square: mean ||r||^2, ||W h||^2; load: (E,) share of the tokens at each expert.
+    """
+
+    second: Tensor
+    mean: Tensor
+    cross: Tensor
+    lost: Tensor
+    lost_square: float
+    output_square: float
+    load: Tensor
+    tokens: int
+
+
 def site_key(site: Any, component: str | None = None) -> Key:
     """The name under which a site's values are kept.  A block site also needs the component."""
     if hasattr(site, "branches"):
@@ -109,6 +149,7 @@ class Statistics:
     task: str = "understanding"
     dry: bool = False
     again: Callable[[Sequence[Edit]], tuple[ModelGraph, Statistics]] | None = None
+    more: Callable[[Sequence[Declaration]], Statistics] | None = None
 
     def __getitem__(self, declaration: Declaration) -> Measured:
         if declaration not in self.values:
@@ -128,3 +169,16 @@ class Statistics:
                 do="leave greedy out, or run the recipe with `umcompress apply`",
             )
         return self.again(edits)
+
+    def measure(self, declarations: Sequence[Declaration]) -> Statistics:
+        """One more sweep over the same model and data for these declarations; it has their values only.
+
+        Sites whose values are large are best measured a few at a time: what is returned is held nowhere else.
+        """
+        if self.more is None:
+            raise PlanError(
+                asked="measuring more on the calibration data",
+                found="this run has none (a dry run, or a pass that declares no need)",
+                do="run the recipe with `umcompress apply`",
+            )
+        return self.more(declarations)
