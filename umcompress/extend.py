@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 PASSES = "umcompress.passes"
 EVALUATIONS = "umcompress.evaluations"
+INNER = "inner"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def parse_layers(text: str) -> frozenset[int] | None:
     for part in text.split(","):
         ends = [end.strip() for end in part.split("-")]
         if len(ends) > 2 or not all(end.isascii() and end.isdecimal() for end in ends):
-            raise ValueError(f"{part.strip()!r} is no layer and no range; write all, 4, 2-20 or 1,3,5-7")
+            raise ValueError(f"{part.strip()!r} is no layer and no range; write all, inner, 4, 2-20 or 1,3,5-7")
         first, last = int(ends[0]), int(ends[-1])
         if last < first:
             raise ValueError(f"the range {part.strip()} runs backwards; write {last}-{first}")
@@ -133,7 +134,9 @@ class ScopedPass(Pass):
         description="whose parts to compress; may be left out where the model has one component only",
     )
     layers: Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | int | list[int])] = Field(
-        default="all", description="all, or layer indices and ranges, ends included: 2-20 or 1,3,5-7"
+        default="all",
+        description="all, inner (all but the first and last block), or layer indices and ranges, ends included: "
+        "2-20 or 1,3,5-7",
     )
     stack: str | None = Field(
         default=None, description="a stack of blocks, or all; default: the model's main stack"
@@ -142,12 +145,17 @@ class ScopedPass(Pass):
     @field_validator("layers")
     @classmethod
     def _layers_parse(cls, text: str) -> str:
-        parse_layers(text)
-        return text
+        if text.strip() != INNER:
+            parse_layers(text)
+        return text.strip()
 
     def scope(self) -> Scope:
-        """The scope as asked for, before the model is known: for declarations in `needs`."""
-        return Scope(component=self.component, stack=self.stack, layers=parse_layers(self.layers))
+        """The scope as asked for, before the model is known: for declarations in `needs`.
+
+        Which layers are the inner ones is not known yet: all are in it then.
+        """
+        layers = None if self.layers == INNER else parse_layers(self.layers)
+        return Scope(component=self.component, stack=self.stack, layers=layers)
 
     def resolve(self, graph: ModelGraph) -> Scope:
         """The scope in this model, its component named.  PlanError where the model has no such part."""
@@ -161,8 +169,7 @@ class ScopedPass(Pass):
                 found=f"these blocks belong to {', '.join(here) or 'no component'}",
                 do=f"component: {here[0]}" if len(here) == 1 else f"name one of {', '.join(here)}",
             )
-        self._check_layers({block.index for block in blocks})
-        return Scope(component=component, stack=self.stack, layers=parse_layers(self.layers))
+        return Scope(component=component, stack=self.stack, layers=self._resolved_layers(graph))
 
     def _check_stack(self, graph: ModelGraph) -> None:
         if self.stack not in (None, "all") and self.stack not in graph.stacks:
@@ -175,10 +182,19 @@ class ScopedPass(Pass):
     def _everywhere(self, graph: ModelGraph) -> Scope:
         """The scope of all components."""
         self._check_stack(graph)
-        self._check_layers({block.index for block in graph.blocks(stack=self.stack)})
-        return self.scope()
+        return Scope(component=self.component, stack=self.stack, layers=self._resolved_layers(graph))
 
-    def _check_layers(self, present: set[int]) -> None:
+    def _resolved_layers(self, graph: ModelGraph) -> frozenset[int] | None:
+        present = {block.index for block in graph.blocks(stack=self.stack)}
+        if self.layers == INNER:
+            if self.stack == "all" or len(present) < 3:
+                what = "all stacks" if self.stack == "all" else f"a stack of {len(present)} blocks"
+                raise PlanError(
+                    asked=f"{self.name}: layers inner",
+                    found=f"{what}, where it says nothing",
+                    do="name one stack" if self.stack == "all" else "name the layers, such as 0",
+                )
+            return frozenset(present - {min(present), max(present)})
         missing = sorted((parse_layers(self.layers) or set()) - present)
         if missing:
             raise PlanError(
@@ -186,6 +202,7 @@ class ScopedPass(Pass):
                 found=f"no layer {', '.join(map(str, missing[:5]))} of 0 to {max(present, default=0)}",
                 do="name layers that exist; an earlier step may have dropped blocks",
             )
+        return parse_layers(self.layers)
 
 
 class SitePass(ScopedPass):
