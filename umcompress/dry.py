@@ -8,26 +8,25 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from umcompress.calibrate.statistics import Measured, Statistics
-from umcompress.checkpoint.fill import file_problems
+from umcompress.changes import at_work, shapes_of, site_changes, tensor_changes
+from umcompress.checkpoint.fill import OwnLayout, file_problems
 from umcompress.checkpoint.index import shards_of
 from umcompress.documents import Component
-from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan
+from umcompress.edits import Plan
 from umcompress.errors import ModelError, PlanError, UsageError
 from umcompress.extend import Pass
 from umcompress.graph.model_graph import ModelGraph, trace_model
-from umcompress.graph.sites import AttentionSite, BlockSite, FeedForwardSite
+from umcompress.graph.sites import AttentionSite, BlockSite, ExpertSite, FeedForwardSite
 from umcompress.graph.text import print_graph
 from umcompress.measure import Weight, weigh
 from umcompress.opening import DTYPES, Source, open_source
 from umcompress.recipe import Calibration, Recipe, Step
 from umcompress.rewrite.apply import shapes_only
-from umcompress.rewrite.tensors import Blob, Expression, TensorMap, source_of
-from umcompress.views import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo, TensorChange
+from umcompress.views import Inspection, PlanReport, PlanStep, SiteInfo
 
 if TYPE_CHECKING:
     from torch import nn
 
-Shapes = dict[str, tuple[int, ...]]
 # How torch says that a tensor of the meta device has no values.
 _NO_VALUES = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)
 
@@ -106,7 +105,9 @@ def _skeleton(source: Source) -> nn.Module:
     files = source.family.weight_files(model)
     if not any(shards_of(source.folder, file)[0].is_file() for file in files):
         return model
-    if problems := file_problems(model, source.folder, files):
+    own = source.family if isinstance(source.family, OwnLayout) else None
+    problems = own.file_problems(model, source.folder) if own else file_problems(model, source.folder, files)
+    if problems:
         more = f"\n    and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise ModelError(
             f"the weights of the model in {source.folder}", "\n    ".join(problems[:40]) + more,
@@ -132,7 +133,7 @@ class _Dry:
 
     def step(self, step: Step, calibration: Calibration) -> PlanStep:
         """One step; the skeleton changes only where there is no problem."""
-        before, shapes = self.weight, _shapes(self.model)
+        before, shapes = self.weight, shapes_of(self.model)
         graph = trace_model(self.model, self.source.family)
         planner = step.pass_
         assert isinstance(planner, Pass)
@@ -144,10 +145,10 @@ class _Dry:
             return _plan_step(step, before, before, problem=str(error))
         if plan.edits:
             self.weight = self._weigh()
-        changed = _changed(shapes, tensors, _shapes(self.model))
+        changed = tensor_changes(shapes, tensors, shapes_of(self.model))
         return _plan_step(
             step, before, self.weight, edits=len(plan.edits), declined=plan.declined,
-            sites=tuple(_site_changes(plan, graph, bool(planner.needs()))), tensors=tuple(changed),
+            sites=tuple(site_changes(plan, graph, bool(planner.needs()))), tensors=tuple(changed),
         )  # fmt: skip
 
 
@@ -191,68 +192,6 @@ def _refuse(name: str, found: str, cause: Exception | None = None) -> NoReturn:
     ) from cause  # fmt: skip
 
 
-# -- what changes ---------------------------------------------------------------------------------------
-
-
-def _site_changes(plan: Plan, graph: ModelGraph, measured: bool) -> Iterator[SiteChange]:
-    """One row an edit and component; an edit finds its site as the edits before it left it."""
-    example = "for example: measuring decides which" if measured else ""
-    blocks = {site.path: site for site in graph.blocks(stack="all")}
-    heads = {(site.path, site.component): site for site in graph.attentions(stack="all")}
-    widths = {site.path: site for site in graph.feed_forwards(stack="all")}
-    now: dict[tuple[str, str, str], int] = {}
-
-    def change(site: str, component: str, unit: str, before: int, after: int, note: str = "") -> SiteChange:
-        key = (site, component, unit)
-        before, now[key] = now.get(key, before), after
-        part = cast(Component, component)
-        return SiteChange(site=site, component=part, unit=unit, before=before, after=after, note=note)
-
-    for edit in plan.edits:
-        if isinstance(edit, DropBlock):
-            for component in sorted(blocks[edit.block].components):
-                yield change(edit.block, component, "block", 1, 0, example)
-        elif isinstance(edit, DropBranch):
-            yield change(edit.block, edit.component, edit.branch, 1, 0, example)
-        elif isinstance(edit, KeepHeads):
-            site = heads[edit.site, edit.component]
-            if (groups := edit.key_value_groups) is not None:
-                each = f"{site.query_heads_per_group} query heads each"
-                yield change(*_at(site), "key-value groups", site.key_value_groups, len(groups), each)
-            else:
-                yield change(*_at(site), "query heads", site.query_heads, len(edit.query_heads or ()))
-        elif isinstance(edit, KeepChannels):
-            place = widths[edit.site]
-            note = "its consumer has a bias" if edit.bias else ""
-            yield change(*_at(place), "channels", place.width, len(edit.keep), note)
-
-
-def _at(site: AttentionSite | FeedForwardSite) -> tuple[str, str]:
-    return site.path, site.component
-
-
-def _shapes(model: nn.Module) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
-
-
-def _changed(before: Shapes, tensors: TensorMap, after: Shapes) -> Iterator[TensorChange]:
-    """Tensors that are new, gone or of another shape, by their names before the step.
-
-    A block that only moves up in its stack is no change.
-    """
-    origin = {name: _origin(name, expression) for name, expression in tensors.entries.items()}
-    here = {old: name for name, old in origin.items()}
-    for old in (*before, *(name for name in here if name not in before)):
-        was, now = before.get(old), after[here[old]] if old in here else None
-        if was != now:
-            yield TensorChange(name=old, before=was, after=now)
-
-
-def _origin(name: str, expression: Expression) -> str:
-    """What a tensor was called before; a new one goes by its own name."""
-    return expression.name if isinstance(expression, Blob) else source_of(expression) or name
-
-
 # -- what there is --------------------------------------------------------------------------------------
 
 
@@ -274,10 +213,13 @@ def _sites(graph: ModelGraph) -> Iterator[SiteInfo]:
         for place in feed_forwards.get(block.path, ()):
             kind = f"{'gated ' if place.gated else ''}{place.activation}"
             yield _info(place, "feed_forward", place.component, f"{place.width} channels, {kind}")
+        for split in graph.block(block.path).experts:
+            parts = at_work(split.experts, split.width, split.active, split.shared_width)
+            yield _info(split, "experts", split.component, parts)
 
 
 def _info(
-    site: BlockSite | AttentionSite | FeedForwardSite, kind: str, component: str, shape: str
+    site: BlockSite | AttentionSite | FeedForwardSite | ExpertSite, kind: str, component: str, shape: str
 ) -> SiteInfo:
     part = cast(Component, component)
     return SiteInfo(

@@ -9,13 +9,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import umcompress.nn.dispatch  # noqa: F401  (defines the products of experts)
 from umcompress.documents import Component, Task
+from umcompress.graph.protocol import RoutedFeedForward
 from umcompress.models.base import Family, Runner
 from umcompress.report import Size, Speed
 
@@ -32,7 +35,8 @@ class Weight:
 
 
 def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
-    """Count everything.  Of a task: the parameters of the modules that its tokens go through.
+    """Count everything.  Of a task: the parameters of the modules that its tokens go through; of experts,
+    as many as one token uses.
 
     A token is one row that goes through the network once: text, image patch or latent, in one step and one guidance
     branch; the vision tower's work is spread over them.
@@ -42,7 +46,8 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
     for task in runner.tasks:
         names, hooks = _watch(model)
         # The fused attention kernels are unknown to the counter; as matrix products they are counted.
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
+        with counter, sdpa_kernel(SDPBackend.MATH):
             tokens = runner.pass_tokens(task)
         for hook in hooks:
             hook.remove()
@@ -59,9 +64,12 @@ def _watch(model: nn.Module) -> tuple[set[str], list[torch.utils.hooks.Removable
     """Names of parameters whose own module received a token, filled while the hooks are on."""
     touched: set[str] = set()
     hooks = []
+    # Experts are run by the module that routes to them, which need not call their own modules.
+    routed = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, RoutedFeedForward))
     for path, module in model.named_modules():
-        own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False)]
-        if not own:
+        whole = isinstance(module, RoutedFeedForward)
+        own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=whole)]
+        if not own or path.startswith(routed):
             continue
 
         def note(_: nn.Module, inputs: tuple[object, ...], own: list[str] = own) -> None:
@@ -76,15 +84,35 @@ def _size(
     model: nn.Module, family: Family, touched: dict[Task, set[str]], count: Callable[[Tensor], int]
 ) -> Size:
     counts = {name: count(parameter) for name, parameter in model.named_parameters()}
+    at_work = counts | {name: counts[name] * active // of for name, (active, of) in _experts(model).items()}
     by_component: dict[Component, int] = {}
     for name, value in counts.items():
         component = family.component_of(name)
         by_component[component] = by_component.get(component, 0) + value
     return Size(
         total=sum(counts.values()),
-        active={task: sum(counts[name] for name in names) for task, names in touched.items()},
+        active={task: sum(at_work[name] for name in names) for task, names in touched.items()},
         by_component=by_component,
     )
+
+
+def _experts(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Each stacked parameter of experts -> how many of how many a token uses."""
+    return {
+        f"{path}.experts.{name}": (module.shape.active, module.shape.experts)
+        for path, module in model.named_modules()
+        if isinstance(module, RoutedFeedForward)
+        for name, _ in model.get_submodule(f"{path}.experts").named_parameters()
+    }
+
+
+def _grouped_products() -> dict[Any, Callable[..., int]]:
+    """What the counter does not know: rows (M, K) times each its expert's matrix of (E, K, N)."""
+
+    def cost(rows: tuple[int, int], weight: tuple[int, int, int], *_: Any, **__: Any) -> int:
+        return 2 * rows[0] * weight[1] * weight[2]
+
+    return {torch.ops.umcompress.products: cost, torch.ops.aten._grouped_mm: cost}
 
 
 class Stopwatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -58,6 +59,7 @@ def _check_blobs(plans: Sequence[Plan], blobs: Blobs) -> Blobs:
 def _fill(model: nn.Module, tensors: TensorMap, source: Mapping[str, Tensor], blobs: Blobs) -> None:
     """Give every changed tensor of the model its value."""
     old = dict(source)
+    readers = Counter(source_of(expression) for expression in tensors.entries.values())
     for name, now in model.state_dict(keep_vars=True).items():
         expression = tensors.entries[name]
         if isinstance(expression, Same):
@@ -68,9 +70,11 @@ def _fill(model: nn.Module, tensors: TensorMap, source: Mapping[str, Tensor], bl
         value = evaluate(expression, old.__getitem__, blobs)
         _check_value(name, expression, value, now)
         _assign(model, name, value, now, _home(source))
-        # Old tensors may be large: let go of each as soon as its one successor exists.
-        if (read := source_of(expression)) is not None:
-            old.pop(read)
+        # Old tensors may be large: let go of each as soon as its last successor exists.
+        read = source_of(expression)
+        readers[read] -= 1
+        if read is not None and readers[read] == 0:
+            del old[read]
 
 
 def _is(now: Tensor, before: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 
 from torch import nn
@@ -14,10 +15,13 @@ from umcompress.edits import (
     KeepHeads,
     Plan,
     SetTensors,
+    SplitExperts,
     plan_problems,
 )
 from umcompress.errors import did_you_mean
 from umcompress.graph.model_graph import BlockGraph, ModelFamily, read_block
+from umcompress.graph.sites import ExpertSite, FeedForwardSite
+from umcompress.rewrite.experts import find_part, place_of, sparse_module
 
 
 class Blocks:
@@ -51,6 +55,13 @@ class Blocks:
         return next((path for path in paths if path in self.paths), None)
 
 
+    def feed_forward(self, path: str) -> FeedForwardSite:
+        """The feed-forward at a path that was checked."""
+        holding = self.holding(path)
+        assert holding is not None
+        return next(site for site in self.read(holding).feed_forwards if site.path == path)
+
+
 def check_plan(blocks: Blocks, plan: Plan) -> None:
     """Raises PlanError that lists unknown sites, indices out of range, contradictions, and emptied stacks."""
     checker = _Checker(blocks, plan)
@@ -74,7 +85,7 @@ class _Checker:
         # Sizes as the edits so far leave them.
         self.heads: dict[tuple[str, str], tuple[int, int]] = {}
         self.widths: dict[str, int] = {}
-        self.added: set[str] = set()
+        self.split: set[str] = set()
         self.tensors = set(blocks.model.state_dict(keep_vars=True))
 
     def check(self, edit: Edit) -> list[str]:
@@ -86,6 +97,8 @@ class _Checker:
             return self._heads(edit)
         if isinstance(edit, KeepChannels):
             return self._channels(edit)
+        if isinstance(edit, SplitExperts):
+            return self._experts(edit)
         return self._tensors(edit)
 
     def _block(self, path: str) -> list[str]:
@@ -134,18 +147,48 @@ class _Checker:
         return problems
 
     def _channels(self, edit: KeepChannels) -> list[str]:
-        path = self.blocks.holding(edit.site)
-        sites = self.blocks.read(path).feed_forwards if path else ()
-        site = next((s for s in sites if s.path == edit.site), None)
-        if site is None or path is None:
-            return [f"no feed-forward {edit.site} ({did_you_mean(edit.site, [s.path for s in sites])})"]
-        if problems := self._gone(path, "feed_forward", None, edit.site):
+        site, problems = self._feed_forward(edit.site)
+        if site is None:
             return problems
         width = self.widths.get(edit.site, site.width)
         self.widths[edit.site] = len(edit.keep)
         if edit.bias:
-            self.added.add(f"{site.consumer}.bias")
+            self.tensors.add(f"{site.consumer}.bias")
         return _in_range(edit.keep, width, f"channels of {edit.site}")
+
+    def _experts(self, edit: SplitExperts) -> list[str]:
+        site, problems = self._feed_forward(edit.site)
+        if site is None:
+            return problems
+        self.split.add(edit.site)
+        found, block = self.blocks.read(site.block), self.blocks.model.get_submodule(site.block)
+        part = find_part(found.graph, block, site)
+        if isinstance(part, str):
+            return [f"{edit.site} cannot be split: {part}"]
+        place = f"{site.block}.{place_of(found.graph, block, site, part)}"
+        bias = f"{site.consumer}.bias" in self.tensors
+        gone = tuple(f"{path}." for path in (*site.producers, site.consumer))
+        self.tensors = {name for name in self.tensors if not name.startswith(gone)}
+        made = sparse_module(block, site, part, edit, bias)
+        self.tensors |= {f"{place}.{name}" for name in made.state_dict(keep_vars=True)}
+        return _covering(edit, self.widths.get(edit.site, site.width))
+
+    def _feed_forward(self, name: str) -> tuple[FeedForwardSite | None, list[str]]:
+        """A feed-forward that can still be cut or split; otherwise None and why not."""
+        path = self.blocks.holding(name)
+        found = self.blocks.read(path) if path else None
+        sites = found.feed_forwards if found else ()
+        site = next((s for s in sites if s.path == name), None)
+        if site is None or path is None:
+            earlier = next((s for s in found.experts if _made_of(s, name)), None) if found else None
+            if earlier is not None:
+                return None, [_already(name, f"{earlier.experts} experts ({earlier.active} active)")]
+            return None, [f"no feed-forward {name} ({did_you_mean(name, [s.path for s in sites])})"]
+        if name in self.split:
+            return None, [_already(name, "experts by an earlier edit of this plan")]
+        if problems := self._gone(path, "feed_forward", None, name):
+            return None, problems
+        return site, []
 
     def _gone(self, path: str, kind: str, component: str | None, site: str) -> list[str]:
         """Whether the same plan drops what holds a site."""
@@ -161,10 +204,8 @@ class _Checker:
         return []
 
     def _tensors(self, edit: SetTensors) -> list[str]:
-        known = self.tensors | self.added
-        return [
-            f"no tensor {n} ({did_you_mean(n, _siblings(n, known))})" for n in edit.names if n not in known
-        ]
+        unknown = [name for name in edit.names if name not in self.tensors]
+        return [f"no tensor {n} ({did_you_mean(n, _siblings(n, self.tensors))})" for n in unknown]
 
     def emptied_stacks(self) -> list[str]:
         """A stack must keep a block; one whose branches are all dropped does not count."""
@@ -194,3 +235,26 @@ def _in_range(index: tuple[int, ...], size: int, what: str) -> list[str]:
     if index and index[-1] >= size:
         return [f"index {index[-1]} is out of range: {what} are 0 to {size - 1}"]
     return []
+
+
+def _made_of(site: ExpertSite, name: str) -> bool:
+    """Whether experts came from the feed-forward of that name, or are meant by it."""
+    inside = name != site.block and site.path.startswith(f"{name}.")
+    return inside or site.path in (name, f"{name}_experts")
+
+
+def _already(name: str, into: str) -> str:
+    allowed = "its branch can be dropped and its tensors set, or cut the channels before the split"
+    return f"{name} is already split into {into}: {allowed}"
+
+
+def _covering(edit: SplitExperts, width: int) -> list[str]:
+    """Every channel must be in one expert or shared; that none is there twice, the edit has seen to."""
+    given = {*itertools.chain(*edit.experts), *edit.shared}
+    missing = sorted(set(range(width)) - given)
+    problems = _in_range(tuple(sorted(given)), width, f"channels of {edit.site}")
+    if missing:
+        listed = ", ".join(map(str, missing[:5])) + (f", ... ({len(missing)} in all)" if len(missing) > 5 else "")
+        found = f"channels {listed} of {edit.site} are in no expert and not shared"
+        problems.append(f"{found}: give each of its {width} channels to one of them")
+    return problems

@@ -12,12 +12,13 @@ import torch
 from torch import fx, nn
 
 from umcompress.checkpoint.fill import tied_names
-from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors
+from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors, SplitExperts
 from umcompress.graph.branches import find_branches
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.graph.protocol import StreamAttention, StreamLayout
 from umcompress.rewrite.check import Blocks, check_plan
+from umcompress.rewrite.experts import split
 from umcompress.rewrite.tensors import TensorMap
 
 
@@ -38,6 +39,8 @@ def reshape(model: nn.Module, family: ModelFamily, plan: Plan, number: int, tens
             work.keep_heads(edit)
         elif isinstance(edit, KeepChannels):
             work.keep_channels(edit)
+        elif isinstance(edit, SplitExperts):
+            work.split_experts(edit)
         else:
             assert isinstance(edit, SetTensors)
             work.set_tensors(edit)
@@ -93,9 +96,7 @@ class _Work:
         attention.keep_heads(edit.component, groups, heads)
 
     def keep_channels(self, edit: KeepChannels) -> None:
-        path = self.blocks.holding(edit.site)
-        assert path is not None
-        site = next(s for s in self.blocks.read(path).feed_forwards if s.path == edit.site)
+        site = self.blocks.feed_forward(edit.site)
         for producer in site.producers:
             self._narrow(producer, rows=edit.keep)
         self._narrow(site.consumer, columns=edit.keep)
@@ -104,6 +105,16 @@ class _Work:
             shape, dtype = (consumer.out_features,), consumer.weight.dtype
             consumer.bias = _empty(shape, consumer.weight)
             self.tensors.zeros(f"{site.consumer}.bias", shape, dtype)
+
+    def split_experts(self, edit: SplitExperts) -> None:
+        site = self.blocks.feed_forward(edit.site)
+        block = self.model.get_submodule(site.block)
+        graph = self.graphs.setdefault(site.block, self.blocks.read(site.block).graph)
+        before = _references(graph)
+        place = split(graph, block, site, edit, self.tensors)
+        # Names in the module that made way may be names in the new one.
+        outside = [target for target in before if not f"{target}.".startswith(f"{place}.")]
+        delete_unused(block, outside, _references(graph))
 
     def set_tensors(self, edit: SetTensors) -> None:
         """A tied parameter changes under all its names."""

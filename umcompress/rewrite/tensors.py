@@ -6,6 +6,7 @@ business, so every use of a plan computes the same bits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,15 @@ class Take:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """Entries of `source` along `dim` in equal groups, one after the other on a new first axis."""
+
+    source: Expression
+    dim: int
+    groups: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Zeros:
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -45,7 +55,7 @@ class Blob:
     name: str
 
 
-Expression = Same | Take | Zeros | Blob
+Expression = Same | Take | Fold | Zeros | Blob
 Reader = Callable[[str], Tensor]
 Blobs = Sequence[Mapping[str, Tensor]]
 
@@ -64,6 +74,10 @@ class TensorMap:
 
     def blob(self, name: str, plan: int, stored_as: str) -> None:
         self.entries[name] = Blob(plan, stored_as)
+
+    def forget(self, path: str) -> None:
+        """A module is gone, its tensors with it."""
+        self.entries = {n: e for n, e in self.entries.items() if not n.startswith(f"{path}.")}
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Forget tensors that the model no longer has. CheckError if one has no expression."""
@@ -90,7 +104,7 @@ class TensorMap:
 
 def source_of(expression: Expression) -> str | None:
     """The old tensor at the root of an expression, if there is one."""
-    while isinstance(expression, Take):
+    while isinstance(expression, Take | Fold):
         expression = expression.source
     return expression.name if isinstance(expression, Same) else None
 
@@ -100,9 +114,16 @@ def evaluate(expression: Expression, read: Reader, blobs: Blobs = ()) -> Tensor:
     if isinstance(expression, Same):
         return read(expression.name)
     if isinstance(expression, Take):
-        source = evaluate(expression.source, read, blobs)
-        index = torch.tensor(expression.index, dtype=torch.long, device=source.device)
-        return source.index_select(expression.dim, index)
+        return _select(evaluate(expression.source, read, blobs), expression.dim, expression.index)
+    if isinstance(expression, Fold):
+        groups, dim = expression.groups, expression.dim
+        flat = _select(evaluate(expression.source, read, blobs), dim, tuple(itertools.chain(*groups)))
+        stacked = flat.reshape(*flat.shape[:dim], len(groups), len(groups[0]), *flat.shape[dim + 1 :])
+        return stacked.movedim(dim, 0).contiguous()
     if isinstance(expression, Zeros):
         return torch.zeros(expression.shape, dtype=expression.dtype)
     return blobs[expression.plan][expression.name].detach().clone()
+
+
+def _select(source: Tensor, dim: int, index: tuple[int, ...]) -> Tensor:
+    return source.index_select(dim, torch.tensor(index, dtype=torch.long, device=source.device))

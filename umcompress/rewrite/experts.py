@@ -1,0 +1,191 @@
+"""The edit SplitExperts: a feed-forward's nodes become one call of a module with its channels in stacks.
+
+Shapes: H hidden, I inner channels, E experts of m channels, S shared channels. Producers (I, H) become
+(E, m, H) and (S, H), the consumer (H, I) becomes (E, H, m) and (H, S).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from umcompress.edits import SplitExperts
+from umcompress.graph.sites import FeedForwardSite
+from umcompress.graph.trace import call_name
+from umcompress.nn.experts import ExpertShape, SparseFeedForward
+from umcompress.rewrite.tensors import Expression, Fold, Take, TensorMap, Zeros
+
+
+@dataclass(frozen=True)
+class FeedForwardPart:
+    """The nodes of a feed-forward: `entry` is what every producer reads, `between` in the graph's order."""
+
+    entry: fx.Node
+    producers: tuple[fx.Node, ...]
+    between: tuple[fx.Node, ...]
+    consumer: fx.Node
+
+
+def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedForwardPart | str:
+    """The part of a block's graph that a site is; or, in words, why it cannot become a module of its own."""
+    calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
+    producers = tuple(calls[_inside(site, path)] for path in site.producers)
+    consumer = calls[_inside(site, site.consumer)]
+    linears = [_linear(block, node) for node in (*producers, consumer)]
+    if any(node.args[0] is not producers[0].args[0] for node in producers):
+        return "its first linears read different values"
+    if linears[-1].out_features != linears[0].in_features:
+        return f"it takes {linears[0].in_features} values and gives {linears[-1].out_features}"
+    entry = producers[0].args[0]
+    assert isinstance(entry, fx.Node)
+    between: set[fx.Node] = set()
+    todo = [consumer]
+    while todo:
+        node = todo.pop()
+        for read in node.all_input_nodes:
+            if read in producers or read in between or (read is entry and _asks_type(node)):
+                continue
+            if not read.all_input_nodes and (read.op, read.target) != ("get_attr", "training"):
+                return f"the function between its linears reads {read.name} too"
+            if read is entry:
+                return "the function between its linears reads what the first linears read"
+            if read.op == "call_module" and block.get_submodule(str(read.target)).state_dict():
+                return f"the module {read.target} between its linears holds tensors"
+            between.add(read)
+            todo.append(read)
+    return FeedForwardPart(entry, producers, tuple(n for n in graph.nodes if n in between), consumer)
+
+
+def _asks_type(node: fx.Node) -> bool:
+    """Whether a node reads only the dtype or device of its last operand: the linears' outputs have the same."""
+    name = call_name(node)
+    return name == "type_as" or (name == "getattr" and node.args[1] in ("dtype", "device"))
+
+
+def place_of(graph: fx.Graph, block: nn.Module, site: FeedForwardSite, part: FeedForwardPart) -> str:
+    """Where in the block the module goes: for the one that holds just these linears, or beside the last."""
+    own, last = _inside(site, site.path), _inside(site, site.consumer)
+    module = block.get_submodule(own)
+    linears = {id(_linear(block, node)) for node in (*part.producers, part.consumer)}
+    holders = {id(child) for child in module.modules() if any(True for _ in child.parameters(recurse=False))}
+    nodes = {*part.producers, *part.between, part.consumer}
+    calls = [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith(f"{own}.")]
+    exact = holders <= linears and all(node in nodes for node in calls)
+    return own if exact and not isinstance(module, nn.Linear) else f"{last}_experts"
+
+
+def sparse_module(
+    block: nn.Module, site: FeedForwardSite, part: FeedForwardPart, edit: SplitExperts, bias: bool | None = None
+) -> SparseFeedForward:
+    """The module, its parameters on meta. `bias`: whether the consumer will have one (None: as it is now)."""
+    *producers, consumer = (_linear(block, node) for node in (*part.producers, part.consumer))
+    names = _names(site)
+    shape = ExpertShape(
+        hidden=consumer.out_features,
+        experts=len(edit.experts),
+        active=edit.active,
+        width=edit.width,
+        producers=names[:-1],
+        consumer=names[-1],
+        producer_bias=tuple(linear.bias is not None for linear in producers),
+        consumer_bias=consumer.bias is not None if bias is None else bias,
+        shared_width=len(edit.shared),
+        weighting=edit.weighting,
+        selector=edit.selector,
+    )
+    with torch.device("meta"):
+        return SparseFeedForward(shape, _pointwise(block, part)).train(block.training)
+
+
+def _names(site: FeedForwardSite) -> tuple[str, ...]:
+    """Last parts of the linears' names, the consumer's at the end; whole paths where those are alike."""
+    paths = [_inside(site, path) for path in (*site.producers, site.consumer)]
+    short = [path.rpartition(".")[2] for path in paths]
+    return tuple(short if len(set(short)) == len(short) else [path.replace(".", "_") for path in paths])
+
+
+def _pointwise(block: nn.Module, part: FeedForwardPart) -> fx.GraphModule:
+    """What lies between the linears, as a function of the producers' outputs."""
+    graph, parts = fx.Graph(), dict[str, object]()
+    copies = {node: graph.placeholder(f"channels_{i}") for i, node in enumerate(part.producers)}
+    copies[part.entry] = copies[part.producers[0]]
+    for node in part.between:
+        made = copies[node] = graph.node_copy(node, copies.__getitem__)
+        if node.op == "call_module":
+            made.target = f"f{len(parts)}"
+            parts[made.target] = block.get_submodule(str(node.target))
+        elif node.op == "get_attr":
+            parts[str(node.target)] = getattr(block, str(node.target))
+    (last,) = part.consumer.all_input_nodes
+    graph.output(copies[last])
+    return fx.GraphModule(parts, graph, "Pointwise")
+
+
+def split(
+    graph: fx.Graph, block: nn.Module, site: FeedForwardSite, edit: SplitExperts, tensors: TensorMap
+) -> str:
+    """Put the experts in place of the feed-forward, in block, graph and tensors; returns where they are."""
+    part = find_part(graph, block, site)
+    assert not isinstance(part, str)
+    place, module = place_of(graph, block, site, part), sparse_module(block, site, part, edit)
+    _as_before(module, _linear(block, part.producers[0]), _linear(block, part.consumer))
+    values = _values(site, module, edit, tensors)
+    for path in (*site.producers, site.consumer):
+        tensors.forget(path)
+    for name, value in values.items():
+        tensors.entries[f"{site.block}.{place}.{name}"] = value
+    owner, _, name = place.rpartition(".")
+    setattr(block.get_submodule(owner), name, module)
+    with graph.inserting_before(part.consumer):
+        call = graph.call_module(place, (part.entry,))
+    part.consumer.replace_all_uses_with(call)
+    for node in reversed((*part.producers, *part.between, part.consumer)):
+        graph.erase_node(node)
+    return place
+
+
+def _as_before(module: SparseFeedForward, producer: nn.Linear, consumer: nn.Linear) -> None:
+    """Parameters of the dtype of the linears, trained if they were; the selector never is."""
+    last = module.shape.consumer
+    for name, parameter in list(module.named_parameters()):
+        path, _, leaf = name.rpartition(".")
+        source = (consumer if path.endswith(f".{last}") else producer).weight
+        trains = source.requires_grad and path != "selector"
+        data = torch.empty_like(parameter, dtype=source.dtype)
+        setattr(module.get_submodule(path), leaf, nn.Parameter(data, requires_grad=trains))
+    # Not moved into a stack: the parameter goes on as it is.
+    module.bias = consumer.bias
+
+
+def _values(
+    site: FeedForwardSite, module: SparseFeedForward, edit: SplitExperts, tensors: TensorMap
+) -> dict[str, Expression]:
+    """Each tensor of the module from those of the linears; the router starts as zeros."""
+    parameters, old, shape = dict(module.named_parameters()), tensors.entries, module.shape
+    linears = dict(zip((*shape.producers, shape.consumer), (*site.producers, site.consumer), strict=True))
+    made: dict[str, Expression] = {}
+    for name, parameter in parameters.items():
+        home, _, rest = name.partition(".")
+        if home in ("gate", "selector"):
+            made[name] = Zeros(tuple(parameter.shape), parameter.dtype)
+        elif home == "bias":
+            made[name] = old[f"{site.consumer}.bias"]
+        else:
+            linear, leaf = rest.rsplit(".", 1)
+            source, dim = old[f"{linears[linear]}.{leaf}"], 1 if linear == shape.consumer else 0
+            stacked = home == "experts"
+            made[name] = Fold(source, dim, edit.experts) if stacked else Take(source, dim, edit.shared)
+    return made
+
+
+def _linear(block: nn.Module, node: fx.Node) -> nn.Linear:
+    linear = block.get_submodule(str(node.target))
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def _inside(site: FeedForwardSite, path: str) -> str:
+    """A path of the model as one of the block."""
+    return path[len(site.block) + 1 :]
