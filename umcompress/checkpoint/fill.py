@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,17 @@ class Part:
 
 Target = str | Part
 WeightFiles = Mapping[str, Mapping[str, Target]]
+
+
+@runtime_checkable
+class OwnLayout(Protocol):
+    """A family whose weight files hold tensors cut up or joined otherwise than the module, beyond names."""
+
+    def sources(self, model: nn.Module) -> dict[str, dict[str, Source]]:
+        """What to write for a live model: file -> name on disk -> tensor."""
+
+    def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
+        """What is missing, unexpected or wrongly shaped in a folder, by the files' headers."""
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:

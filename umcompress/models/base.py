@@ -142,6 +142,8 @@ class Family(ABC):
 
     name: ClassVar[str]
     main_stack: ClassVar[str]
+    # A general family takes the folders that no other family knows.
+    general: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, folder: Path) -> bool:

@@ -40,6 +40,7 @@ def find_family(folder: Path) -> Family:
     """The family whose kind of folder this is.  ModelError where no family knows it."""
     known = entries(FAMILIES)
     broken = []
+    matching: list[Family] = []
     for entry in (entry for offers in known.values() for entry in offers):
         try:
             family = entry.load()()
@@ -47,7 +48,9 @@ def find_family(folder: Path) -> Family:
             broken.append(f"{entry.name} does not import: {error}")
             continue
         if isinstance(family, Family) and family.matches(folder):
-            return family
+            matching.append(family)
+    if matching:
+        return min(matching, key=lambda family: family.general)
     files = sorted(path.name for path in folder.iterdir())[:8]
     raise ModelError(
         asked=f"the kind of model in {folder}",

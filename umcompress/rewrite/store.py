@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from umcompress.checkpoint.fill import WeightFiles, odd_names, sources
+from umcompress.checkpoint.fill import OwnLayout, WeightFiles, odd_names, sources
 from umcompress.checkpoint.folder import atomic_folder
 from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, write_shards
 from umcompress.documents import explain
@@ -58,7 +58,8 @@ def write_compressed(
         for path in side_files(source):
             shutil.copyfile(path, folder / path.name)
     weights: list[Path] = []
-    for file, tensors in sources(model, files).items():
+    own = family if isinstance(family, OwnLayout) else None
+    for file, tensors in (own.sources(model) if own else sources(model, files)).items():
         weights += write_shards(folder, tensors, file, max_shard_bytes)
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return weights

@@ -1,0 +1,131 @@
+"""From a folder's configuration to a model of shapes: parameters on the meta device, buffers real.
+
+Buffers are computed when a model is built (rotary frequencies, masks) and are in no weight file, so they have to be
+real; parameters go to the meta device as soon as they are registered, before anything initialises them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from umcompress.errors import ModelError
+from umcompress.models.hf.family import CONFIG
+
+# The configuration that a compressed model was made from: its plans start there.
+BASE_CONFIG = "base_config.json"
+# What a configuration with nonsense in it makes transformers raise.
+_WRONG = (
+    StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError,
+    ZeroDivisionError, AssertionError, IndexError,
+)  # fmt: skip
+_TASKS = ("FOR_CAUSAL_LM_", "FOR_IMAGE_TEXT_TO_TEXT_", "FOR_SEQ_TO_SEQ_CAUSAL_LM_", "")
+
+
+def config_file(folder: Path) -> Path:
+    """Where the configuration to build from is."""
+    base = folder / BASE_CONFIG
+    return base if base.is_file() else folder / CONFIG
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder. Code that comes with a model is never run."""
+    file = config_file(folder)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=False)
+    except _WRONG as error:
+        raise _refused(file, error) from error
+    return config
+
+
+def model_class(config: PreTrainedConfig, file: Path) -> type[PreTrainedModel]:
+    """The class that the configuration names, else the first that transformers' auto classes offer."""
+    import transformers
+
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    for task in _TASKS:
+        names: Any = getattr(modeling_auto, f"MODEL_{task}MAPPING_NAMES", {})
+        offered = names.get(config.model_type)
+        found = getattr(transformers, offered, None) if isinstance(offered, str) else None
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    raise ModelError(
+        f"build the model of {file}",
+        f"architectures {', '.join(config.architectures or ()) or 'not given'} (model_type {config.model_type})",
+        "transformers must know the class; code that comes with a model is not run",
+    )
+
+
+def build(folder: Path) -> PreTrainedModel:
+    """The model of a folder's configuration, in eval mode, with its generation settings."""
+    config, file = read_config(folder), config_file(folder)
+    cls = model_class(config, file)
+    config.architectures = [cls.__name__]
+    try:
+        with parameters_on_meta():
+            model: PreTrainedModel = cls(config)
+        if model.can_generate() and (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    except _WRONG as error:
+        raise _refused(file, error) from error
+    model.train(False)
+    return model
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules built inside keep no values of parameters; buffers are as always."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        # A tied parameter is on meta already and stays the same object.
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.data.to("meta"), requires_grad=parameter.requires_grad)
+        register(self, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+@contextmanager
+def buffers_on_meta(model: nn.Module) -> Iterator[None]:
+    """A skeleton can run for its shapes while its buffers are where its parameters are."""
+    kept = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    try:
+        for module, name, buffer in kept:
+            module._buffers[name] = None if buffer is None else buffer.to("meta")
+        yield
+    finally:
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer
+
+
+def is_shapes_only(model: nn.Module) -> bool:
+    """Whether a model has no values."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def kept_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Tensors that stay float32 although the model is loaded as `dtype`."""
+    patterns = model._get_dtype_plan(dtype)
+    return {name for name in model.state_dict(keep_vars=True) if any(part in name for part in patterns)}
+
+
+def _refused(file: Path, error: BaseException) -> ModelError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    found = " ".join(lines[:2])[:300]
+    return ModelError(f"build the model of {file}", found, "check the configuration; see docs/support.md for what runs")

@@ -1,0 +1,114 @@
+"""Any folder with a configuration of transformers: the family of models that have no family of their own.
+
+transformers itself is loaded when a model is, not when a folder is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from umcompress.documents import Component
+from umcompress.models.base import Family, Runner, Trainer
+from umcompress.models.hf.components import component_of
+
+if TYPE_CHECKING:
+    from umcompress.checkpoint.fill import WeightFiles
+    from umcompress.checkpoint.writer import Source
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_STACKS = "umcompress_stacks"
+
+
+class TransformersFamily(Family):
+    """Causal language models, image-text-to-text models, encoders.
+
+    A plain language model is one component, `shared`. Vision towers and connectors are found by name and serve
+    understanding; image heads and decoders serve generation. A recipe's `components` overrules the names.
+    """
+
+    name: ClassVar[str] = "transformers"
+    main_stack: ClassVar[str] = "main"
+    general: ClassVar[bool] = True
+
+    def __init__(self, components: Mapping[str, Component] | None = None) -> None:
+        self.components = components
+
+    def matches(self, folder: Path) -> bool:
+        try:
+            content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and isinstance(content.get("model_type"), str)
+
+    def skeleton(self, folder: Path) -> nn.Module:
+        from umcompress.models.hf import build, disk, stacks
+
+        model = build.build(folder)
+        disk.learn_names(model, folder)
+        # Found once, on the whole model: a stack keeps its name when edits leave little of it.
+        setattr(model, _STACKS, stacks.find_stacks(model))
+        return model
+
+    def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
+        from umcompress.models.hf import disk
+
+        disk.fill(_of_transformers(model), folder, dtype, device)
+        model.eval()
+
+    def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """Buffers that are computed keep their precision."""
+        from umcompress.models.hf import build
+
+        float32 = build.kept_float32(_of_transformers(model), dtype)
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.float32 if name in float32 else dtype)
+        return model
+
+    def weight_files(self, model: nn.Module) -> WeightFiles:
+        from umcompress.models.hf import disk
+
+        return {WEIGHTS: disk.names_on_disk(_of_transformers(model))}
+
+    def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
+        from umcompress.models.hf import disk
+
+        return disk.problems(_of_transformers(model), folder)
+
+    def sources(self, model: nn.Module) -> dict[str, dict[str, Source]]:
+        from umcompress.models.hf import disk
+
+        return {WEIGHTS: disk.sources(_of_transformers(model))}
+
+    def stacks(self, model: nn.Module) -> dict[str, str]:
+        from umcompress.models.hf import stacks
+
+        kept = getattr(model, _STACKS, None)
+        return dict(kept) if isinstance(kept, dict) else stacks.find_stacks(_of_transformers(model))
+
+    def component_of(self, path: str) -> Component:
+        return component_of(path, self.components)
+
+    def runner(self, model: nn.Module, folder: Path) -> Runner:
+        from umcompress.models.hf.runner import TransformersRunner
+
+        return TransformersRunner(_of_transformers(model), folder)
+
+    def trainer(self, model: nn.Module, folder: Path) -> Trainer:
+        from umcompress.models.hf import trainer
+
+        return trainer.trainer(model, folder)
+
+
+def _of_transformers(model: nn.Module) -> Any:
+    from transformers import PreTrainedModel
+
+    assert isinstance(model, PreTrainedModel)
+    return model

@@ -1,0 +1,72 @@
+"""Fixed inputs for any model: what it takes is read off its configuration."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Call = dict[str, Any]
+
+
+def reads_text(model: PreTrainedModel) -> bool:
+    """Whether the forward takes token ids."""
+    return "input_ids" in inspect.signature(type(model).forward).parameters
+
+
+def speaks(model: PreTrainedModel) -> bool:
+    """Whether the model continues text."""
+    any_model: Any = model
+    return reads_text(model) and model.can_generate() and any_model.get_output_embeddings() is not None
+
+
+def plain_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:
+    """(B, T) ids spread over the vocabulary, none of them a special token of the configuration."""
+    config = model.config.get_text_config()
+    special = _special(model.config.to_dict())
+    allowed = [token for token in range(min(int(config.vocab_size), 4096)) if token not in special]
+    place = torch.arange(batch * length).mul(7919).add(11) % len(allowed)
+    return torch.tensor(allowed)[place].view(batch, length)
+
+
+def _special(config: dict[str, Any]) -> set[int]:
+    found: set[int] = set()
+    for key, value in config.items():
+        if isinstance(value, dict) and key != "vocabulary_map":
+            found |= _special(value)
+        elif str(key).endswith(("token_id", "token_index")) or key == "vocabulary_map":
+            listed = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            found |= {token for token in listed if isinstance(token, int)}
+    return found
+
+
+def picture(model: PreTrainedModel, fill: float | None = None) -> Call | None:
+    """One picture as the vision tower takes it: a ramp, or one value everywhere. None where there is no tower."""
+    vision = getattr(model.config, "vision_config", None)
+    if vision is None and "pixel_values" in inspect.signature(type(model).forward).parameters:
+        vision = getattr(model.config, "vq_config", model.config)
+    if vision is None:
+        return None
+    if hasattr(vision, "spatial_merge_size"):
+        return _patches(vision, fill)
+    size = getattr(vision, "image_size", None) or getattr(vision, "resolution", None)
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = int(getattr(vision, "num_channels", getattr(vision, "in_channels", 3)))
+    return {"pixel_values": _ramp((1, channels, height, width), fill)}
+
+
+def _patches(vision: Any, fill: float | None) -> Call:
+    """Qwen's layout: (patches, channels * frames * side * side) and how many patches there are each way."""
+    side = 2 * int(vision.spatial_merge_size)
+    width = int(getattr(vision, "in_channels", 3)) * int(vision.temporal_patch_size) * int(vision.patch_size) ** 2
+    return {"pixel_values": _ramp((side * side, width), fill), "image_grid_thw": torch.tensor([[1, side, side]])}
+
+
+def _ramp(shape: tuple[int, ...], fill: float | None) -> Tensor:
+    count = int(torch.tensor(shape).prod())
+    return (torch.linspace(-1, 1, count) if fill is None else torch.full((count,), fill)).view(shape)

@@ -1,0 +1,226 @@
+"""Run a model of transformers: text answers, calibration text, fixed inputs for counting and for checks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from umcompress.documents import Task
+from umcompress.errors import UsageError
+from umcompress.models.base import GenerationItem, Picture, TextSample, UnderstandingItem, Work
+from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
+from umcompress.models.hf.inputs import picture, plain_ids, reads_text, speaks
+from umcompress.models.hf.words import Words
+
+PASS_TOKENS = 64
+PROMPT_TOKENS = 128
+NEW_TOKENS = 8
+BATCH_TOKENS = 4096
+
+
+class TransformersRunner:
+    """One task, understanding: text in, text out. What shares a batch changes results only by rounding."""
+
+    tasks: tuple[Task, ...] = ("understanding",)
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        self.model: Any = model
+        self.folder = folder
+
+    @cached_property
+    def words(self) -> Words:
+        """The tokenizer; sizes and workloads need none."""
+        return Words(self.folder)
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = next(self.model.parameters()).device
+        return found
+
+    # -- text ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
+        """Greedy answers to questions without pictures (`images` holds None)."""
+        self._must_speak("answer questions")
+        if any(image is not None for image in images):
+            raise UsageError(
+                "ask about pictures", f"{type(self.model).__name__} is run on text here",
+                "use an evaluation that asks without pictures, such as perplexity",
+            )  # fmt: skip
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False, max_new_tokens=max_new_tokens
+        )
+        answers: list[str] = []
+        rows = [self.words.question(question) for question in questions]
+        for part in _by_tokens(rows, max_new_tokens):
+            ids, mask = self.words.left_padded(part)
+            out = self.model.generate(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings
+            )
+            answers += [self.words.text(row[ids.shape[1] :]).strip() for row in out]
+        return answers
+
+    def generate(self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None) -> list[Picture]:
+        raise UsageError("generate pictures", f"{type(self.model).__name__} is run on text here", "leave the task out")
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, V) in the model's dtype."""
+        found: Tensor = self.model(input_ids=ids.to(self.device)).logits
+        return found
+
+    # -- calibration and counting ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def feed(
+        self,
+        items: Sequence[UnderstandingItem | GenerationItem | TextSample],
+        at_time: Callable[[float], None] | None = None,
+    ) -> None:
+        """Texts as they are; of a question and its answer, both."""
+        rows = [self._text_ids(item) for item in items]
+        for length, alike in groupby(sorted(rows, key=len), key=len):
+            batch = list(alike)
+            each = max(1, BATCH_TOKENS // max(1, length))
+            for start in range(0, len(batch), each):
+                self._encode(torch.tensor(batch[start : start + each]))
+
+    def _text_ids(self, item: object) -> list[int]:
+        if isinstance(item, TextSample):
+            return self.words.ids(item.text)
+        if isinstance(item, UnderstandingItem) and item.image is None:
+            return self.words.question(item.question) + self.words.more_ids(item.answer)
+        raise UsageError(
+            f"calibrate {type(self.model).__name__}", f"an item of kind {type(item).__name__}",
+            "name a source of plain text: calibration: {source: perplexity}",
+        )  # fmt: skip
+
+    def _encode(self, ids: Tensor) -> None:
+        """All blocks; logits, which no statistic reads, of one position only."""
+        extra = {"logits_to_keep": 1} if speaks(self.model) and _keeps_logits(self.model) else {}
+        self.model(input_ids=ids.to(self.device), use_cache=False, **extra)
+
+    @torch.no_grad()
+    def pass_tokens(self, task: Task) -> int:
+        """A text of fixed length, or for a model that reads only pictures, one picture."""
+        if not is_shapes_only(self.model):
+            return self._pass()
+        with buffers_on_meta(self.model), _experts_by_product(self.model):
+            return self._pass()
+
+    def _pass(self) -> int:
+        pixels = picture(self.model, 0.0)
+        if reads_text(self.model):
+            call: dict[str, Any] = {"input_ids": torch.zeros(1, PASS_TOKENS, dtype=torch.long)}
+            if not speaks(self.model) and pixels is not None:
+                call |= pixels
+            tokens = PASS_TOKENS
+        else:
+            call = pixels or {}
+            tokens = 1
+        self.model(**{name: value.to(self.device) for name, value in call.items()})
+        return tokens
+
+    @torch.no_grad()
+    def probe(self) -> dict[str, Tensor]:
+        """Outputs on fixed inputs: two texts, one padded; a picture through the vision tower."""
+        found: dict[str, Tensor] = {}
+        pixels = picture(self.model)
+        if pixels is not None:
+            pixels = {name: self._placed(value) for name, value in pixels.items()}
+        if reads_text(self.model):
+            ids = plain_ids(self.model, 2, 12).to(self.device)
+            mask = torch.ones_like(ids)
+            mask[1, :3] = 0
+            extra = pixels if pixels is not None and not speaks(self.model) else {}
+            found |= _tensors(self.model(input_ids=ids, attention_mask=mask, **(extra or {})), "text")
+        if pixels is not None and hasattr(self.model, "get_image_features"):
+            found |= _tensors(self.model.get_image_features(**pixels), "image")
+        elif pixels is not None and not reads_text(self.model):
+            found |= _tensors(self.model(**pixels), "image")
+        return found
+
+    @torch.no_grad()
+    def workload(self, task: Task) -> Work:
+        """Read a prompt, then decode eight tokens; of a model that does not speak, one pass."""
+        started = time.perf_counter()
+        if not speaks(self.model):
+            tokens = self._pass()
+            self._wait()
+            seconds = time.perf_counter() - started
+            return Work(seconds, {"tokens_per_second": tokens / seconds})
+        ids = plain_ids(self.model, 1, PROMPT_TOKENS).to(self.device)
+        out = self.model(input_ids=ids, use_cache=True)
+        self._wait()
+        first = time.perf_counter()
+        for _ in range(NEW_TOKENS):
+            out = self.model(input_ids=ids[:, :1], past_key_values=out.past_key_values, use_cache=True)
+        self._wait()
+        ended = time.perf_counter()
+        measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
+        return Work(ended - started, measures)
+
+    def _placed(self, value: Tensor) -> Tensor:
+        return value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
+
+    def _must_speak(self, what: str) -> None:
+        if not speaks(self.model):
+            raise UsageError(what, f"{type(self.model).__name__} does not generate text", "use another model")
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _by_tokens(rows: list[list[int]], more: int) -> Iterator[list[list[int]]]:
+    """Rows in their order, in batches of about so many tokens."""
+    batch: list[list[int]] = []
+    for row in rows:
+        longest = max(map(len, [*batch, row])) + more
+        if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _keeps_logits(model: PreTrainedModel) -> bool:
+    import inspect
+
+    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
+
+
+def _tensors(output: Any, prefix: str) -> dict[str, Tensor]:
+    """The floating tensors of an output, by name."""
+    named = output.items() if hasattr(output, "items") else {"features": output}.items()
+    found: dict[str, Tensor] = {}
+    for name, value in named:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found[f"{prefix}.{name}"] = value
+        elif isinstance(value, (list, tuple)):
+            parts = [part for part in value if isinstance(part, Tensor) and part.is_floating_point()]
+            found |= {f"{prefix}.{name}.{index}": part for index, part in enumerate(parts)}
+    return found
+
+
+@contextmanager
+def _experts_by_product(model: PreTrainedModel) -> Iterator[None]:
+    """Experts as batched products: the other ways to run them read values, and a skeleton has none."""
+    before = getattr(model.config, "_experts_implementation", None)
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        if before is not None:
+            model.set_experts_implementation(before)

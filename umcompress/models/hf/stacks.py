@@ -1,0 +1,52 @@
+"""Stacks of a model: its lists of repeated blocks, and which of them is the language model's."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from umcompress.graph.lower import original_class
+from umcompress.graph.trace import is_attention
+from umcompress.models.hf.family import TransformersFamily
+
+_LANGUAGE = ("language_model", "text_model", "decoder", "transformer")
+
+
+def find_stacks(model: PreTrainedModel) -> dict[str, str]:
+    """`main` and its path; every other stack goes by its path."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and _repeats(module)]
+    outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+    if not outer:
+        return {}
+    main = max(outer, key=lambda path: _language(model, path))
+    return {TransformersFamily.main_stack: main} | {path: path for path in outer if path != main}
+
+
+def _repeats(blocks: nn.ModuleList) -> bool:
+    """Whether these are blocks of one kind that mix tokens and multiply."""
+    if len({original_class(block) for block in blocks}) != 1:
+        return False
+    inside = [module for block in blocks for module in block.modules()]
+    linears = sum(isinstance(module, (nn.Linear, Conv1D)) for module in inside)
+    return linears >= 2 * len(blocks) and any(is_attention(module) for module in inside)
+
+
+def _language(model: PreTrainedModel, path: str) -> tuple[int, int, int]:
+    """How much a stack looks like the language model's: next to the token embedding, by name, by size."""
+    embedding = _embedding_path(model)
+    shared = 0
+    for ours, theirs in zip(path.split("."), embedding.split("."), strict=False):
+        if ours != theirs:
+            break
+        shared += 1
+    named = any(part in path.split(".") for part in _LANGUAGE)
+    return shared, int(named), sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
+
+
+def _embedding_path(model: PreTrainedModel) -> str:
+    try:
+        embedding = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return ""
+    return next((path for path, module in model.named_modules() if module is embedding), "")

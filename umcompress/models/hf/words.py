@@ -1,0 +1,52 @@
+"""The tokenizer of a folder, opened when text is first needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, tensor
+from transformers import AutoTokenizer
+
+from umcompress.errors import ModelError
+
+
+class Words:
+    """Text to ids and back."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise ModelError(
+                f"the tokenizer of {folder}", lines[0][:200], "copy the tokenizer files of the model into its folder"
+            ) from error
+
+    def ids(self, text: str) -> list[int]:
+        """With the special tokens that the tokenizer puts around any text."""
+        return [int(token) for token in self.tokenizer(text)["input_ids"]]
+
+    def more_ids(self, text: str) -> list[int]:
+        """Text that goes on after other text."""
+        return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def question(self, text: str) -> list[int]:
+        """A question as the model was taught to be asked, by the tokenizer's chat template where there is one."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return self.ids(text)
+        chat = [{"role": "user", "content": text}]
+        rendered = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return self.more_ids(rendered)
+
+    def text(self, ids: Tensor) -> str:
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+
+    def left_padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """(B, T) ids and mask."""
+        pad = self.tokenizer.pad_token_id
+        pad = next(token for token in (pad, self.tokenizer.eos_token_id, 0) if token is not None)
+        longest = max(map(len, rows))
+        ids = [[pad] * (longest - len(row)) + row for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        return tensor(ids), tensor(mask)
