@@ -1,4 +1,4 @@
-"""Pico models for tests: a dual-stream block stack with a vision stack, and a single-stream Llama-like one.
+"""Pico models for tests: a dual-stream block stack with a vision stack, and single-stream ones like Llama and OPT.
 
 Shapes: U understanding rows, G generation rows, H hidden, g key-value groups, d head dim.
 Awkward on purpose: grouped queries, tied embedding and head, biases in some linears only, a norm a head.
@@ -163,6 +163,24 @@ class PicoBlock(nn.Module):
         return hidden  # noqa: RET504
 
 
+class PicoPlainBlock(nn.Module):
+    """Single stream; the feed-forward's linears, with biases, lie in the block itself, a dropout between them."""
+
+    def __init__(self, hidden: int, width: int, groups: int, per: int, layer: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden)
+        self.self_attn = PicoAttention(hidden, ("understanding",), groups, per, 4, layer)
+        self.norm2 = nn.LayerNorm(hidden)
+        self.act = nn.GELU(approximate="tanh")
+        self.fc1 = nn.Linear(hidden, width)
+        self.fc2 = nn.Linear(width, hidden)
+
+    def forward(self, hidden: Tensor, context: object) -> Tensor:
+        hidden = hidden + self.self_attn(self.norm1(hidden), context)
+        inner = F.dropout(self.act(self.fc1(self.norm2(hidden))), p=0.5, training=self.training)
+        return hidden + self.fc2(inner)
+
+
 class PicoUnified(nn.Module):
     """Pixels through the vision stack join the text rows; generation rows are a stream of their own."""
 
@@ -187,12 +205,17 @@ class PicoUnified(nn.Module):
 
 
 class PicoText(nn.Module):
-    """Single stream: everything is understanding."""
+    """Single stream: everything is understanding. `plain`: like OPT, otherwise like Llama."""
 
-    def __init__(self, hidden: int = 12, width: int = 9, groups: int = 2, per: int = 3, depth: int = 3):
+    def __init__(
+        self, hidden: int = 12, width: int = 9, groups: int = 2, per: int = 3, depth: int = 3, plain: bool = False
+    ):
         super().__init__()
         self.embed = nn.Embedding(16, hidden)
-        self.layers = nn.ModuleList(PicoBlock(hidden, width, groups, per, i, True) for i in range(depth))
+        sizes = (hidden, width, groups, per)
+        self.layers = nn.ModuleList(
+            PicoPlainBlock(*sizes, i) if plain else PicoBlock(*sizes, i, True) for i in range(depth)
+        )
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -221,7 +244,7 @@ class PicoFamily:
     def skeleton(self, folder: Path) -> nn.Module:
         kind = json.loads((folder / "config.json").read_text())["kind"]
         with torch.device("meta"):
-            model: nn.Module = unified() if kind == "unified" else text()
+            model: nn.Module = MODELS[kind][0]()
         if isinstance(model, PicoUnified):
             model.scale = torch.tensor(0.5)
         return model.eval()
@@ -239,6 +262,8 @@ class PicoFamily:
 
 def write_config(model: nn.Module, folder: Path) -> None:
     kind = "unified" if isinstance(model, PicoUnified) else "text"
+    if any(isinstance(module, PicoPlainBlock) for module in model.modules()):
+        kind = "plain"
     (folder / "config.json").write_text(json.dumps({"kind": kind}))
 
 
@@ -249,6 +274,10 @@ def unified(seed: int = 0, **sizes: int) -> PicoUnified:
 
 def text(seed: int = 0, **sizes: int) -> PicoText:
     return _spread(PicoText(**sizes), seed)
+
+
+def plain(seed: int = 0, **sizes: int) -> PicoText:
+    return _spread(PicoText(**sizes, plain=True), seed)
 
 
 def _spread(model: M, seed: int) -> M:
@@ -270,7 +299,11 @@ def text_inputs(seed: int = 1, dtype: torch.dtype = torch.float32) -> tuple[Tens
 
 
 FAMILY = PicoFamily()
-MODELS = {"unified": (unified, unified_inputs), "text": (text, text_inputs)}
+MODELS = {
+    "unified": (unified, unified_inputs),
+    "text": (text, text_inputs),
+    "plain": (plain, text_inputs),
+}
 
 
 def pico_bagel(seed: int = 0) -> nn.Module:

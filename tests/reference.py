@@ -1,7 +1,7 @@
 """An independent account of what edits mean: the unedited model in float64, masked; no graph, no slicing.
 
 It keeps the original block, group, head and channel numbers of everything that is left, and computes each
-block with plain formulas.
+block with plain formulas. Experts that are all active behind a router of zeros are the dense feed-forward.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pico import GatedMLP, PicoAttention, PicoUnified
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan
+from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SplitExperts
 
 COMPONENTS = ("understanding", "generation")
 
@@ -39,7 +39,7 @@ class Masked:
             g, m = layout.key_value_groups, layout.query_heads_per_group
             self.groups[path, component] = list(range(g))
             self.heads[path, component] = [(i, j) for i in range(g) for j in range(m)]
-            mlp = block.mlp_gen if component == "generation" else block.mlp
+            mlp = block.mlp_gen if component == "generation" else getattr(block, "mlp", block)
             last = mlp.down_proj if isinstance(mlp, GatedMLP) else mlp.fc2
             self.channels[path, component] = list(range(last.in_features))
 
@@ -59,6 +59,8 @@ class Masked:
                 path, _, mlp = edit.site.rpartition(".")
                 key = before[path], "generation" if mlp == "mlp_gen" else "understanding"
                 self.channels[key] = [self.channels[key][i] for i in edit.keep]
+            elif isinstance(edit, SplitExperts):
+                assert edit.active == len(edit.experts)
         for stack, blocks in self.stacks.items():
             self.stacks[stack] = [i for i in blocks if not self._hollow(f"{stack}.{i}")]
 
@@ -110,7 +112,7 @@ class Masked:
         done = {}
         for component, x in rows.items():
             end = "_gen" if component == "generation" else ""
-            mlp = block.get_submodule(f"mlp{end}")
+            mlp = block.get_submodule(f"mlp{end}") if hasattr(block, f"mlp{end}") else block
             norm = (
                 block.norm2
                 if hasattr(block, "norm2")

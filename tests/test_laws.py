@@ -74,7 +74,7 @@ def test_edits_mean_what_the_masked_model_computes(kind: str, data: st.DataObjec
     model = MODELS[kind][0]().double()
     reference = Masked(copy.deepcopy(model))
     for _ in range(2):
-        plan = draw_plan(data, model, FAMILY)
+        plan = draw_plan(data, model, FAMILY, dense=True)
         rewrite(model, FAMILY, [plan])
         reference.apply(plan)
     expected = reference(*MODELS[kind][1](dtype=torch.float64))
