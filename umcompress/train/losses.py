@@ -1,0 +1,241 @@
+"""The losses of a batch: the task's own, distillation from the teacher, balance of the experts.
+
+Every loss is a sum over this batch's rows divided by the rows of the whole step, so that parts and processes add up
+to what one big batch gives.  Shapes: R rows, H hidden, T tokens, E experts, k chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from umcompress.learning import LossWeights
+from umcompress.models.base import Trainer, TrainingBatch
+from umcompress.nn.experts import SparseFeedForward
+from umcompress.train.feed import Totals
+
+# How much of the load that the balance loss goes by is that of the steps before the last.
+LOAD_DECAY = 0.9
+_TINY = 1e-12
+
+
+class BlockOutputs:
+    """What blocks return while this listens: `heard[i]` are the (R, H) tensors of block i."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.heard: dict[int, tuple[Tensor, ...]] = {}
+        self._on = False
+        self._hooks = [block.register_forward_hook(self._hook(index)) for index, block in enumerate(blocks)]
+
+    def _hook(self, index: int):  # type: ignore[no-untyped-def]
+        def hear(_: nn.Module, __: object, output: object) -> None:
+            if self._on:
+                found = output if isinstance(output, tuple) else (output,)
+                tensors = (t for t in found if isinstance(t, Tensor) and t.is_floating_point() and t.ndim > 1)
+                self.heard[index] = tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors)
+
+        return hear
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Forget what was heard, and hear."""
+        self.heard = {}
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+
+    def take(self) -> dict[int, tuple[Tensor, ...]]:
+        """What was heard, given away: it must not outlive its step."""
+        heard, self.heard = self.heard, {}
+        return heard
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+class Routers:
+    """Watches split feed-forwards: how often each expert is chosen, and the balance loss.
+
+    `load[path]` (E,) is each expert's share of the work, a running mean; it is part of a checkpoint.
+    """
+
+    def __init__(self, modules: dict[str, SparseFeedForward], device: torch.device) -> None:
+        self.modules = modules
+        experts = {path: module.shape.experts for path, module in modules.items()}
+        self.load = {path: torch.full((count,), 1 / count, device=device) for path, count in experts.items()}
+        self.counts = {path: torch.zeros(count, device=device) for path, count in experts.items()}
+        self._seen: dict[str, list[tuple[Tensor, int]]] = {}
+        self._inputs: dict[str, Tensor] = {}
+        self._on = False
+        self._hooks = []
+        for path, module in modules.items():
+            module.watcher = self._watcher(path)
+            self._hooks.append(module.register_forward_pre_hook(self._pre_hook(path)))
+
+    def _pre_hook(self, path: str):  # type: ignore[no-untyped-def]
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if self._on:
+                self._inputs[path] = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+
+        return keep
+
+    def _watcher(self, path: str):  # type: ignore[no-untyped-def]
+        def watch(chosen: Tensor, logits: Tensor) -> None:
+            if not self._on or not len(chosen):
+                return
+            module = self.modules[path]
+            experts = torch.arange(module.shape.experts, device=chosen.device)
+            self.counts[path] += (chosen.reshape(-1, 1) == experts).sum(0)
+            scores = logits.float()
+            if module.shape.selector:
+                # What the selector predicts has a unit of its own: probabilities are taken in its spreads.
+                frozen = module.selector(self._inputs[path]).detach().float()
+                scores = (frozen + scores) / frozen.std().clamp_min(_TINY)
+            self._seen.setdefault(path, []).append((scores.softmax(-1).sum(0), len(chosen)))
+
+        return watch
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear one forward; not what is computed again going back."""
+        self._seen = {}
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+            self._inputs = {}
+
+    def balance(self, batch: TrainingBatch, totals: Totals) -> Tensor | None:
+        """E * sum of load times mean probability, mean over the feed-forwards: 1 where all is even."""
+        seen, self._seen = self._seen, {}
+        terms = [
+            self.modules[path].shape.experts * (self.load[path] * probability).sum() / _whole(tokens, batch, totals)
+            for path, calls in seen.items()
+            for probability, tokens in calls
+        ]
+        return torch.stack(terms).sum() / len(self.modules) if terms else None
+
+    def end_step(self) -> None:
+        """Take the step's counts, by now those of all processes, into the load."""
+        for path, counts in self.counts.items():
+            if float(counts.sum()) > 0:
+                self.load[path].lerp_(counts / counts.sum(), 1 - LOAD_DECAY)
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for module in self.modules.values():
+            module.watcher = None
+
+
+def _whole(tokens: int, batch: TrainingBatch, totals: Totals) -> float:
+    """The tokens of a stream in the whole step, given those in this batch."""
+    for mine, whole in zip(batch.block_rows, totals.block_rows, strict=True):
+        if mine == tokens:
+            return whole
+    return tokens * sum(totals.block_rows) / max(1, sum(batch.block_rows))
+
+
+@dataclass
+class Teacher:
+    """The unpruned model: what it says of a batch, and the spread of what its blocks put out."""
+
+    trainer: Trainer
+    blocks: BlockOutputs
+    variances: dict[int, tuple[float, ...]]
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[TrainingBatch]) -> None:
+        """Variance of each block's outputs about their mean row: the unit of block distillation."""
+        sums: dict[tuple[int, int], list[Tensor]] = {}
+        for batch in batches:
+            with self.blocks.listening():
+                self.trainer.forward(batch)
+            for index, tensors in self.blocks.take().items():
+                for place, rows in enumerate(tensors):
+                    wide = rows.double()
+                    new = [torch.tensor(float(len(rows))), wide.sum(0).cpu(), (wide**2).sum(0).cpu()]
+                    old = sums.get((index, place))
+                    sums[index, place] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+        self.variances = {}
+        for (index, _), (count, first, second) in sorted(sums.items()):
+            spread = (second / count.clamp_min(1) - (first / count.clamp_min(1)) ** 2).mean()
+            self.variances[index] = (*self.variances.get(index, ()), max(float(spread), _TINY))
+
+
+class Student(nn.Module):
+    """The model that learns, wrapped so that one forward gives all losses (what accelerate wraps in turn)."""
+
+    def __init__(
+        self, model: nn.Module, trainer: Trainer, teacher: Teacher | None, blocks: BlockOutputs | None,
+        routers: Routers, weights: LossWeights, autocast: torch.dtype | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model = model
+        self.trainer, self.teacher, self.blocks, self.routers = trainer, teacher, blocks, routers
+        self.weights, self.autocast = weights, autocast
+
+    def forward(self, batch: TrainingBatch, totals: Totals) -> dict[str, Tensor]:
+        """The weighted sum as `loss`, and its parts, detached and unweighted."""
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            outputs, taught = self._taught(batch)
+            with self.routers.listening(), self._blocks_listening():
+                done = self.trainer.forward(batch)
+        parts = {name: loss.float().sum() / totals.rows[name] for name, loss in done.losses.items()}
+        weight = dict.fromkeys(parts, self.weights.task)
+        for name, teacher in outputs.items():
+            parts[name] = _distance(name, done.outputs[name].float(), teacher.float()) / totals.rows[name]
+            weight[name] = self.weights.distill_output
+        if self.blocks is not None and taught:
+            parts["blocks"] = self._blocks(taught, totals)
+            weight["blocks"] = self.weights.distill_blocks
+        if (balance := self.routers.balance(batch, totals)) is not None and self.weights.balance:
+            parts["balance"] = balance
+            weight["balance"] = self.weights.balance
+        loss = torch.stack([weight[name] * part for name, part in parts.items() if weight[name]]).sum()
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+    @torch.no_grad()
+    def _taught(self, batch: TrainingBatch) -> tuple[dict[str, Tensor], dict[int, tuple[Tensor, ...]]]:
+        if self.teacher is None:
+            return {}, {}
+        with self.teacher.blocks.listening():
+            done = self.teacher.trainer.forward(batch)
+        heard = self.teacher.blocks.take()
+        return dict(done.outputs) if self.weights.distill_output else {}, heard
+
+    @contextmanager
+    def _blocks_listening(self) -> Iterator[None]:
+        if self.blocks is None:
+            yield
+            return
+        with self.blocks.listening():
+            yield
+
+    def _blocks(self, taught: dict[int, tuple[Tensor, ...]], totals: Totals) -> Tensor:
+        """Mean over the blocks of the squared error over the teacher's variance; a block's tensors add up."""
+        assert self.blocks is not None and self.teacher is not None
+        terms = []
+        for index, tensors in self.blocks.take().items():
+            spreads = self.teacher.variances[index]
+            for mine, wanted, rows, spread in zip(tensors, taught[index], totals.block_rows, spreads, strict=True):
+                error = (mine.float() - wanted.float()).square().sum() / mine.shape[-1]
+                terms.append(error / (spread * max(rows, 1)))
+        return torch.stack(terms).sum() / len(self.teacher.variances)
+
+
+def _distance(name: str, mine: Tensor, wanted: Tensor) -> Tensor:
+    """Summed over rows: divergence of distributions for logits, else the mean squared error of a row."""
+    if name == "logits":
+        return functional.kl_div(mine.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
+    return (mine - wanted).square().mean(-1).sum()

@@ -1,0 +1,130 @@
+"""A training step of a recipe: who is the teacher, what is fed, where the checkpoints lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from umcompress.documents import Task
+from umcompress.errors import PlanError
+from umcompress.extend import Evaluation, TrainingPass
+from umcompress.models.base import Family, Runner
+from umcompress.opening import Source
+from umcompress.train.engine import Job, Subject, train
+from umcompress.train.progress import Curve
+
+
+def check_trainable(planner: TrainingPass, source: Source, data: Evaluation) -> None:
+    """Find out before hours are spent that a model cannot be trained, or not on this data."""
+    if type(source.family).trainer is Family.trainer:
+        source.family.trainer(nn.Module(), source.folder)
+    if type(data).training_items is Evaluation.training_items:
+        data.training_items("generation", 1, planner.seed)
+
+
+def run_training(
+    planner: TrainingPass, names: Sequence[str], model: nn.Module, source: Source, data: Evaluation, folder: Path,
+    say: Callable[[str], None], title: str,
+) -> tuple[dict[str, Tensor], Curve]:  # fmt: skip
+    """The new values of `names`, and the curve.  `model` is the student; the teacher is the source's own model."""
+    student = _subject(model, source)
+    teacher = _subject(source.load(), source) if planner.losses.distills else None
+    if teacher is not None:
+        teacher.model.requires_grad_(False)
+    shares = _shares(planner, names, model, source.runner(model), student.trainer.tasks)
+    say(f"{title}: training {_many(names, model)} on {' and '.join(shares)}, {planner.steps} steps")
+    first = _from_block(planner, names, student, teacher, source, say, title)
+    job = Job(
+        options=planner, names=names, shares=shares, draw=data.training_items, student=student, teacher=teacher,
+        folder=folder, say=say, title=title, from_block=first,
+    )  # fmt: skip
+    return train(job), job.curve
+
+
+def _subject(model: nn.Module, source: Source) -> Subject:
+    stack = model.get_submodule(source.family.stacks(model)[source.family.main_stack])
+    assert isinstance(stack, nn.ModuleList)
+    return Subject(model, source.family.trainer(model, source.folder), list(stack))
+
+
+def _many(names: Sequence[str], model: nn.Module) -> str:
+    count = sum(model.get_parameter(name).numel() for name in names)
+    return f"{count:,} parameters in {len(names)} tensors"
+
+
+def _from_block(
+    planner: TrainingPass, names: Sequence[str], student: Subject, teacher: Subject | None, source: Source,
+    say: Callable[[str], None], title: str,
+) -> int | None:  # fmt: skip
+    """The first block whose output what learns can change; None where blocks do not correspond."""
+    if teacher is None or not planner.losses.distill_blocks:
+        return None
+    if len(student.blocks) != len(teacher.blocks):
+        say(
+            f"{title}: {len(student.blocks)} of {len(teacher.blocks)} blocks are left, so that block outputs do not "
+            "correspond: only the final output is distilled"
+        )
+        return None
+    prefix = f"{source.family.stacks(student.model)[source.family.main_stack]}."
+    places = [int(n.removeprefix(prefix).split(".")[0]) if n.startswith(prefix) else 0 for n in names]
+    return min(places)
+
+
+def _shares(
+    planner: TrainingPass, names: Sequence[str], model: nn.Module, runner: Runner, can: Sequence[Task]
+) -> Mapping[Task, float]:
+    if planner.tasks is not None:
+        if missing := [task for task in planner.tasks if task not in can]:
+            raise PlanError(
+                f"{planner.name}: tasks {', '.join(planner.tasks)}", f"this model cannot be trained on {missing[0]}",
+                f"leave it out: {', '.join(can)}",
+            )  # fmt: skip
+        return dict(planner.tasks)
+    found = [task for task in runner.tasks if task in can and _reaches(task, names, model, runner)]
+    if not found:
+        raise PlanError(
+            f"{planner.name}: train {names[0]}{' and others' if len(names) > 1 else ''}", "no task reaches them",
+            "name what a task runs through, or the tasks with `tasks`",
+        )  # fmt: skip
+    return dict.fromkeys(found, 1.0)
+
+
+@torch.no_grad()
+def _reaches(task: Task, names: Sequence[str], model: nn.Module, runner: Runner) -> bool:
+    """Whether tokens of `task` go through a module that holds one of the parameters."""
+    with _watched(names, model) as reached:
+        runner.pass_tokens(task)
+    return bool(reached)
+
+
+@contextmanager
+def _watched(names: Sequence[str], model: nn.Module) -> Iterator[set[str]]:
+    reached: set[str] = set()
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[object, ...]) -> None:
+            if any(isinstance(value, Tensor) and value.numel() for value in inputs):
+                reached.add(path)
+
+        return hook
+
+    # Of a feed-forward with experts only the whole is called: a parent that gets tokens counts as well.
+    paths = {name.rpartition(".")[0] for name in names}
+    homes = {path: module for path, module in model.named_modules() if path in _with_routed_parents(paths, model)}
+    hooks = [module.register_forward_pre_hook(note(path)) for path, module in homes.items()]
+    try:
+        yield reached
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _with_routed_parents(paths: set[str], model: nn.Module) -> set[str]:
+    from umcompress.nn.experts import SparseFeedForward
+
+    routed = [path for path, module in model.named_modules() if isinstance(module, SparseFeedForward)]
+    return paths | {path for path in routed if any(inner.startswith(f"{path}.") for inner in paths)}
