@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from umcompress.graph.model_graph import ModelGraph
+    from umcompress.graph.split import SplitPlace
     from umcompress.models.base import TrainingItem
 
 PASSES = "umcompress.passes"
@@ -285,11 +286,11 @@ def find_evaluation(name: str, base: Path | None = None) -> type[Evaluation]:
 
 
 def __getattr__(name: str) -> Any:
-    """ModelGraph, for annotations: it brings torch, so it loads when somebody asks for it."""
-    if name == "ModelGraph":
-        from umcompress.graph.model_graph import ModelGraph
+    """ModelGraph and SplitPlace, for annotations: they bring torch, so they load when somebody asks for them."""
+    if name in ("ModelGraph", "SplitPlace"):
+        from umcompress.graph import model_graph
 
-        return ModelGraph
+        return getattr(model_graph, name)
     raise AttributeError(f"umcompress.extend has no {name}")
 
 
@@ -342,6 +343,7 @@ __all__ = [
     "Similarity",
     "SitePass",
     "SplitExperts",
+    "SplitPlace",
     "Statistics",
     "Task",
     "TrainingOptions",

@@ -22,6 +22,7 @@ from umcompress.graph.sites import (
     ExpertSite,
     FeedForwardSite,
 )
+from umcompress.graph.split import SplitPlace, split_place
 from umcompress.graph.trace import trace_block
 
 
@@ -110,6 +111,10 @@ class ModelGraph:
         """Feed-forwards that were split into experts, in depth order."""
         found = self._narrow((s for b in self._blocks.values() for s in b.experts), stack, layers)
         return tuple(site for site in found if component is None or site.component == component)
+
+    def split_place(self, site: FeedForwardSite) -> SplitPlace | str:
+        """Where the experts of a feed-forward would go; or, in words, why it cannot be split."""
+        return split_place(self.block(site.block).graph, self.model.get_submodule(site.block), site)
 
     def weight(self, name: str) -> Tensor:
         """A parameter or buffer by name, detached. Read it, never write it."""

@@ -21,7 +21,8 @@ from umcompress.edits import (
 from umcompress.errors import did_you_mean
 from umcompress.graph.model_graph import BlockGraph, ModelFamily, read_block
 from umcompress.graph.sites import ExpertSite, FeedForwardSite
-from umcompress.rewrite.experts import find_part, place_of, sparse_module
+from umcompress.graph.split import find_part, place_of
+from umcompress.rewrite.experts import sparse_module
 
 
 class Blocks:
