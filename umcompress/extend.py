@@ -238,6 +238,7 @@ class Evaluation(Document, ABC):
 
     name: ClassVar[str]
     tasks: ClassVar[tuple[Task, ...]] = ("understanding", "generation")
+    compares: ClassVar[bool] = False
 
     def check(self) -> None:
         """Look, before hours are spent, whether what `run` reads is there.  UsageError says what is missing."""
@@ -245,6 +246,15 @@ class Evaluation(Document, ABC):
     @abstractmethod
     def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Score what `runner` answers and generates; leave artifacts (answers, images) in `out`."""
+
+    def compare(
+        self, runner: Any, out: Path, progress: Callable[[str], None], reference: Path
+    ) -> dict[Task, Score]:
+        """As `run`, for a model that was made from another one; `reference` is what `run` left of that one.
+
+        An evaluation that `compares` has something to say only here.
+        """
+        return self.run(runner, out, progress)
 
     def calibration_items(self, task: Task, samples: int, seed: int) -> list[Any]:
         """Items for Runner.feed, disjoint from what `run` scores.  Default: none, so not a source."""
