@@ -54,9 +54,10 @@ def solve(gram: Tensor, target: Tensor, moment: Tensor, damping: float) -> Tenso
     strength = damping * float(moment.diagonal().mean().clamp(min=0))
     if strength == 0.0:
         return torch.zeros_like(target)
-    eye = torch.eye(len(gram), dtype=gram.dtype)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(gram + strength * eye)
+        damped = gram.clone()
+        damped.diagonal().add_(strength)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed):
             return torch.cholesky_solve(target, factor)
         strength *= 2
