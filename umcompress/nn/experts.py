@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umcompress.nn.dispatch import collect, grouped_linear, sort_by_expert, spread
+from umcompress.nn.dispatch import sort_by_expert, spread_linear, sum_linear
 
 Weighting = Literal["one_plus_logit", "softmax"]
 
@@ -104,16 +104,21 @@ class SparseFeedForward(nn.Module):
 
     def _routed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         order = sort_by_expert(chosen, self.shape.experts)
-        rows = spread(x, order)
-        made = [grouped_linear(rows, *self._stacked(name), order) for name in self.shape.producers]
-        # The consumer is linear: weighting its input is cheaper than weighting its output.
+        linears = [self._stacked(name) for name in self.shape.producers]
+        made = spread_linear(x, [linear.weight for linear in linears], order)
+        biases = [linear.bias for linear in linears]
+        made = tuple(
+            out if bias is None else out + bias.index_select(0, order.expert)
+            for out, bias in zip(made, biases, strict=True)
+        )
+        # The consumer is linear: weighting what goes in is cheaper than weighting what comes out.
         inner = self.inner(*made) * weights.reshape(-1, 1).index_select(0, order.pair)
-        return collect(grouped_linear(inner, *self._stacked(self.shape.consumer), order), order)
+        return sum_linear(inner, self._stacked(self.shape.consumer).weight, order)
 
-    def _stacked(self, name: str) -> tuple[Tensor, Tensor | None]:
+    def _stacked(self, name: str) -> StackedLinear:
         linear = self.experts[name]
         assert isinstance(linear, StackedLinear)
-        return linear.weight, linear.bias
+        return linear
 
     def _shared(self, x: Tensor) -> Tensor:
         shared = self.shared_expert

@@ -1,0 +1,102 @@
+"""The products of `dispatch` on a CPU: one matrix product for each expert that has tokens.
+
+They are operators of their own, so that a compiled graph holds them whole. Each expert's tokens are gathered
+just before its product and added just after it: the (T*k, H) copy that would otherwise be made costs more
+than the products of a small expert. Shapes as in `dispatch`; `token` (M,) is the token of each sorted row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# Multiplications below which oneDNN's setup costs more than it saves.
+_LARGE = 1 << 20
+
+
+def _onednn(a: Tensor) -> bool:
+    """Whether oneDNN has the faster product: on AMD processors, MKL's float32 takes twice the time."""
+    return a.dtype == torch.float32 and torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a (n, K), b (N, K) -> a b' (n, N)."""
+    if a.shape[0] > 1 and a.numel() * b.shape[0] >= _LARGE and _onednn(a):
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")  # type: ignore[no-any-return]
+    return torch.mm(a, b.t())
+
+
+def _groups(ends: Tensor, rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Expert, start, end, padded end of each expert that has rows.
+
+    oneDNN prepares each size once and remembers only so many: sizes are rounded up to 8 in each octave, by
+    taking rows of the next expert along.
+    """
+    start = 0
+    for expert, end in enumerate(ends.tolist()):
+        if end > start:
+            step = 1 << max((end - start).bit_length() - 4, 0)
+            yield expert, start, end, min(start - (start - end) // step * step, rows)
+        start = end
+
+
+@torch.library.custom_op("umcompress::spread_products", mutates_args=())
+def spread_products(x: Tensor, weights: Sequence[Tensor], token: Tensor, ends: Tensor) -> list[Tensor]:
+    """x (T, K), weights of (E, N, K) -> for each weight (M, N): each token times the matrices of its experts."""
+    outs = [x.new_empty(token.shape[0], weight.shape[1]) for weight in weights]
+    for expert, start, end, padded in _groups(ends, token.shape[0]):
+        mine = x.index_select(0, token[start:padded])
+        for weight, out in zip(weights, outs, strict=True):
+            out[start:end] = _product(mine, weight[expert])[: end - start]
+    return outs
+
+
+@spread_products.register_fake
+def _(x: Tensor, weights: Sequence[Tensor], token: Tensor, ends: Tensor) -> list[Tensor]:
+    return [x.new_empty(token.shape[0], weight.shape[1]) for weight in weights]
+
+
+@torch.library.custom_op("umcompress::sum_products", mutates_args=())
+def sum_products(
+    rows: Sequence[Tensor], weights: Sequence[Tensor], token: Tensor, ends: Tensor, tokens: int
+) -> Tensor:
+    """rows of (M, K), weights of (E, N, K) -> (T, N): the sum over each token's experts, and over the pairs."""
+    exact = torch.promote_types(rows[0].dtype, torch.float32)
+    out = rows[0].new_zeros(tokens, weights[0].shape[1], dtype=exact)
+    for expert, start, end, padded in _groups(ends, token.shape[0]):
+        for row, weight in zip(rows, weights, strict=True):
+            made = _product(row[start:padded], weight[expert])[: end - start]
+            out.index_add_(0, token[start:end], made.to(exact))
+    return out.to(rows[0].dtype)
+
+
+@sum_products.register_fake
+def _(rows: Sequence[Tensor], weights: Sequence[Tensor], token: Tensor, ends: Tensor, tokens: int) -> Tensor:
+    return rows[0].new_empty(tokens, weights[0].shape[1])
+
+
+@torch.library.custom_op("umcompress::outer_products", mutates_args=())
+def outer_products(
+    rows: Sequence[Tensor], x: Tensor, token: Tensor, ends: Tensor, rows_last: bool
+) -> list[Tensor]:
+    """rows of (M, N), x (T, K) -> for each (E, N, K), or (E, K, N) if `rows_last`: sums over an expert's tokens."""
+    outs = [_empty_outer(row, x, ends, rows_last).zero_() for row in rows]
+    for expert, start, end, padded in _groups(ends, token.shape[0]):
+        mine = x.index_select(0, token[start:padded])
+        mine[end - start :] = 0
+        for row, out in zip(rows, outs, strict=True):
+            left, right = (mine, row[start:padded]) if rows_last else (row[start:padded], mine)
+            out[expert] = _product(left.t(), right.t())
+    return outs
+
+
+@outer_products.register_fake
+def _(rows: Sequence[Tensor], x: Tensor, token: Tensor, ends: Tensor, rows_last: bool) -> list[Tensor]:
+    return [_empty_outer(row, x, ends, rows_last) for row in rows]
+
+
+def _empty_outer(row: Tensor, x: Tensor, ends: Tensor, rows_last: bool) -> Tensor:
+    sides = (x.shape[1], row.shape[1]) if rows_last else (row.shape[1], x.shape[1])
+    return row.new_empty(ends.shape[0], *sides)
