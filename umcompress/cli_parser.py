@@ -106,8 +106,8 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "--evaluation",
         dest="evaluations",
         action="append",
-        metavar="NAME",
-        help="default: scenes; repeatable",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="an evaluation and its options, as mme:data=PATH; default: scenes; repeatable",
     )
     parser.add_argument("--seed", type=_seed, default=0, help="draws prompts and questions; default: 0")
     parser.add_argument("--limit", type=_whole, help="at most this many prompts and questions")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MARK = "run.json"
 TENSORS = "tensors.safetensors"
+# Where a training keeps its curve, and its checkpoint as long as the step is not committed.
+TRAINING = "training"
 
 
 class Mark(Document):
@@ -86,15 +88,24 @@ class RunFolder:
             return None
         return CommittedStep.model_validate_json(file.read_text(encoding="utf-8"))
 
-    def work(self, index: int, name: str) -> Path:
-        """An empty folder for what a step leaves behind, outside of `steps` until it is committed."""
+    def work(self, index: int, name: str, keep: Collection[str] = ()) -> Path:
+        """A folder for what a step leaves behind, outside of `steps` until it is committed.
+
+        It is empty but for the folders to `keep`, if a killed run left any.
+        """
         final = self.step_path(index, name)
         path = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
+        for left in path.iterdir():
+            if not left.is_dir():
+                left.unlink()
+            elif left.name not in keep:
+                shutil.rmtree(left)
         return path
 
     def commit(self, index: int, name: str, work: Path, step: CommittedStep) -> None:
+        for checkpoint in (work / TRAINING).glob("*.safetensors"):
+            checkpoint.unlink()
         write_text_atomic(work / "step.json", step.model_dump_json(indent=2, by_alias=True) + "\n")
         target = self.step_path(index, name)
         shutil.rmtree(target, ignore_errors=True)
@@ -102,16 +113,7 @@ class RunFolder:
 
     def blobs(self, index: int, name: str, plan: Plan) -> Mapping[str, Tensor]:
         """The tensors that a committed plan sets.  CheckError where the file is not the one of the plan."""
-        edits = [edit for edit in plan.edits if isinstance(edit, SetTensors)]
-        if not edits:
-            return {}
-        from safetensors.torch import load_file
-
-        file = self.step_path(index, name) / TENSORS
-        if any(edit.digest != sha256_file(file) for edit in edits):
-            raise CheckError(f"the tensors of step {name}", f"{file} is not the file that its plan names",
-                             "remove the output folder and run again")
-        return load_file(file)
+        return kept_tensors(plan, self.step_path(index, name))
 
 
 def make_folder(path: Path, asked: str) -> None:
@@ -146,10 +148,24 @@ def keep_tensors(plan: Plan, tensors: Mapping[str, Tensor], work: Path) -> Plan:
     return plan.model_copy(update={"edits": tuple(edits)})
 
 
+def kept_tensors(plan: Plan, folder: Path) -> Mapping[str, Tensor]:
+    """What `keep_tensors` wrote.  CheckError where the file is not the one of the plan."""
+    edits = [edit for edit in plan.edits if isinstance(edit, SetTensors)]
+    if not edits:
+        return {}
+    from safetensors.torch import load_file
+
+    file = folder / TENSORS
+    if any(edit.digest != sha256_file(file) for edit in edits):
+        raise CheckError(f"the tensors of the step {folder.name}", f"{file} is not the file that its plan names",
+                         "remove the output folder and run again")
+    return load_file(file)
+
+
 def write_plans(folder: RunFolder, plans: Mapping[str, Plan]) -> None:
     """plan.json: every step's plan in order."""
     text = json.dumps({name: plan.model_dump(mode="json") for name, plan in plans.items()}, indent=1)
     write_text_atomic(folder.path / "plan.json", text + "\n")
 
 
-__all__ = ["CommittedStep", "RunFolder", "atomic_folder", "keep_tensors", "write_plans"]
+__all__ = ["TRAINING", "CommittedStep", "RunFolder", "atomic_folder", "keep_tensors", "kept_tensors", "write_plans"]

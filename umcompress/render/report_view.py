@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from umcompress.documents import TASKS, Task
+from umcompress.render.benchmarks_view import benchmarks_tables, partial_notes
+from umcompress.render.experts_view import training_views
 from umcompress.render.table import Table, View, amount, numbers, seconds, words
-from umcompress.report import Change, KindScore, Report, StepReport
+from umcompress.report import Change, KindScore, Report, Score, StepReport
 
 _MOST_COLUMNS = 7
 _COMPONENTS = ("understanding", "generation", "shared")
@@ -13,14 +15,16 @@ _COMPONENTS = ("understanding", "generation", "shared")
 def report_view(report: Report, run: str | None = None) -> View:
     """`run` is the folder that holds the report: it makes paths complete and gives the closing line."""
     parts: list[Table | str] = [_title(report), scores_table(report.steps), *_kind_tables(report.steps)]
-    parts += [size_table(report.steps), speed_table(report.steps), *_lines(report, run)]
+    parts += benchmarks_tables(report.steps)
+    parts += [size_table(report.steps), speed_table(report.steps), *training_views(report.steps)]
+    parts += _lines(report, run)
     return tuple(parts)
 
 
 def evaluation_view(report: Report) -> View:
     """One evaluated model."""
     parts: list[Table | str] = [_title(report), scores_table(report.steps), *_kind_tables(report.steps)]
-    return (*parts, size_table(report.steps), speed_table(report.steps))
+    return (*parts, *benchmarks_tables(report.steps), size_table(report.steps), speed_table(report.steps))
 
 
 def _title(report: Report) -> str:
@@ -29,7 +33,10 @@ def _title(report: Report) -> str:
 
 
 def score_text(score: KindScore | None) -> str:
-    return "-" if score is None else f"{score.value:.3f} ±{(score.high - score.low) / 2:.3f}"
+    if score is None:
+        return "-"
+    mark = "~" if isinstance(score, Score) and score.partial else ""
+    return f"{mark}{score.value:.3f} ±{(score.high - score.low) / 2:.3f}"
 
 
 def change_text(change: Change | None) -> str:
@@ -52,6 +59,7 @@ def scores_table(steps: tuple[StepReport, ...]) -> Table:
         rows.append(("chance", chance[0], "", chance[1], ""))
     columns = (words("step"), *numbers("understanding", "change", "generation", "change"))
     notes = ["± half of the 95 % interval; change from the baseline, * beyond noise (95 %)"]
+    notes += dict.fromkeys(note for step in steps for note in partial_notes(step))
     notes += [f"{step.name} starts from {step.after}" for step in steps if step.after]
     return Table("Scores", columns, tuple(rows), tuple(notes))
 

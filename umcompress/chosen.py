@@ -1,0 +1,61 @@
+"""Evaluations as the command line names them: `mme`, `mme:data=PATH,limit=100`, `file.py:Class:option=1`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from umcompress.documents import Task, explain
+from umcompress.errors import UsageError, did_you_mean
+from umcompress.extend import Evaluation, find_evaluation
+from umcompress.scores import Score
+
+_NAMED = re.compile(r"(?P<name>.*?):(?P<options>[a-z_][a-z0-9_]*=.*)", re.DOTALL)
+_NEXT_OPTION = re.compile(r",(?=[a-z_][a-z0-9_]*=)")
+
+
+def chosen(names: Sequence[str], seed: int, limit: int | None) -> list[Evaluation]:
+    """The evaluations with their options; `seed` and `limit` hold where an entry gives none of its own."""
+    found = [_one(text, seed, limit) for text in names]
+    for index, evaluation in enumerate(found):
+        if any(evaluation.name == other.name for other in found[:index]):
+            raise UsageError(f"--evaluation {names[index]}", f"{evaluation.name} is named twice", "run it by itself")
+    return found
+
+
+def _one(text: str, seed: int, limit: int | None) -> Evaluation:
+    asked = f"--evaluation {text}"
+    match = _NAMED.fullmatch(text)
+    name = match["name"] if match else text
+    kind = find_evaluation(name, Path())
+    options: dict[str, Any] = {}
+    for part in _NEXT_OPTION.split(match["options"]) if match else ():
+        key, _, value = part.partition("=")
+        if key not in kind.model_fields:
+            raise UsageError(asked, f"{name} has no option {key!r}", did_you_mean(key, kind.model_fields))
+        if key in options:
+            raise UsageError(asked, f"{key} is given twice", "give it once")
+        options[key] = value
+    if "seed" in kind.model_fields:
+        options.setdefault("seed", seed)
+    if limit is not None and "limit" not in options:
+        if "limit" not in kind.model_fields:
+            raise UsageError(f"--limit {limit}", f"the evaluation {name} has no limit", "leave --limit out")
+        options["limit"] = limit
+    try:
+        # Not strict: on a command line every value is text.
+        return kind.model_validate(options)
+    except ValidationError as error:
+        raise UsageError(asked, explain(error), f"the options of {name}: {', '.join(kind.model_fields)}") from error
+
+
+def headline(scores: dict[str, dict[Task, Score]]) -> dict[Task, Score]:
+    """The score that stands for a task: of the first evaluation that gives one."""
+    first: dict[Task, Score] = {}
+    for of_one in scores.values():
+        first |= {task: score for task, score in of_one.items() if task not in first}
+    return first
