@@ -71,6 +71,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 def load(kind: Any, folder: Path, asked: str, **options: Any) -> Any:
     """`kind.from_pretrained` of a folder on disk.  ModelError where that does not work."""
+    from safetensors import SafetensorError
     from transformers.utils import logging as library
 
     logging: Any = library
@@ -79,7 +80,7 @@ def load(kind: Any, folder: Path, asked: str, **options: Any) -> Any:
     logging.disable_progress_bar()
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise ModelError(asked, f"it does not load: {error}", "download all files of the model again") from error
     finally:
         if shown:

@@ -35,6 +35,7 @@ CLASSES = (
 # Candidates an image, as in mmdet; less probable ones than FLOOR can count for no threshold that is in use.
 MOST, FLOOR = 100, 0.05
 GREY = "#999"
+STRIDE = 32
 
 
 class Detector(Protocol):
@@ -101,19 +102,21 @@ class Mask2FormerDetector:
     def detect(self, image: Image) -> list[Detection]:
         """As mmdet: logits to the input's size, padding cut, then to the picture's size, then judged."""
         import torch
-        from torch.nn.functional import interpolate
+        from torch.nn.functional import interpolate, pad
 
-        inputs = self.processor(images=image.convert("RGB"), return_tensors="pt").to(self.model.device)
+        # transformers would stretch the picture to whole strides where mmdet pads it.
+        pixels = self.processor(images=image.convert("RGB"), return_tensors="pt", size_divisor=1)["pixel_values"]
+        rows, columns = pixels.shape[-2:]
+        pixels = pad(pixels, (0, -columns % STRIDE, 0, -rows % STRIDE)).to(self.model.device)
         with torch.no_grad():
-            out = self.model(**inputs)
+            out = self.model(pixel_values=pixels)
         classes = out.class_queries_logits[0]
         likely = classes.float().softmax(-1)[:, :-1].amax(-1) > FLOOR
         # Upsampled, a hundred masks of a large picture are hundreds of megabytes: only those that can count.
         masks = out.masks_queries_logits[0][likely].float()
         if not len(masks):
             return []
-        rows, columns = (int(inputs["pixel_mask"][0].amax(axis).sum()) for axis in (1, 0))
-        masks = interpolate(masks[None], inputs["pixel_values"].shape[-2:], mode="bilinear", align_corners=False)
+        masks = interpolate(masks[None], pixels.shape[-2:], mode="bilinear", align_corners=False)
         masks = masks[..., :rows, :columns]
         masks = interpolate(masks, (image.height, image.width), mode="bilinear", align_corners=False)[0]
         return select(classes[likely], masks)
