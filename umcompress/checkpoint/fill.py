@@ -43,6 +43,9 @@ class OwnLayout(Protocol):
     def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
         """What is missing, unexpected or wrongly shaped in a folder, by the files' headers."""
 
+    def texts(self, model: nn.Module, folder: Path) -> Mapping[str, str]:
+        """File -> content, in place of what the folder that a compressed model was made from has there."""
+
 
 def tied_names(model: nn.Module) -> dict[str, str]:
     """Each further name of a parameter that has several -> its first one."""

@@ -57,6 +57,9 @@ def write_compressed(
     if source is not None:
         for path in side_files(source):
             shutil.copyfile(path, folder / path.name)
+    if source is not None and isinstance(family, OwnLayout):
+        for name, text in family.texts(model, source).items():
+            (folder / name).write_text(text, encoding="utf-8")
     weights: list[Path] = []
     own = family if isinstance(family, OwnLayout) else None
     for file, tensors in (own.sources(model) if own else sources(model, files)).items():

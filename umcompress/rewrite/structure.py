@@ -17,6 +17,7 @@ from umcompress.graph.branches import find_branches
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.graph.protocol import StreamAttention, StreamLayout
+from umcompress.graph.settling import SettlingFamily
 from umcompress.rewrite.check import Blocks, check_plan
 from umcompress.rewrite.experts import split
 from umcompress.rewrite.tensors import TensorMap
@@ -157,12 +158,16 @@ class _Work:
             else:
                 lower(self.model.get_submodule(path), graph)
         self.tensors.keep_only(self.model.state_dict(keep_vars=True))
-        for stack, path in self.blocks.stacks.items():
-            if any(block.rpartition(".")[0] == path for block in self.removed):
-                self._renumber(stack, path)
+        gone = {
+            stack: self._renumber(stack, path) for stack, path in self.blocks.stacks.items()
+            if any(block.rpartition(".")[0] == path for block in self.removed)
+        }  # fmt: skip
         self.tensors.keep_only(self.model.state_dict(keep_vars=True))
+        if isinstance(self.blocks.family, SettlingFamily):
+            self.blocks.family.settle(self.model, gone)
 
-    def _renumber(self, stack: str, path: str) -> None:
+    def _renumber(self, stack: str, path: str) -> list[int]:
+        """Take removed blocks out of a stack; the positions that they had."""
         modules = self.blocks.modules(stack)
         gone = [i for i in range(len(modules)) if f"{path}.{i}" in self.removed]
         stay = [i for i in range(len(modules)) if i not in gone]
@@ -175,6 +180,7 @@ class _Work:
             for module in block.modules():
                 if isinstance(getattr(module, "layer_idx", None), int):
                     module.layer_idx = index  # type: ignore[assignment]
+        return gone
 
 
 def remove_dead(graph: fx.Graph) -> None:

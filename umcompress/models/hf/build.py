@@ -23,7 +23,7 @@ from umcompress.models.hf.family import CONFIG
 # The configuration that a compressed model was made from: its plans start there.
 BASE_CONFIG = "base_config.json"
 # What a configuration with nonsense in it makes transformers raise.
-_WRONG = (
+WRONG = (
     StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError,
     ZeroDivisionError, AssertionError, IndexError,
 )  # fmt: skip
@@ -41,7 +41,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     file = config_file(folder)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=False)
-    except _WRONG as error:
+    except WRONG as error:
         raise _refused(file, error) from error
     return config
 
@@ -77,7 +77,7 @@ def build(folder: Path) -> PreTrainedModel:
             model: PreTrainedModel = cls(config)
         if model.can_generate() and (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-    except _WRONG as error:
+    except WRONG as error:
         raise _refused(file, error) from error
     model.train(False)
     return model

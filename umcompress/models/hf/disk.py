@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,17 @@ def sources(model: PreTrainedModel) -> dict[str, Source]:
     tied = tied_names(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     return {disk: held(tensor) for disk, tensor in revert_weight_conversion(model, state).items()}
+
+
+def renamed(model: PreTrainedModel, values: Mapping[str, Source]) -> dict[str, Source] | None:
+    """What to write of tensors that come from elsewhere; None where names on disk are not all that differs."""
+    tied = tied_names(model)
+    state = {name: tensor.detach().to("meta") for name, tensor in model.state_dict(keep_vars=True).items()}
+    on_disk = revert_weight_conversion(model, {name: tensor for name, tensor in state.items() if name not in tied})
+    of = {id(tensor): name for name, tensor in state.items()}
+    if any(id(tensor) not in of for tensor in on_disk.values()):
+        return None
+    return {disk: values[of[id(tensor)]] for disk, tensor in on_disk.items()}
 
 
 def learn_names(model: PreTrainedModel, folder: Path) -> None:

@@ -6,7 +6,7 @@ transformers itself is loaded when a model is, not when a folder is looked at.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,8 @@ from umcompress.models.hf.components import component_of
 if TYPE_CHECKING:
     from umcompress.checkpoint.fill import WeightFiles
     from umcompress.checkpoint.writer import Source
+    from umcompress.edits import Plan
+    from umcompress.models.plain import Plain
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -87,11 +89,28 @@ class TransformersFamily(Family):
 
         return {WEIGHTS: disk.sources(_of_transformers(model))}
 
+    def texts(self, model: nn.Module, folder: Path) -> dict[str, str]:
+        from umcompress.models.hf import plain
+
+        return plain.own_configs(_of_transformers(model), self, folder)
+
+    def plain(
+        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
+    ) -> Plain | str:
+        from umcompress.models.hf import plain
+
+        return plain.plain_folder(_of_transformers(model), self, values)
+
     def stacks(self, model: nn.Module) -> dict[str, str]:
         from umcompress.models.hf import stacks
 
         kept = getattr(model, _STACKS, None)
         return dict(kept) if isinstance(kept, dict) else stacks.find_stacks(_of_transformers(model))
+
+    def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
+        from umcompress.models.hf import settle
+
+        settle.settle(_of_transformers(model), self.stacks(model), removed)
 
     def component_of(self, path: str) -> Component:
         return component_of(path, self.components)

@@ -1,0 +1,227 @@
+"""Whether an edited model is an ordinary model of its architecture, and the configuration that says so.
+
+The configuration is derived from what the model has become, and then tried: a model built from it must have the same
+tensors, buffers and settings, module by module. Nothing is taken for granted about what a field means.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from umcompress.checkpoint.writer import Source
+from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
+from umcompress.graph.sites import AttentionSite
+from umcompress.models.hf import disk
+from umcompress.models.hf.build import BASE_CONFIG, WRONG, config_file, parameters_on_meta
+from umcompress.models.hf.family import CONFIG, WEIGHTS
+from umcompress.models.hf.settle import owner_of
+from umcompress.models.plain import Plain
+
+_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "mlp_dim", "ffn_hidden_size", "ffn_config")
+_SHOWN = 4
+
+
+def plain_folder(
+    model: PreTrainedModel, family: ModelFamily, values: Mapping[str, Source] | None = None
+) -> Plain | str:
+    """A folder that transformers loads by itself, or why there is none. values: the tensors of a skeleton."""
+    config, reasons = plain_config(model, family)
+    if reasons:
+        return "; ".join(reasons)
+    weights = disk.sources(model) if values is None else disk.renamed(model, values)
+    if weights is None:
+        return "its weight files hold tensors cut up, which takes the whole model in memory"
+    return Plain(
+        {WEIGHTS: weights}, {CONFIG: _text(config.to_diff_dict())}, frozenset({BASE_CONFIG}), loads_with="transformers"
+    )
+
+
+def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> dict[str, str]:
+    """Files of a model that is no ordinary one: what it came from, and a configuration that tells its layers.
+
+    transformers has a schema for layers that differ, and refuses to build a model from it: better than one with
+    weights at random where there are none.
+    """
+    config, _ = plain_config(model, family)
+    written = json.loads(_text(config.to_diff_dict()))
+    _add_layers(written, model, family)
+    return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: _text(written)}
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def plain_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list[str]]:
+    """The configuration of the model as it is now, and why it does not say all; no reason: it is ordinary."""
+    graph = trace_model(model, family)
+    config = copy.deepcopy(model.config)
+    reasons: list[str] = []
+    for stack, path in graph.stacks.items():
+        part = _part(config, model.config, owner_of(model, path)[1])
+        reasons += _hollow(graph, stack)
+        reasons += _set_widths(part, graph, stack)
+        reasons += _set_heads(part, graph, stack)
+    config.dtype = model.dtype
+    config.architectures = [type(model).__name__]
+    return config, reasons or list(_differences(model, config))
+
+
+def _part(ours: Any, whole: Any, wanted: Any) -> Any:
+    """The copy, in `ours`, of the part `wanted` of `whole`."""
+    if wanted is whole:
+        return ours
+    for name in whole.sub_configs:
+        theirs = getattr(whole, name, None)
+        if theirs is wanted or (theirs is not None and type(theirs) is type(wanted)):
+            if theirs is not wanted:
+                setattr(ours, name, copy.deepcopy(wanted))
+            return getattr(ours, name)
+        if theirs is not None and theirs.sub_configs:
+            found = _part(getattr(ours, name), theirs, wanted)
+            if found is not None:
+                return found
+    return ours
+
+
+def _hollow(graph: ModelGraph, stack: str) -> list[str]:
+    """Layers from which a branch was dropped: all of an architecture's layers have the same ones."""
+    kinds = {block.index: {branch.kind for branch in block.branches} for block in graph.blocks(stack=stack)}
+    every = set().union(*kinds.values())
+    return [
+        f"layers {_listed(gone)} of the stack {stack} have no {kind.replace('_', '-')}"
+        for kind in sorted(every) if (gone := [index for index, found in kinds.items() if kind not in found])
+    ]  # fmt: skip
+
+
+def _set_widths(config: Any, graph: ModelGraph, stack: str) -> list[str]:
+    found = sorted({site.width for site in graph.feed_forwards(stack=stack)})
+    if len(found) > 1:
+        return [f"the feed-forwards of the stack {stack} have {_listed(found)} channels, layer by layer"]
+    if found:
+        _set_width(config, found[0])
+    return []
+
+
+def _set_width(config: Any, width: int) -> None:
+    field = next((name for name in _WIDTHS if hasattr(config, name)), None)
+    if field is not None:
+        # A width that is left out is computed, so it is written only where it has to be.
+        if getattr(config, field) is not None or width != 4 * config.hidden_size:
+            setattr(config, field, width)
+    elif hasattr(config, "mlp_ratio"):
+        whole = width % config.hidden_size == 0 and isinstance(config.mlp_ratio, int)
+        config.mlp_ratio = width // config.hidden_size if whole else width / config.hidden_size
+
+
+def _set_heads(config: Any, graph: ModelGraph, stack: str) -> list[str]:
+    sites = graph.attentions(stack=stack)
+    shapes = {(site.query_heads, site.key_value_groups, site.head_dim) for site in sites}
+    if len(shapes) > 1:
+        listed = _listed([f"{heads}/{groups}" for heads, groups, _ in sorted(shapes)])
+        return [f"the attentions of the stack {stack} have {listed} heads and groups, layer by layer"]
+    for heads, groups, head_dim in shapes:
+        _set_head_counts(config, heads, groups, head_dim)
+    return []
+
+
+def _set_head_counts(config: Any, heads: int, groups: int, head_dim: int) -> None:
+    name = "num_attention_heads" if hasattr(config, "num_attention_heads") else "num_heads"
+    if getattr(config, name, None) == heads:
+        return
+    setattr(config, name, heads)
+    if hasattr(config, "num_key_value_heads"):
+        config.num_key_value_heads = groups
+    config.head_dim = head_dim
+
+
+def _differences(model: PreTrainedModel, config: Any) -> Iterator[str]:
+    """What a model built from `config` has otherwise than `model`."""
+    try:
+        with parameters_on_meta():
+            built = type(model)(copy.deepcopy(config))
+    except WRONG as error:
+        yield f"transformers does not build it: {(str(error).splitlines() or [''])[0][:120]}"
+        return
+    built.train(model.training)
+    ours, theirs = model.state_dict(keep_vars=True), built.state_dict(keep_vars=True)
+    for names, what in ((theirs.keys() - ours.keys(), "it lacks"), (ours.keys() - theirs.keys(), "it has more than")):
+        if names:
+            yield f"{what} the architecture's {_listed(sorted(names))}"
+    odd = [n for n in ours if n in theirs and ours[n].shape != theirs[n].shape]
+    if odd:
+        shapes = [f"{name} {list(ours[name].shape)}, not {list(theirs[name].shape)}" for name in odd]
+        yield f"its configuration cannot say {_listed(shapes)}"
+    modules = dict(built.named_modules())
+    for path, module in model.named_modules():
+        if path in modules and (name := _setting(module, modules[path])) is not None:
+            yield f"{path}.{name} would be {getattr(modules[path], name, None)}, and is {getattr(module, name, None)}"
+            return
+
+
+def _setting(ours: nn.Module, theirs: nn.Module) -> str | None:
+    """The first number, flag, word or computed buffer that differs."""
+    for name, value in vars(theirs).items():
+        if name.startswith("_") or not isinstance(value, (int, float, str, bool, type(None))):
+            continue
+        if getattr(ours, name, None) != value:
+            return name
+    for name, buffer in theirs.named_buffers(recurse=False):
+        own = getattr(ours, name, None)
+        persistent = name not in theirs._non_persistent_buffers_set
+        if isinstance(own, torch.Tensor) and not persistent and not torch.equal(own.cpu(), buffer.to(own.dtype).cpu()):
+            return name
+    return None
+
+
+def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFamily) -> None:
+    """transformers' own schema for layers that differ, in the part that the main stack reads."""
+    graph = trace_model(model, family)
+    path = graph.stacks[family.main_stack]
+    part = _json_part(written, model.config, owner_of(model, path)[1])
+    layers: dict[str, dict[str, Any]] = {}
+    widths = {site.index: site.width for site in graph.feed_forwards()}
+    heads = {site.index: site for site in graph.attentions()}
+    for block in graph.blocks():
+        kinds = {branch.kind for branch in block.branches}
+        entry: dict[str, Any] = {}
+        if len(set(widths.values())) > 1 and block.index in widths:
+            entry["intermediate_size"] = widths[block.index]
+        entry |= _head_entry(heads.get(block.index), list(heads.values()))
+        # A size of nothing as well: readers that do not know `skip` must not take the layer for a whole one.
+        if "attention" not in kinds:
+            entry |= {"skip": ["attention"], "num_attention_heads": 0, "num_key_value_heads": 0}
+        if "feed_forward" not in kinds:
+            entry |= {"skip": [*entry.get("skip", ()), "mlp"], "intermediate_size": 0}
+        if entry:
+            layers[str(block.index)] = entry
+    if layers:
+        part["per_layer_config"] = layers
+
+
+def _head_entry(site: AttentionSite | None, every: Sequence[AttentionSite]) -> dict[str, int]:
+    shapes = {(other.query_heads, other.key_value_groups) for other in every}
+    if site is None or len(shapes) < 2:
+        return {}
+    return {"num_attention_heads": site.query_heads, "num_key_value_heads": site.key_value_groups}
+
+
+def _json_part(written: dict[str, Any], whole: Any, wanted: Any) -> dict[str, Any]:
+    for name in whole.sub_configs:
+        if getattr(whole, name, None) is wanted and isinstance(written.get(name), dict):
+            found: dict[str, Any] = written[name]
+            return found
+    return written
+
+
+def _listed(items: Sequence[object]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(map(str, items[:_SHOWN])) + more

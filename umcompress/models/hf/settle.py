@@ -1,0 +1,111 @@
+"""After blocks or attentions have gone: what a model of transformers keeps count of by layer number.
+
+A cache has one slot a layer, and masks are sized by the first slot of their type (sliding, full). So the first slot
+of each type has to belong to an attention that is still there, or lengths are read from a slot that nothing fills.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from umcompress.graph.trace import is_attention
+
+COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
+# One entry a layer.
+_BY_LAYER = re.compile(r"layer_types$|^no_rope_layers$|^attention_types$|^layers_block_type$")
+# Layer numbers.
+_NUMBERS = ("mlp_only_layers", "fullatt_block_indexes", "deepstack_visual_indexes", "cross_attention_layers")
+# How many layers from the bottom differ from those above.
+_BOUNDARIES = ("max_window_layers", "first_k_dense_replace")
+_LAST = ("down_proj", "fc2", "c_proj", "w2", "linear2", "dense_4h_to_h")
+_USES_CACHE = re.compile(r"Mamba|DeltaNet|Mixer|ShortConv|RecurrentBlock")
+
+
+def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[str, Sequence[int]]) -> None:
+    """`removed`: positions that blocks had before they were taken out of their stacks, which is done."""
+    for stack, path in stacks.items():
+        blocks = model.get_submodule(path)
+        assert isinstance(blocks, nn.ModuleList)
+        owner, config = owner_of(model, path)
+        if gone := set(removed.get(stack, ())):
+            before = len(blocks) + len(gone)
+            _renumber(owner, config, path, [i for i in range(before) if i not in gone], before)
+        _give_slots(config, blocks)
+        _restate_widths(blocks)
+
+
+def owner_of(model: PreTrainedModel, path: str) -> tuple[nn.Module, Any]:
+    """The module that runs the blocks of a stack, and the configuration that it reads."""
+    parent = path.rpartition(".")[0]
+    while parent and not hasattr(model.get_submodule(parent), "config"):
+        parent = parent.rpartition(".")[0]
+    owner = model.get_submodule(path.rpartition(".")[0])
+    return owner, model.get_submodule(parent).config
+
+
+def count_field(config: Any, path: str, layers: int) -> str | None:
+    """The field of a configuration that says how many blocks the stack at `path` has."""
+    side = [f"{name}_layers" for name in ("encoder", "decoder") if name in path.split(".")]
+    fields = [*side, *COUNTS]
+    return next((name for name in fields if getattr(config, name, None) == layers), None)
+
+
+def _renumber(owner: nn.Module, config: Any, path: str, kept: list[int], before: int) -> None:
+    new = {old: position for position, old in enumerate(kept)}
+    for holder in (config, owner):
+        for name, value in list(vars(holder).items()):
+            if not isinstance(value, list):
+                continue
+            if _BY_LAYER.search(name) and len(value) == before:
+                setattr(holder, name, [value[old] for old in kept])
+            elif name in _NUMBERS:
+                setattr(holder, name, [new[old] for old in value if old in new])
+    for name in _BOUNDARIES:
+        if isinstance(edge := getattr(config, name, None), int):
+            setattr(config, name, sum(old < edge for old in kept))
+    if (count := count_field(config, path, before)) is not None:
+        setattr(config, count, len(kept))
+
+
+def _give_slots(config: Any, blocks: nn.ModuleList) -> None:
+    """Number the attentions that are left; retype the layers that have none."""
+    mixers = [_mixers(block) for block in blocks]
+    if not any(mixers):
+        return
+    types = getattr(config, "layer_types", None)
+    known = isinstance(types, list) and len(types) == len(blocks)
+    kinds: list[str] = list(types) if known and types is not None else [""] * len(blocks)
+    nearest = next(kind for kind, found in zip(reversed(kinds), reversed(mixers), strict=True) if found)
+    for index in reversed(range(len(blocks))):
+        nearest = kinds[index] = kinds[index] if mixers[index] else nearest
+    for index, found in enumerate(mixers):
+        first = kinds.index(kinds[index])
+        # Between the first slot of a type and its first owner there are only layers without an attention.
+        owner = next(i for i, kind in enumerate(kinds) if kind == kinds[index] and mixers[i]) if found else index
+        for module in found:
+            module.layer_idx = first if index == owner else index
+    if known:
+        config.layer_types = kinds
+
+
+def _restate_widths(blocks: nn.ModuleList) -> None:
+    """Feed-forwards that keep their width as a number besides."""
+    for module in blocks.modules():
+        last = next((getattr(module, name) for name in _LAST if isinstance(getattr(module, name, None), nn.Linear)), None)
+        for name in ("intermediate_size", "ffn_dim", "hidden_features"):
+            if last is not None and isinstance(getattr(module, name, None), int):
+                setattr(module, name, last.in_features)
+
+
+def _mixers(block: nn.Module) -> list[Any]:
+    """The parts of a block that have a slot of the cache."""
+    return [
+        module for module in block.modules()
+        if isinstance(getattr(module, "layer_idx", None), int)
+        and module is not block and (is_attention(module) or _USES_CACHE.search(type(module).__name__))
+    ]  # fmt: skip
