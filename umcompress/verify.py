@@ -18,20 +18,29 @@ from umcompress.report import Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from umcompress.models.plain import Plain
     from umcompress.opening import Source
 
 EXPECTED = "expected.safetensors"
 
 
-def verify(model: nn.Module, source: Source, folder: Path) -> Checkpoint:
-    """Raises CheckError when the fresh process computes anything else, or counts other parameters."""
+# Of an export that computes the same but in another order: largest difference, over the largest output (or 1).
+ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None = None) -> Checkpoint:
+    """Raises CheckError when the fresh process computes anything else, or counts other parameters.
+
+    plain: what was written, if it is not `model` and its plans but a folder that needs none.
+    """
     import torch
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as temporary:
         expected = Path(temporary) / EXPECTED
         save_file({n: t.contiguous().cpu() for n, t in source.runner(model).probe().items()}, expected)
-        arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads())]
+        bar = ROUNDING.get(source.dtype, 5e-2) if plain is not None and not plain.exact else 0.0
+        arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads()), str(bar)]
         done = subprocess.run(
             [sys.executable, "-m", "umcompress.verify", *arguments], capture_output=True, text=True, check=False
         )
@@ -41,7 +50,7 @@ def verify(model: nn.Module, source: Source, folder: Path) -> Checkpoint:
             "the run folder keeps all steps; report this as a bug",
         )
     found = json.loads(done.stdout)
-    counted = sum(parameter.numel() for parameter in model.parameters())
+    counted = plain.parameters if plain else sum(parameter.numel() for parameter in model.parameters())
     if found["differing"] or found["parameters"] != counted:
         raise CheckError(
             f"compute the same from {folder} in a fresh process",
@@ -50,7 +59,11 @@ def verify(model: nn.Module, source: Source, folder: Path) -> Checkpoint:
             "the run folder keeps all steps; report this as a bug",
         )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return Checkpoint(path=folder.name, parameters=found["parameters"], bytes=size, reload_equal=True)
+    return Checkpoint(
+        path=folder.name, parameters=found["parameters"], bytes=size, reload_equal=None if bar else True,
+        loads_with=plain.loads_with if plain else "umcompress",
+        note=f"outputs in a fresh process differ by rounding only (allowed: {bar:g})" if bar else "",
+    )
 
 
 def stored_parameters(folder: Path) -> int:
@@ -67,12 +80,19 @@ def stored_parameters(folder: Path) -> int:
     return total
 
 
-def differing(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Names whose tensors are not equal to the last bit."""
+def differing(ours: dict[str, Tensor], expected: dict[str, Tensor], bar: float = 0.0) -> list[str]:
+    """Names whose tensors are not equal: to the last bit, or within `bar` of the largest value (or of 1)."""
+    names = sorted(ours.keys() | expected.keys())
+    return [n for n in names if n not in ours or n not in expected or not _same(ours[n].cpu(), expected[n], bar)]
+
+
+def _same(ours: Tensor, expected: Tensor, bar: float) -> bool:
     import torch
 
-    names = sorted(ours.keys() | expected.keys())
-    return [n for n in names if n not in ours or n not in expected or not torch.equal(ours[n].cpu(), expected[n])]
+    if ours.shape != expected.shape or not bar or not ours.is_floating_point():
+        return torch.equal(ours, expected)
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    return bool(((ours.double() - expected.double()).abs() <= bar * scale).all())
 
 
 def main(arguments: list[str]) -> int:
@@ -81,12 +101,12 @@ def main(arguments: list[str]) -> int:
 
     from umcompress.opening import open_source
 
-    folder, expected, dtype, device, threads = arguments
+    folder, expected, dtype, device, threads, bar = arguments
     torch.set_num_threads(int(threads))
     source = open_source(folder, dtype, device)
     ours = source.runner(source.load()).probe()
     print(json.dumps({
-        "differing": differing(ours, load_file(expected)), "parameters": stored_parameters(Path(folder)),
+        "differing": differing(ours, load_file(expected), float(bar)), "parameters": stored_parameters(Path(folder)),
     }))
     return 0
 

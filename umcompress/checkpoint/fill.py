@@ -75,16 +75,24 @@ def odd_names(model: nn.Module, files: WeightFiles) -> list[str]:
     return sorted({name for name, _ in (written - wanted) | (wanted - written)})
 
 
-def sources(model: nn.Module, files: WeightFiles) -> dict[str, dict[str, Source]]:
-    """What to write: file -> name on disk -> tensor."""
-    state, tied = model.state_dict(), tied_names(model)
+def sources(
+    model: nn.Module, files: WeightFiles, values: Mapping[str, Source] | None = None
+) -> dict[str, dict[str, Source]]:
+    """What to write: file -> name on disk -> tensor, from `values` where given, else from the model itself."""
+    tied = tied_names(model)
+    given = values if values is not None else {name: held(tensor) for name, tensor in model.state_dict().items()}
     return {
         file: {
-            disk: held(state[target] if isinstance(target, str) else state[target.name][target.index])
+            disk: given[target] if isinstance(target, str) else part_of(given[target.name], target.index)
             for disk, target in names.items() if target_name(target) not in tied
         }
         for file, names in files.items()
     }  # fmt: skip
+
+
+def part_of(source: Source, index: int) -> Source:
+    """Entry `index` on the first axis of a tensor to write."""
+    return Source(source.dtype, source.shape[1:], lambda: source.make()[index])
 
 
 def file_problems(model: nn.Module, folder: Path, files: WeightFiles) -> list[str]:

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from umcompress.checkpoint.fill import WeightFiles
+from umcompress.checkpoint.writer import Source
 from umcompress.documents import Component, Task
+from umcompress.edits import Plan
 from umcompress.errors import ModelError
+from umcompress.models.plain import Plain
 
 Picture = NDArray[np.uint8]
 
@@ -109,7 +112,7 @@ class Runner(Protocol):
     def answer(
         self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16
     ) -> list[str]:
-        """A greedily decoded answer for each picture and question."""
+        """A greedily decoded answer for each picture and question; an entry of `images` may be a list of them."""
 
     def generate(
         self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None
@@ -186,6 +189,22 @@ class Family(ABC):
             f"train a model of the family {self.name}", "it brings no training forward",
             "leave training steps out, or give the family a `trainer`",
         )  # fmt: skip
+
+    def notes(self, folder: Path) -> Mapping[str, str]:
+        """File -> content: what `skeleton` reads from the weights of `folder` and not from its configuration.
+
+        A compressed model's folder keeps them, as its own weights tell it no more.
+        """
+        return {}
+
+    def plain(
+        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
+    ) -> Plain | str:
+        """A folder that holds `model` without the plans; else why there is none ("": nothing worth saying).
+
+        `folder` and `plans`: where the model came from. values: the tensors of a skeleton.
+        """
+        return ""
 
     def load(self, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
         """The unmodified model of `folder`."""

@@ -12,6 +12,8 @@ from umcompress.models.base import Family
 FAMILIES = "umcompress.families"
 BUILT_IN = {"bagel-mini": "bagel_mini"}
 RECORD = "umcompress.json"
+# In the output folder of a run.
+RUN = "run.json"
 
 
 def resolve_folder(model: str) -> Path:
@@ -33,7 +35,8 @@ def resolve_folder(model: str) -> Path:
         )
     # The output folder of a run holds the model in `model/`.
     inner = folder / "model"
-    return inner if (inner / RECORD).is_file() and not (folder / RECORD).is_file() else folder
+    ran = (folder / RUN).is_file() and inner.is_dir()
+    return inner if (ran or (inner / RECORD).is_file()) and not (folder / RECORD).is_file() else folder
 
 
 def find_family(folder: Path) -> Family:

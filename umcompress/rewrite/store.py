@@ -7,8 +7,10 @@ it from the folder's weights. Nothing of the original weights is needed.
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from pydantic import ValidationError
@@ -16,11 +18,12 @@ from torch import nn
 
 from umcompress.checkpoint.fill import OwnLayout, WeightFiles, odd_names, sources
 from umcompress.checkpoint.folder import atomic_folder
-from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, write_shards
+from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, Source, write_shards
 from umcompress.documents import explain
 from umcompress.edits import CompressionRecord
 from umcompress.errors import CheckError, ModelError
 from umcompress.graph.model_graph import ModelFamily
+from umcompress.models.plain import Plain
 from umcompress.rewrite.apply import shapes_only
 
 RECORD = "umcompress.json"
@@ -39,6 +42,14 @@ class StoredFamily(ModelFamily, Protocol):
         """Fill a skeleton of any structure from the weight files of `folder`, strictly."""
 
 
+@runtime_checkable
+class KeepsNotes(Protocol):
+    """A family whose skeletons follow from weights, not from the configuration alone."""
+
+    def notes(self, folder: Path) -> Mapping[str, str]:
+        """File -> content to keep beside the weights of a compressed model."""
+
+
 def write_compressed(
     model: nn.Module,
     family: StoredFamily,
@@ -46,10 +57,12 @@ def write_compressed(
     record: CompressionRecord,
     source: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    values: Mapping[str, Source] | None = None,
 ) -> list[Path]:
     """Write into an existing folder; returns the weight files. `source`: the folder of the original model.
 
-    Raises CheckError when the family does not say where some tensor goes.
+    values: where the tensors of a skeleton come from; a live model has its own. Raises CheckError when the
+    family does not say where some tensor goes.
     """
     files = family.weight_files(model)
     if odd := odd_names(model, files):
@@ -57,12 +70,14 @@ def write_compressed(
     if source is not None:
         for path in side_files(source):
             shutil.copyfile(path, folder / path.name)
+        for name, text in family.notes(source).items() if isinstance(family, KeepsNotes) else ():
+            (folder / name).write_text(text, encoding="utf-8")
     if source is not None and isinstance(family, OwnLayout):
         for name, text in family.texts(model, source).items():
             (folder / name).write_text(text, encoding="utf-8")
     weights: list[Path] = []
-    own = family if isinstance(family, OwnLayout) else None
-    for file, tensors in (own.sources(model) if own else sources(model, files)).items():
+    own = family if values is None and isinstance(family, OwnLayout) else None
+    for file, tensors in (own.sources(model) if own else sources(model, files, values)).items():
         weights += write_shards(folder, tensors, file, max_shard_bytes)
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return weights
@@ -80,6 +95,18 @@ def save_compressed(
     """Write a compressed model as a folder that appears as a whole or not at all."""
     with atomic_folder(folder, replace) as work:
         write_compressed(model, family, work, record, source, max_shard_bytes)
+
+
+def save_plain(plain: Plain, folder: Path, source: Path, replace: bool = False) -> None:
+    """Write a model that needs no plans; the folder appears as a whole or not at all."""
+    with atomic_folder(folder, replace) as work:
+        for path in side_files(source):
+            if path.name not in plain.dropped:
+                shutil.copyfile(path, work / path.name)
+        for name, text in plain.texts.items():
+            (work / name).write_text(text, encoding="utf-8")
+        for file, tensors in plain.weights.items():
+            write_shards(work, tensors, file, DEFAULT_SHARD_BYTES if plain.sharded else sys.maxsize)
 
 
 def load_compressed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,13 +11,18 @@ import torch
 from torch import nn
 
 from umcompress.checkpoint.fill import WeightFiles
+from umcompress.checkpoint.writer import Source
 from umcompress.documents import Component
+from umcompress.edits import Plan
 from umcompress.models.bagel.config import BagelConfig
+from umcompress.models.bagel.expert_layout import NOTES
 from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
 from umcompress.models.bagel.model import Bagel
+from umcompress.models.bagel.moe_folder import plain_folder
 from umcompress.models.bagel.runner import BagelRunner
 from umcompress.models.bagel.trainer import BagelTrainer
 from umcompress.models.base import Family, Runner, Trainer
+from umcompress.models.plain import Plain
 
 GENERATION = ("time_embedder", "vae2llm", "llm2vae", "latent_pos_embed", "vae")
 SHARED = ("language_model.model.embed_tokens",)
@@ -46,6 +53,17 @@ class BagelFamily(Family):
 
     def weight_files(self, model: nn.Module) -> WeightFiles:
         return disk_names(model)
+
+    def notes(self, folder: Path) -> dict[str, str]:
+        """Where the original has experts: a compressed model's own weights no longer tell."""
+        experts = BagelConfig.from_folder(folder).experts
+        layers = [layer.model_dump() for layer in experts]
+        return {NOTES: json.dumps(layers, indent=1) + "\n"} if layers else {}
+
+    def plain(
+        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
+    ) -> Plain | str:
+        return plain_folder(model, folder, plans, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         return {"decoder": "language_model.model.layers", "vision": "vit_model.vision_model.encoder.layers"}

@@ -34,17 +34,18 @@ def load_bagel(
     return model
 
 
-def disk_names(model: nn.Module) -> dict[str, dict[str, Target]]:
+def disk_names(model: nn.Module, apart: type[nn.Module] = BagelExperts) -> dict[str, dict[str, Target]]:
     """File -> name on disk -> tensor in the module, for every tensor of `model`.
 
-    Experts that came from a BAGEL-MoE folder are stacked in memory and lie one by one on disk.
+    Experts that came from a BAGEL-MoE folder are stacked in memory and lie one by one on disk; so do those of
+    all modules of the class `apart`.
     """
-    apart = {path for path, module in model.named_modules() if isinstance(module, BagelExperts)}
+    homes = {path for path, module in model.named_modules() if isinstance(module, apart)}
     files: dict[str, dict[str, Target]] = {file: {} for file in WEIGHT_FILES}
     for name, tensor in model.state_dict(keep_vars=True).items():
         file = "ae.safetensors" if name.startswith("vae.") else "ema.safetensors"
         path, _, linear = name.partition(".experts.")
-        if linear and path in apart:
+        if linear and path in homes:
             files[file] |= {f"{path}.experts.{e}.{linear}": Part(name, e) for e in range(len(tensor))}
         else:
             files[file][name.removeprefix(WEIGHT_FILES[file])] = name

@@ -1,0 +1,96 @@
+"""A split BAGEL as a plain BAGEL-MoE folder, in the layout of the sparse fork, where that layout can say it.
+
+E experts of m channels, k of them active, S more that are always on, in units of m; H hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from umcompress.checkpoint.fill import sources
+from umcompress.checkpoint.writer import Source, held
+from umcompress.edits import Plan
+from umcompress.models.bagel.expert_layout import MODULES, NOTES
+from umcompress.models.bagel.experts import BagelExperts
+from umcompress.models.bagel.load import disk_names
+from umcompress.models.plain import Plain
+from umcompress.nn.experts import SparseFeedForward
+
+CONFIG = "llm_config.json"
+_PLACE = re.compile(r"language_model\.model\.layers\.(\d+)\.(mlp|mlp_moe_gen)")
+_SAYS = ("split_experts", "set_tensors")
+
+
+def plain_folder(
+    model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
+) -> Plain | str:
+    """The plain folder of a split model, or why there is none; nothing to say of a model without experts."""
+    modules = {path: m for path, m in model.named_modules() if isinstance(m, SparseFeedForward)}
+    if not modules:
+        return ""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if reasons := [*_edits(plans), *_modules(modules, config["intermediate_size"])]:
+        return f"model/ needs umcompress: no plain BAGEL-MoE folder can hold it, since {'; '.join(reasons)}"
+    given = values if values is not None else {name: held(t) for name, t in model.state_dict().items()}
+    weights = sources(model, disk_names(model, SparseFeedForward), given)
+    for path, module in modules.items():
+        if not isinstance(module, BagelExperts):
+            weights["ema.safetensors"] |= _further_routers(path, given[f"{path}.gate.weight"])
+    text = json.dumps(config | _fields(modules), indent=2) + "\n"
+    return Plain(weights, {CONFIG: text}, frozenset({NOTES}), sharded=False)
+
+
+def _edits(plans: Sequence[Plan]) -> Iterator[str]:
+    for plan in plans:
+        for kind in dict.fromkeys(edit.kind for edit in plan.edits if edit.kind not in _SAYS):
+            yield f"{plan.pass_name} changed more than feed-forwards into experts ({kind})"
+
+
+def _modules(modules: Mapping[str, SparseFeedForward], width: int) -> Iterator[str]:
+    """All that differs from what the fork builds from its three numbers."""
+    for path, module in modules.items():
+        shape = module.shape
+        if not _PLACE.fullmatch(path):
+            yield f"{path} is no feed-forward of the decoder"
+        elif shape.selector:
+            yield f"the experts of {path} are chosen by a selector of their own (set router: zero)"
+        elif shape.weighting != "one_plus_logit":
+            yield f"{path} weighs experts by {shape.weighting} (set weighting: one_plus_logit)"
+        elif shape.shared_width % shape.width or shape.experts * shape.width + shape.shared_width != width:
+            shared = f"{shape.shared_width} shared channels"
+            yield f"{path} has {shared}, which is no multiple of an expert's {shape.width} (set shared: 0)"
+    counts = {(m.shape.experts, m.shape.active, m.shape.shared_width) for m in modules.values()}
+    if len(counts) > 1:
+        listed = ", ".join(f"{active} of {experts}" for experts, active, _ in sorted(counts))
+        yield f"layers differ in their experts ({listed}), and the configuration has one number for all"
+    if len({m.layer.rule if isinstance(m, BagelExperts) else "live" for m in modules.values()}) > 1:
+        yield "some experts follow the legacy rule and others do not"
+
+
+def _fields(modules: Mapping[str, SparseFeedForward]) -> dict[str, Any]:
+    shape = next(iter(modules.values())).shape
+    places = [match for path in modules if (match := _PLACE.fullmatch(path))]
+    layers = {
+        component: sorted(int(match[1]) for match in places if match[2] == name)
+        for component, name in MODULES.items()
+    }
+    return {
+        "num_experts": shape.experts, "num_shared_experts": shape.shared_width // shape.width,
+        "top_k": shape.active, "transformed_gen": layers["generation"] or False,
+        "transformed_und": layers["understanding"] or False,
+    }  # fmt: skip
+
+
+def _further_routers(path: str, gate: Source) -> dict[str, Source]:
+    """What the fork has beside the router: a shared expert's scale, zero for 1, and vision rows' own router."""
+    shape = (1, gate.shape[1])
+    scale = Source(gate.dtype, shape, lambda: torch.zeros(shape, dtype=gate.dtype))
+    further = {f"{path}.gate_shared.weight": scale}
+    return further if path.endswith("_moe_gen") else further | {f"{path}.gate_img.weight": gate}

@@ -1,0 +1,33 @@
+"""Folders that need no plans: a compressed model in the layout that its architecture, or another known one, has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from umcompress.checkpoint.writer import Source
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What to write instead of a model with its plans.
+
+    weights: weight file -> name on disk -> tensor. texts: file -> content, in place of what the source's folder has
+    under that name. dropped: files of the source's folder that do not belong to the result. exact: whether a
+    reloaded model computes the same bits, and not only the same within rounding. sharded: whether large files may be
+    cut up.
+    """
+
+    weights: Mapping[str, Mapping[str, Source]]
+    texts: Mapping[str, str]
+    dropped: frozenset[str] = frozenset()
+    exact: bool = True
+    sharded: bool = True
+    loads_with: Literal["umcompress", "transformers"] = "umcompress"
+
+    @property
+    def parameters(self) -> int:
+        """Elements that the weight files will hold."""
+        return sum(prod(source.shape) for tensors in self.weights.values() for source in tensors.values())
