@@ -25,6 +25,7 @@ from umcompress.extend import Score, Task
 from umcompress.scores import grouped, of_kinds, proportion
 
 METADATA = "evaluation_metadata.jsonl"
+NOISES = 64  # at most so many pictures a prompt: its noises do not depend on how many are asked for
 ORIGINAL = "GenEval's own are mmdet's Mask2Former and open_clip's ViT-L-14"
 
 
@@ -47,7 +48,7 @@ class GenEval(Benchmark):
     needed: ClassVar[Needed] = Needed(
         files=(METADATA,), origin="github.com/djghosh13/geneval, folder prompts (MIT)", size="about 0.1 MB", items=2212
     )
-    images: PositiveInt = Field(default=4, description="pictures a prompt")
+    images: PositiveInt = Field(default=4, le=NOISES, description="pictures a prompt")
     detector: Path | None = Field(
         default=None, description="folder of a transformers Mask2Former for COCO instances, such as "
         "facebook/mask2former-swin-small-coco-instance: a variant of GenEval's detector",
@@ -104,10 +105,11 @@ class GenEval(Benchmark):
     # -- pictures --------------------------------------------------------------------------------------------------
 
     def _files(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Wanted]]:
-        return [
-            (prompt, Wanted(f"{prompt.index:05d}/samples/{number:04d}.png", prompt.text, prompt.index * 64 + number))
-            for prompt in prompts for number in range(self.images)
-        ]
+        def picture(prompt: Prompt, number: int) -> Wanted:
+            file = f"{prompt.index:05d}/samples/{number:04d}.png"
+            return Wanted(file, prompt.text, prompt.index * NOISES + number)
+
+        return [(prompt, picture(prompt, number)) for prompt in prompts for number in range(self.images)]
 
     def _paint(self, runner: Any, prompts: Sequence[Prompt], out: Path, progress: Callable[[str], None]) -> None:
         wanted = [picture for _, picture in self._files(prompts)]
