@@ -102,21 +102,24 @@ class BagelRunner:
 
     @torch.no_grad()
     def _read(self, images: Sequence[Any], questions: Sequence[Tensor]) -> Cache:
-        """Pictures, then questions as token ids."""
+        """Pictures, then questions as token ids.  An entry may be several pictures, all entries equally many."""
         cache = Cache(len(images))
-        self.model.absorb_vision(cache, [vision_input(image, self.model.config) for image in images])
+        for shown in zip(*(_pictures(entry) for entry in images), strict=True):
+            self.model.absorb_vision(cache, [vision_input(image, self.model.config) for image in shown])
         self.model.absorb_text(cache, questions)
         return cache
 
     def answer(
         self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16
     ) -> list[str]:
-        """Greedy answers, picture first, then the question (spec: the chat entry point's order)."""
-        answers = []
+        """Greedy answers, pictures first, then the question (spec: the chat entry point's order)."""
+        answers = [""] * len(images)
         for part in self._batches(len(images)):
-            cache = self._read(images[part], [self.words.ids(question) for question in questions[part]])
-            for ids in self.model.decode_text(cache, max_new_tokens + 1):
-                answers.append(self.words.decode(ids[1:]).strip())
+            for alike in _alike(images, part):
+                questioned = [self.words.ids(questions[index]) for index in alike]
+                cache = self._read([images[index] for index in alike], questioned)
+                for index, ids in zip(alike, self.model.decode_text(cache, max_new_tokens + 1), strict=True):
+                    answers[index] = self.words.decode(ids[1:]).strip()
         return answers
 
     # -- generation ----------------------------------------------------------------------------------------
@@ -257,6 +260,18 @@ class BagelRunner:
     def _wait(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
+
+
+def _pictures(entry: Any) -> Sequence[Any]:
+    return entry if isinstance(entry, list | tuple) else [entry]
+
+
+def _alike(images: Sequence[Any], part: slice) -> list[list[int]]:
+    """The places of a part of the entries, those with equally many pictures together."""
+    groups: dict[int, list[int]] = {}
+    for index in range(part.start, part.stop):
+        groups.setdefault(len(_pictures(images[index])), []).append(index)
+    return list(groups.values())
 
 
 def _any_text(length: int) -> Tensor:
