@@ -116,7 +116,7 @@ def with_values(
         if not isinstance(edit, KeepChannels | SplitExperts):
             continue
         consumer = sites[edit.site].consumer
-        hidden = model.get_submodule(consumer).out_features
+        hidden, dtype = model.get_submodule(consumer).out_features, model.get_submodule(consumer).weight.dtype
         seed = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
         shapes: dict[str, tuple[int, ...]] = {}
         if isinstance(edit, SplitExperts):
@@ -128,7 +128,7 @@ def with_values(
                 shapes |= {f"{home}.selector.weight": (experts, hidden), f"{home}.selector.bias": (experts,)}
         elif edit.site not in split:
             shapes = {f"{consumer}.weight": (hidden, len(edit.keep))}
-        blobs |= {name: torch.randn(shape, generator=seed) for name, shape in shapes.items()}
+        blobs |= {name: torch.randn(shape, generator=seed).to(dtype) for name, shape in shapes.items()}
     if not blobs:
         return plan, {}
     edits = (*plan.edits, SetTensors(names=tuple(sorted(blobs))))

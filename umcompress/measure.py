@@ -9,14 +9,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import umcompress.nn.dispatch  # noqa: F401  (defines the products of experts)
 from umcompress.documents import Component, Task
 from umcompress.graph.protocol import RoutedFeedForward
 from umcompress.models.base import Family, Runner
@@ -46,13 +44,15 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
     for task in runner.tasks:
         names, hooks = _watch(model)
         # The fused attention kernels are unknown to the counter; as matrix products they are counted.
-        counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
+        counter = FlopCounterMode(display=False)
+        routed = _Routed(counter)
+        hooks += routed.watch(model)
         with counter, sdpa_kernel(SDPBackend.MATH):
             tokens = runner.pass_tokens(task)
         for hook in hooks:
             hook.remove()
         touched[task] = names
-        macs[task] = round(counter.get_total_flops() / 2 / tokens)
+        macs[task] = round((counter.get_total_flops() / 2 + routed.correction) / tokens)
     return Weight(
         _size(model, family, touched, lambda tensor: tensor.numel()),
         _size(model, family, touched, lambda tensor: tensor.numel() * tensor.element_size()),
@@ -98,21 +98,47 @@ def _size(
 
 def _experts(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Each stacked parameter of experts -> how many of how many a token uses."""
-    return {
-        f"{path}.experts.{name}": (module.shape.active, module.shape.experts)
-        for path, module in model.named_modules()
-        if isinstance(module, RoutedFeedForward)
-        for name, _ in model.get_submodule(f"{path}.experts").named_parameters()
-    }
+    shares: dict[str, tuple[int, int]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, RoutedFeedForward):
+            stack = f"{path}.experts." if path else "experts."
+            names = (name for name, _ in model.named_parameters() if name.startswith(stack))
+            shares |= dict.fromkeys(names, (module.shape.active, module.shape.experts))
+    return shares
 
 
-def _grouped_products() -> dict[Any, Callable[..., int]]:
-    """What the counter does not know: rows (M, K) times each its expert's matrix of (E, K, N)."""
+class _Routed:
+    """Multiply-accumulates of experts by their definition: each weight at work meets each token once.
 
-    def cost(rows: tuple[int, int], weight: tuple[int, int, int], *_: Any, **__: Any) -> int:
-        return 2 * rows[0] * weight[1] * weight[2]
+    How a device gets there (grouped products that the counter does not know, all experts at once) is its own
+    business: `correction` is what to add to what was counted.
+    """
 
-    return {torch.ops.umcompress.products: cost, torch.ops.aten._grouped_mm: cost}
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.counter = counter
+        self.correction = 0.0
+        self._before = 0
+
+    def watch(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        hooks = []
+        for module in model.modules():
+            if isinstance(module, RoutedFeedForward):
+                hooks.append(module.register_forward_pre_hook(self._enter))
+                hooks.append(module.register_forward_hook(self._leave))
+        return hooks
+
+    def _enter(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._before = self.counter.get_total_flops()
+
+    def _leave(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, RoutedFeedForward)
+        shares = _experts(module)
+        work = 0
+        for name, weight in module.named_parameters():
+            active, of = shares.get(name, (1, 1))
+            work += weight.numel() * active // of if name.endswith("weight") else 0
+        tokens = inputs[0].numel() // module.shape.hidden
+        self.correction += work * tokens - (self.counter.get_total_flops() - self._before) / 2
 
 
 class Stopwatch:
