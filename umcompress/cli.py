@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umcompress import cli_parser
+from umcompress import cli_parser, processes
 from umcompress.errors import UmcompressError, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UmcompressError as error:
-        print(f"umcompress: {error}", file=sys.stderr)
+        # Of several processes all find the same; the first says so.
+        if processes.rank() == 0:
+            print(f"umcompress: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("umcompress: interrupted; the same command resumes where it stopped", file=sys.stderr)
@@ -71,7 +73,9 @@ def _apply(options: Namespace) -> int:
     report, folder = commands.apply(
         options.recipe, options.output, options.overrides, options.device, options.dtype
     )
-    _print(report, report_view(report, str(folder)), options.format)
+    if processes.rank() == 0:
+        _print(report, report_view(report, str(folder)), options.format)
+    processes.stop()
     return 1 if report.stopped else 0
 
 
@@ -106,7 +110,9 @@ def _evaluate(options: Namespace) -> int:
         device=options.device,
         dtype=options.dtype,
     )
-    _print(report, evaluation_view(report), options.format)
+    if processes.rank() == 0:
+        _print(report, evaluation_view(report), options.format)
+    processes.stop()
     return 0
 
 

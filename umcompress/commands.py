@@ -12,16 +12,22 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from umcompress import processes
+from umcompress.chosen import chosen, headline
+from umcompress.documents import Task
 from umcompress.errors import RecipeError, UsageError
 from umcompress.extend import Evaluation, find_evaluation, find_pass
 from umcompress.models.registry import resolve_folder
 from umcompress.recipe_files import LoadedRecipe, load_recipe
-from umcompress.report import Report, read_report, write_report
+from umcompress.report import Report, Score, read_report, write_report
 from umcompress.run_folder import RunFolder, make_folder, write_plans
 from umcompress.say import say
 from umcompress.views import Inspection, PlanReport
+
+if TYPE_CHECKING:
+    from umcompress.models.plain import Plain
 
 PACKAGES = ("umcompress", "torch", "transformers", "safetensors", "pydantic", "numpy", "scipy")
 
@@ -38,23 +44,33 @@ def apply(
     device: str | None = None,
     dtype: str | None = None,
 ) -> tuple[Report, Path]:
-    """Run a recipe.  Goes on with an unfinished run of the same recipe in the output folder."""
+    """Run a recipe.  Goes on with an unfinished run of the same recipe in the output folder.
+
+    Several processes train and evaluate together; the first alone plans and writes.  They share the folder.
+    """
     loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
     given = output or loaded.recipe.output
     path = Path(given) if given else Path("runs") / loaded.file.stem
     say(f"umcompress apply {recipe}: {loaded.recipe.model}, steps: {len(loaded.recipe.steps)}, into {path}")
+    _check_evaluations(loaded.recipe.evaluate)
     from umcompress.dry import check
     from umcompress.opening import open_source
 
-    source = open_source(loaded.recipe.model, loaded.recipe.dtype, loaded.recipe.device)
+    source = open_source(loaded.recipe.model, loaded.recipe.dtype, processes.start(loaded.recipe.device))
     check(loaded.recipe, source)
     fingerprint = _fingerprint(loaded, source.fingerprint())
     folder = RunFolder(path)
-    if folder.claim(loaded, fingerprint) and (path / "report.json").is_file():
+    claimed = processes.by_first(lambda: folder.claim(loaded, fingerprint))
+    if claimed and (path / "report.json").is_file():
         say(f"{path} holds the finished run of this recipe; nothing is left to do")
         return read_report(path), path
     report = _run(loaded, source, folder, fingerprint)
     return report, path
+
+
+def _check_evaluations(evaluations: Sequence[Any]) -> None:
+    for evaluation in evaluations:
+        evaluation.check()
 
 
 def _fingerprint(loaded: LoadedRecipe, weights: str) -> str:
@@ -67,17 +83,27 @@ def _fingerprint(loaded: LoadedRecipe, weights: str) -> str:
 
 def _run(loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerprint: str) -> Report:
     from umcompress.pipeline import Pipeline
-    from umcompress.verify import verify
 
     pipeline = Pipeline(loaded.recipe, source, folder, say)
     outcome = pipeline.run()
+    return processes.by_first(lambda: _finish(loaded, source, folder, fingerprint, pipeline, outcome))
+
+
+def _finish(
+    loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerprint: str, pipeline: Any, outcome: Any
+) -> Report:
+    """Write the model, check it in a fresh process, report."""
+    from umcompress.verify import verify
+
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
     record = _record(source, fingerprint, [done.plan for done in outcome.plans])
     say(f"writing {folder.model}")
-    write_model(outcome.model, source, folder, record)
+    plain = write_model(outcome.model, source, folder, record)
     say("reloading it in a fresh process and comparing outputs bit for bit")
-    checkpoint = verify(outcome.model, source, folder.model)
+    checkpoint = verify(outcome.model, source, folder.model, None if isinstance(plain, str) else plain)
+    if isinstance(plain, str) and plain:
+        checkpoint = checkpoint.model_copy(update={"note": plain})
     report = _report(
         loaded.recipe.model, outcome.steps, source, pipeline.evaluations, loaded.recipe.seed
     ).model_copy(update={
@@ -102,11 +128,16 @@ def _record(source: Any, fingerprint: str, plans: Sequence[Any]) -> Any:
     )
 
 
-def write_model(model: Any, source: Any, folder: RunFolder, record: Any) -> None:
-    """`model/`, as a whole or not at all."""
-    from umcompress.rewrite.store import save_compressed
+def write_model(model: Any, source: Any, folder: RunFolder, record: Any) -> Plain | str:
+    """`model/`, as a whole or not at all: a folder that needs no plans, or a model with them and why."""
+    from umcompress.rewrite.store import save_compressed, save_plain
 
-    save_compressed(model, source.family, folder.model, record, source.folder, replace=True)
+    plain: Plain | str = source.family.plain(model, source.folder, record.plans)
+    if isinstance(plain, str):
+        save_compressed(model, source.family, folder.model, record, source.folder, replace=True)
+    else:
+        save_plain(plain, folder.model, source.folder, replace=True)
+    return plain
 
 
 def _versions() -> dict[str, str]:
@@ -172,44 +203,42 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Report:
-    """Score a model as it is: one step, the baseline."""
-    chosen = [_evaluation(name, seed, limit) for name in evaluations]
+    """Score a model as it is: one step, the baseline.
+
+    Of several processes each takes a part of the questions; the first reports.
+    """
+    wanted = chosen(evaluations, seed, limit)
+    _check_evaluations(wanted)
+    from umcompress.against import require_reference, scored
+
+    for evaluation in wanted:
+        require_reference(evaluation)
     if output:
         make_folder(Path(output), f"the output folder {output}")
+    device = processes.start(device)
     from umcompress.measure import own_speed, weigh
     from umcompress.opening import open_source
     from umcompress.report import StepReport, step_report
 
     source = open_source(model, dtype, device)
-    say(f"umcompress evaluate {model}: {', '.join(evaluations)}, seed {seed}")
+    if processes.rank() == 0:
+        say(f"umcompress evaluate {model}: {', '.join(evaluations)}, seed {seed}")
     loaded = source.load()
     runner = source.runner(loaded)
-    scores: dict[Any, Any] = {}
+    scores: dict[str, dict[Task, Score]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        out = Path(output) if output else Path(temporary)
-        for evaluation in chosen:
-            scores |= evaluation.run(runner, out / evaluation.name, say)
+        out = Path(output or processes.from_first(temporary))
+        for evaluation in wanted:
+            scores[evaluation.name] = scored(evaluation, runner, out / evaluation.name, say, source)
     weight = weigh(loaded, source.family, runner)
     step = StepReport(
-        name="baseline", scores=scores, parameters=weight.parameters, bytes=weight.bytes,
+        name="baseline", scores=headline(scores), evaluations=scores, parameters=weight.parameters, bytes=weight.bytes,
         macs_per_token=weight.macs_per_token, speed=own_speed(runner),
     )
-    report = _report(model, [step_report(step)], source, chosen, seed)
-    if output:
+    report = _report(model, [step_report(step)], source, wanted, seed)
+    if output and processes.rank() == 0:
         write_report(report, Path(output))
     return report
-
-
-def _evaluation(name: str, seed: int, limit: int | None) -> Evaluation:
-    found = find_evaluation(name, Path())
-    options: dict[str, Any] = {}
-    if "seed" in found.model_fields:
-        options["seed"] = seed
-    if limit is not None:
-        if "limit" not in found.model_fields:
-            raise UsageError(f"--limit {limit}", f"the evaluation {name} has no limit", "leave --limit out")
-        options["limit"] = limit
-    return found(**options)
 
 
 def generate(

@@ -55,7 +55,10 @@ class TrainingOptions(Document):
         default=0.98, ge=0, lt=1, description="decay of the running mean of the weights that is kept; 0: the last ones"
     )
     losses: LossWeights = Field(default=LossWeights(), description="weights of the losses")
-    bf16: bool = Field(default=False, description="compute in bfloat16; weights and their moments stay float32")
+    bf16: bool | None = Field(
+        default=None,
+        description="compute in bfloat16, what learns and its moments stay float32; default: on a GPU",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="compute each block again going back instead of keeping its activations"
     )
@@ -80,3 +83,13 @@ class TrainingOptions(Document):
         if self.tasks is not None and not self.tasks:
             raise ValueError("tasks names at least one, or is left out")
         return self
+
+
+class TrainingSummary(Document):
+    """What a training came to: means of each loss over the first and over the last tenth of its steps."""
+
+    steps: PositiveInt
+    parameters: PositiveInt
+    seconds_per_step: NonNegativeFloat
+    first: dict[str, float]
+    last: dict[str, float]

@@ -14,19 +14,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umcompress import processes
+from umcompress.against import scored
 from umcompress.calibrate.collect import collect
 from umcompress.calibrate.statistics import Statistics
+from umcompress.chosen import headline
 from umcompress.documents import Task
 from umcompress.edits import Edit, Plan
 from umcompress.errors import PlanError
-from umcompress.extend import Evaluation, Pass, Proposal
+from umcompress.extend import Evaluation, Pass, Proposal, TrainingPass
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.measure import Stopwatch, own_speed, weigh
+from umcompress.models.base import Runner
 from umcompress.opening import Source
 from umcompress.recipe import Calibration, Recipe, Step
 from umcompress.report import Score, StepReport, Stopped, check_gate, step_report
 from umcompress.rewrite.apply import rewrite
-from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
+from umcompress.run_folder import TRAINING, CommittedStep, RunFolder, keep_tensors, kept_tensors
+from umcompress.train.run import check_trainable, feed_experts, run_training, sharded, summary
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,7 +88,7 @@ class Pipeline:
                 report, plan = kept.report, kept.plan
                 tensors = self.folder.blobs(index, step.name, plan) if plan else {}
             else:
-                report, plan, tensors = self._step(index, step, outcome, parent)
+                report, plan, tensors = self._step(index, step, outcome, parent, chains[parent])
             outcome.steps.append(report)
             if report.stopped:
                 outcome.stopped = Stopped(step=report.name, reason=_reason(report))
@@ -99,9 +104,19 @@ class Pipeline:
     def _check_calibration(self) -> None:
         """Find out before hours are spent that a step has nothing to calibrate on."""
         for step in self.recipe.steps:
-            if isinstance(step.pass_, Pass) and step.pass_.needs():
+            if isinstance(step.pass_, TrainingPass):
+                check_trainable(step.pass_, self.source, self._training_data(step.pass_))
+            elif isinstance(step.pass_, Pass) and step.pass_.needs():
                 wanted = getattr(step.pass_, "calibration", None) or self.recipe.calibration
                 calibration_source(self.recipe, wanted, self.evaluations)
+
+    def _kept(self) -> set[str]:
+        """What a killed step leaves for the next try: evaluations know which of their answers still hold, and a
+        training goes on from its checkpoint."""
+        return {evaluation.name for evaluation in self.evaluations} | {TRAINING}
+
+    def _training_data(self, planner: TrainingPass) -> Evaluation:
+        return calibration_source(self.recipe, Calibration(source=planner.data), self.evaluations)
 
     def _place(self, index: int) -> str:
         return f"[{index}/{len(self.recipe.steps)}]"
@@ -113,25 +128,25 @@ class Pipeline:
             self.say(f"{self._place(0)} baseline: done before")
             return kept.report
         started = time.monotonic()
-        work = self.folder.work(0, BASELINE)
+        work = processes.by_first(lambda: self.folder.work(0, BASELINE, self._kept()))
         self.say(f"{self._place(0)} baseline: evaluating the unpruned model")
         report = step_report(self._measured(model, 0, BASELINE, work, None, started))
-        self.folder.commit(0, BASELINE, work, CommittedStep(report=report))
+        processes.by_first(lambda: self.folder.commit(0, BASELINE, work, CommittedStep(report=report)))
         return report
 
     def _step(
-        self, index: int, step: Step, outcome: Outcome, parent: int
+        self, index: int, step: Step, outcome: Outcome, parent: int, before: Sequence[Applied]
     ) -> tuple[StepReport, Plan, dict[str, Tensor]]:
         started = time.monotonic()
-        work = self.folder.work(index, step.name)
+        work = processes.by_first(lambda: self.folder.work(index, step.name, self._kept()))
         try:
-            proposal = self._propose(index, step, outcome.model)
+            plan, tensors = self._planned(index, step, outcome.model, work)
         except PlanError as error:
             error.add_note(f"  in step {step.name} of the recipe")
             raise
-        plan = keep_tensors(proposal.plan, proposal.tensors, work)
-        tensors = dict(proposal.tensors)
         self.say(f"{self._place(index)} {step.name}: {describe(plan)}")
+        if sharded(outcome.model):
+            outcome.model = self._replay(before)
         rewrite(outcome.model, self.source.family, [plan], [tensors])
         self.say(f"{self._place(index)} {step.name}: evaluating")
         report = self._measured(outcome.model, index, step.name, work, (step, plan), started)
@@ -141,8 +156,29 @@ class Pipeline:
         start = above.name if parent != index - 1 else None
         report = report.model_copy(update={"gates": tuple(gates), "stopped": stopped, "after": start})
         report = step_report(report, baseline, above)
-        self.folder.commit(index, step.name, work, CommittedStep(report=report, plan=plan))
+        processes.by_first(lambda: self.folder.commit(index, step.name, work, CommittedStep(report=report, plan=plan)))
         return report, plan, tensors
+
+    def _planned(self, index: int, step: Step, model: nn.Module, work: Path) -> tuple[Plan, dict[str, Tensor]]:
+        """The plan with its tensors kept in `work`.  Processes train together; all else one plans for all."""
+        if isinstance(step.pass_, TrainingPass):
+            proposal = self._train(index, step, step.pass_, model, work)
+            plan = processes.by_first(lambda: keep_tensors(proposal.plan, proposal.tensors, work))
+            return plan, dict(proposal.tensors)
+        if processes.rank() == 0:
+            proposal = self._propose(index, step, model)
+            plan = processes.from_first(keep_tensors(proposal.plan, proposal.tensors, work))
+            return plan, dict(proposal.tensors)
+        plan = processes.from_first(Plan(pass_name=step.reference))
+        return plan, dict(kept_tensors(plan, work))
+
+    def _train(self, index: int, step: Step, planner: TrainingPass, model: nn.Module, work: Path) -> Proposal:
+        proposal = planner.plan(trace_model(model, self.source.family), Statistics())
+        values = run_training(
+            planner, proposal.plan.tensor_names(), model, self.source, self._training_data(planner), work / TRAINING,
+            self.say, f"{self._place(index)} {step.name}",
+        )  # fmt: skip
+        return Proposal(proposal.plan, values)
 
     def _propose(self, index: int, step: Step, model: nn.Module) -> Proposal:
         planner = step.pass_
@@ -182,18 +218,29 @@ class Pipeline:
         self, model: nn.Module, index: int, name: str, work: Path, done: tuple[Step, Plan] | None, started: float
     ) -> StepReport:
         runner = self.source.runner(model)
-        scores: dict[Task, Score] = {}
+        scores: dict[str, dict[Task, Score]] = {}
         for evaluation in self.evaluations:
-            part = evaluation.run(runner, work / evaluation.name, self.say)
-            scores |= {task: score for task, score in part.items() if task not in scores}
+            out, baseline = work / evaluation.name, self.folder.step_path(0, BASELINE) / evaluation.name
+            scores[evaluation.name] = scored(
+                evaluation, runner, out, self.say, self.source, None if done is None else baseline
+            )
+        return processes.by_first(lambda: self._weighed(runner, scores, model, index, name, work, done, started))
+
+    def _weighed(
+        self, runner: Runner, scores: dict[str, dict[Task, Score]], model: nn.Module, index: int, name: str, work: Path,
+        done: tuple[Step, Plan] | None, started: float,
+    ) -> StepReport:  # fmt: skip
+        """What is not shared among processes: size, speed, the load of experts."""
         self.say(f"{self._place(index)} {name}: measuring size and speed")
         weight = weigh(model, self.source.family, runner)
         speed = own_speed(runner) if done is None else self.stopwatch.compare(runner)
         samples = next((str(p.relative_to(work)) for p in sorted(work.rglob("samples.png"))), None)
         report = StepReport(
-            name=name, scores=scores, parameters=weight.parameters, bytes=weight.bytes,
+            name=name, scores=headline(scores), evaluations=scores, parameters=weight.parameters, bytes=weight.bytes,
             macs_per_token=weight.macs_per_token, speed=speed, seconds=time.monotonic() - started,
             samples=f"steps/{self.folder.step_path(index, name).name}/{samples}" if samples else None,
+            experts=feed_experts(model, self.source.family, runner, self.evaluations, self.recipe.seed),
+            training=summary(work / TRAINING, done[1], model) if done else None,
         )
         if done is None:
             return report

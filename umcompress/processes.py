@@ -1,4 +1,4 @@
-"""Several processes that share one evaluation: which one this is, and what they tell each other.
+"""Several processes that share a training or an evaluation: which one this is, and what they tell each other.
 
 `accelerate launch` and torchrun start them and say so in the environment; a process by itself is number 0 of 1.
 Results are gathered as objects, so the processes need no common folder.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -37,7 +38,9 @@ def start(device: str | None) -> str | None:
     import torch.distributed as distributed
 
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo")
+        # Objects go by the CPU, gradients from card to card; while one works alone the others may wait for days.
+        backend = "cpu:gloo,cuda:nccl" if device is not None and device.startswith("cuda") else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(days=7))
     if device != "cuda":
         return device
     local = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
@@ -83,3 +86,8 @@ def gather(mine: T) -> list[T]:
 def from_first(value: T) -> T:
     """What process 0 has."""
     return gather(value)[0]
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What `work` gives in process 0, the only one that does it; the others wait for it."""
+    return from_first(work() if rank() == 0 else None)  # type: ignore[return-value]

@@ -16,6 +16,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Val
 from umcompress.documents import TASKS, Component, Document, Task
 from umcompress.edits import Declined
 from umcompress.errors import UsageError
+from umcompress.expert_load import Experts
+from umcompress.learning import TrainingSummary
 from umcompress.recipe import Gate
 from umcompress.scores import Change, KindScore, Score, change, is_beyond_noise, proportion, score, wilson
 
@@ -69,10 +71,12 @@ class Stopped(Document):
 class StepReport(Document):
     """The model after one step. The first is the baseline: `pass` is null.
 
+    scores: of each task the first evaluation's; `evaluations` has those of all, by evaluation.
     after: the step whose model it started from, where that is not the row above.
     changes: scores against the baseline; previous: against the step that it started from.
     flags: `no_speed:TASK`, a step that cut a task's work and made it no faster.
     samples: a picture of generated samples, relative to the run's folder.
+    experts: how tokens fall on experts, where a feed-forward is split; training: what a training step came to.
     """
 
     name: str
@@ -80,6 +84,7 @@ class StepReport(Document):
     pass_: str | None = Field(default=None, validation_alias="pass", serialization_alias="pass")
     options: dict[str, Any] = {}
     scores: dict[Task, Score] = {}
+    evaluations: dict[str, dict[Task, Score]] = {}
     changes: dict[Task, Change] = {}
     previous: dict[Task, Change] = {}
     parameters: Size
@@ -93,6 +98,8 @@ class StepReport(Document):
     stopped: bool = False
     flags: tuple[str, ...] = ()
     samples: str | None = None
+    experts: Experts | None = None
+    training: TrainingSummary | None = None
 
 
 class Checkpoint(Document):

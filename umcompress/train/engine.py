@@ -247,8 +247,9 @@ def _sparse(model: nn.Module) -> dict[str, SparseFeedForward]:
 
 def _autocast(options: TrainingOptions, model: nn.Module) -> torch.dtype | None:
     """bfloat16 where asked for, and where the frozen weights are bfloat16 while those that learn are float32."""
+    asked = options.bf16 if options.bf16 is not None else next(model.parameters()).is_cuda
     lower = any(tensor.dtype == torch.bfloat16 for tensor in model.parameters() if not tensor.requires_grad)
-    return torch.bfloat16 if options.bf16 or lower else None
+    return torch.bfloat16 if asked or lower else None
 
 
 def _checkpointing(blocks: Sequence[nn.Module]) -> list[nn.Module]:

@@ -82,24 +82,26 @@ class Routers:
 
     def _pre_hook(self, path: str):  # type: ignore[no-untyped-def]
         def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self._on:
-                self._inputs[path] = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+            self._inputs[path] = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
 
         return keep
 
     def _watcher(self, path: str):  # type: ignore[no-untyped-def]
         def watch(chosen: Tensor, logits: Tensor) -> None:
-            if not self._on or not len(chosen):
+            module, x = self.modules[path], self._inputs.pop(path)
+            if not len(chosen):
                 return
-            module = self.modules[path]
-            experts = torch.arange(module.shape.experts, device=chosen.device)
-            self.counts[path] += (chosen.reshape(-1, 1) == experts).sum(0)
             scores = logits.float()
             if module.shape.selector:
                 # What the selector predicts has a unit of its own: probabilities are taken in its spreads.
-                frozen = module.selector(self._inputs[path]).detach().float()
+                frozen = module.selector(x).detach().float()
                 scores = (frozen + scores) / frozen.std().clamp_min(_TINY)
-            self._seen.setdefault(path, []).append((scores.softmax(-1).sum(0), len(chosen)))
+            # Computed also when a block runs again going back, which must do the same as the first time.
+            probability = scores.softmax(-1).sum(0)
+            if self._on:
+                self._seen.setdefault(path, []).append((probability, len(chosen)))
+                experts = torch.arange(module.shape.experts, device=chosen.device)
+                self.counts[path] += (chosen.reshape(-1, 1) == experts).sum(0)
 
         return watch
 
@@ -112,7 +114,6 @@ class Routers:
             yield
         finally:
             self._on = False
-            self._inputs = {}
 
     def balance(self, batch: TrainingBatch, totals: Totals) -> Tensor | None:
         """E * sum of load times mean probability, mean over the feed-forwards: 1 where all is even."""

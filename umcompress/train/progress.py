@@ -20,8 +20,11 @@ class Curve:
         self.file = file
         self.rows: list[dict[str, Any]] = []
 
+    def read(self) -> None:
+        self.rows = [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+
     def resume(self, steps: int) -> None:
-        """Keep the first `steps` rows: those after the checkpoint are computed again."""
+        """Keep the first `steps` rows: those after the checkpoint are computed again, and the last may be half."""
         if self.file.is_file():
             lines = self.file.read_text(encoding="utf-8").splitlines()[:steps]
             self.rows = [json.loads(line) for line in lines]

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from umcompress.documents import Task
+from umcompress.edits import Plan
 from umcompress.errors import PlanError
+from umcompress.expert_load import Experts
 from umcompress.extend import Evaluation, TrainingPass
+from umcompress.learning import TrainingSummary
 from umcompress.models.base import Family, Runner
+from umcompress.nn.experts import SparseFeedForward
 from umcompress.opening import Source
 from umcompress.train.engine import Job, Subject, train
-from umcompress.train.progress import Curve
+from umcompress.train.load import expert_load
+from umcompress.train.progress import CURVE, Curve
+
+# Items of each task that the load of experts is watched on.
+WATCHED_ITEMS = 16
 
 
 def check_trainable(planner: TrainingPass, source: Source, data: Evaluation) -> None:
@@ -29,8 +38,8 @@ def check_trainable(planner: TrainingPass, source: Source, data: Evaluation) -> 
 def run_training(
     planner: TrainingPass, names: Sequence[str], model: nn.Module, source: Source, data: Evaluation, folder: Path,
     say: Callable[[str], None], title: str,
-) -> tuple[dict[str, Tensor], Curve]:  # fmt: skip
-    """The new values of `names`, and the curve.  `model` is the student; the teacher is the source's own model."""
+) -> dict[str, Tensor]:  # fmt: skip
+    """The new values of `names`.  `model` is the student; the teacher is the source's own model."""
     student = _subject(model, source)
     teacher = _subject(source.load(), source) if planner.losses.distills else None
     if teacher is not None:
@@ -42,7 +51,45 @@ def run_training(
         options=planner, names=names, shares=shares, draw=data.training_items, student=student, teacher=teacher,
         folder=folder, say=say, title=title, from_block=first,
     )  # fmt: skip
-    return train(job), job.curve
+    return train(job)
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether a training left the model's parameters spread over processes: it must be loaded again."""
+    return any(hasattr(tensor, "device_mesh") for tensor in model.parameters())
+
+
+def summary(folder: Path, plan: Plan, model: nn.Module) -> TrainingSummary | None:
+    """Of the training whose curve lies in `folder`, if there was one."""
+    curve = Curve(folder / CURVE)
+    if not curve.file.is_file() or not plan.tensor_names():
+        return None
+    curve.read()
+    count = max(1, len(curve.rows) // 10)
+    seconds = sum(row["seconds"] for row in curve.rows) / len(curve.rows)
+    return TrainingSummary(
+        steps=len(curve.rows), parameters=sum(model.get_parameter(name).numel() for name in plan.tensor_names()),
+        seconds_per_step=round(seconds, 4), first=_means(curve.rows[:count]), last=_means(curve.rows[-count:]),
+    )  # fmt: skip
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    names = sorted({name for row in rows for name in row["losses"]})
+    return {name: sum(row["losses"].get(name, 0.0) for row in rows) / len(rows) for name in names}
+
+
+def feed_experts(
+    model: nn.Module, family: Family, runner: Runner, evaluations: Sequence[Evaluation], seed: int
+) -> Experts | None:
+    """The load of the experts over a few calibration items of each task, from the first evaluation that has some."""
+    if not any(isinstance(module, SparseFeedForward) for module in model.modules()):
+        return None
+    sources = [e for e in evaluations if type(e).calibration_items is not Evaluation.calibration_items]
+    if not sources:
+        return None
+    tasks = [task for task in runner.tasks if task in sources[0].tasks]
+    items = {task: sources[0].calibration_items(task, WATCHED_ITEMS, seed) for task in tasks}
+    return expert_load(model, family, runner, items)
 
 
 def _subject(model: nn.Module, source: Source) -> Subject:
@@ -124,7 +171,5 @@ def _watched(names: Sequence[str], model: nn.Module) -> Iterator[set[str]]:
 
 
 def _with_routed_parents(paths: set[str], model: nn.Module) -> set[str]:
-    from umcompress.nn.experts import SparseFeedForward
-
     routed = [path for path, module in model.named_modules() if isinstance(module, SparseFeedForward)]
     return paths | {path for path in routed if any(inner.startswith(f"{path}.") for inner in paths)}

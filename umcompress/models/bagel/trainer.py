@@ -54,7 +54,8 @@ class BagelTrainer:
         return TrainingBatch(samples, {name: count for name, count in rows.items() if count}, (und, gen))
 
     def forward(self, batch: TrainingBatch) -> TrainingForward:
-        out = training_forward(self.model, batch.data)
+        # Times as the sampler's steps are spread, not as those of the first training: what it visits must hold.
+        out = training_forward(self.model, batch.data, self.model.config.sampling.timestep_shift)
         losses, outputs = {}, {}
         if "flow" in batch.rows:
             losses["flow"], outputs["velocity"] = out.mse.mean(-1), out.velocity

@@ -1,0 +1,8 @@
+"""`python -m umcompress`, and so `accelerate launch -m umcompress`: the command line."""
+
+import sys
+
+from umcompress.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
