@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from umcompress.checkpoint.fill import tied_names
 from umcompress.documents import Component, Task
 from umcompress.graph.protocol import RoutedFeedForward
 from umcompress.models.base import Family, Runner
@@ -85,13 +86,17 @@ def _size(
 ) -> Size:
     counts = {name: count(parameter) for name, parameter in model.named_parameters()}
     at_work = counts | {name: counts[name] * active // of for name, (active, of) in _experts(model).items()}
+    tied = tied_names(model)
     by_component: dict[Component, int] = {}
     for name, value in counts.items():
         component = family.component_of(name)
         by_component[component] = by_component.get(component, 0) + value
     return Size(
         total=sum(counts.values()),
-        active={task: sum(at_work[name] for name in names) for task, names in touched.items()},
+        active={
+            task: sum(at_work[name] for name in {tied.get(name, name) for name in names})
+            for task, names in touched.items()
+        },
         by_component=by_component,
     )
 
