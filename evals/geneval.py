@@ -122,6 +122,7 @@ class GenEval(Benchmark):
         for prompt in processes.share(prompts):
             folder = out / "images" / f"{prompt.index:05d}"
             grid(folder / "grid.png", [folder / f"samples/{number:04d}.png" for number in range(self.images)])
+        processes.gather(None)  # the folder is whole when any of the processes goes on
 
     # -- verdicts --------------------------------------------------------------------------------------------------
 
