@@ -97,9 +97,12 @@ class TransformersFamily(Family):
     def plain(
         self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
     ) -> Plain | str:
-        from umcompress.models.hf import plain
+        from umcompress.models.hf import moe_export, plain
 
-        return plain.plain_folder(_of_transformers(model), self, values)
+        of_transformers = _of_transformers(model)
+        if moe_export.is_split(of_transformers):
+            return moe_export.plain_folder(of_transformers, self, values)
+        return plain.plain_folder(of_transformers, self, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         from umcompress.models.hf import stacks

@@ -39,9 +39,8 @@ def plain_folder(
     weights = disk.sources(model) if values is None else disk.renamed(model, values)
     if weights is None:
         return "its weight files hold tensors cut up, which takes the whole model in memory"
-    return Plain(
-        {WEIGHTS: weights}, {CONFIG: _text(config.to_diff_dict())}, frozenset({BASE_CONFIG}), loads_with="transformers"
-    )
+    text = as_text(config.to_diff_dict())
+    return Plain({WEIGHTS: weights}, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
 
 
 def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> dict[str, str]:
@@ -51,17 +50,24 @@ def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> di
     weights at random where there are none.
     """
     config, _ = plain_config(model, family)
-    written = json.loads(_text(config.to_diff_dict()))
+    written = json.loads(as_text(config.to_diff_dict()))
     _add_layers(written, model, family)
-    return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: _text(written)}
+    return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: as_text(written)}
 
 
-def _text(content: dict[str, Any]) -> str:
+def as_text(content: dict[str, Any]) -> str:
+    """A configuration as transformers writes it."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def plain_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list[str]]:
     """The configuration of the model as it is now, and why it does not say all; no reason: it is ordinary."""
+    config, reasons = sized_config(model, family)
+    return config, reasons or list(_differences(model, config))
+
+
+def sized_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list[str]]:
+    """The configuration with the model's own counts, and what of them differs layer by layer."""
     graph = trace_model(model, family)
     config = copy.deepcopy(model.config)
     reasons: list[str] = []
@@ -72,7 +78,7 @@ def plain_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list
         reasons += _set_heads(part, graph, stack)
     config.dtype = model.dtype
     config.architectures = [type(model).__name__]
-    return config, reasons or list(_differences(model, config))
+    return config, reasons
 
 
 def _part(ours: Any, whole: Any, wanted: Any) -> Any:
@@ -162,12 +168,12 @@ def _differences(model: PreTrainedModel, config: Any) -> Iterator[str]:
         yield f"its configuration cannot say {_listed(shapes)}"
     modules = dict(built.named_modules())
     for path, module in model.named_modules():
-        if path in modules and (name := _setting(module, modules[path])) is not None:
+        if path in modules and (name := differing_setting(module, modules[path])) is not None:
             yield f"{path}.{name} would be {getattr(modules[path], name, None)}, and is {getattr(module, name, None)}"
             return
 
 
-def _setting(ours: nn.Module, theirs: nn.Module) -> str | None:
+def differing_setting(ours: nn.Module, theirs: nn.Module) -> str | None:
     """The first number, flag, word or computed buffer that differs."""
     for name, value in vars(theirs).items():
         if name.startswith("_") or not isinstance(value, (int, float, str, bool, type(None))):
