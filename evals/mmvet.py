@@ -99,9 +99,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _grade(value: Any, key: str, path: Path) -> float:
     """A number, or the mean of a judge's runs."""
     runs = value.get("score") if isinstance(value, dict) else [value]
-    good = isinstance(runs, list) and runs and all(
-        isinstance(run, int | float) and not isinstance(run, bool) and 0 <= run <= 1 for run in runs
-    )
-    if not good:
+    runs = runs if isinstance(runs, list) else []
+    if not runs or not all(type(run) in (int, float) and 0 <= run <= 1 for run in runs):
         raise UsageError(f"mmvet: grades {path}", f"the grade of {key} is {value!r}", "grades are numbers from 0 to 1")
     return float(sum(runs) / len(runs))
