@@ -18,6 +18,9 @@ from umcompress.errors import UsageError
 from umcompress.evals._detectors import CLASSES
 from umcompress.evals.geneval import GenEval
 from umcompress.evals.geneval_rules import COLORS, TAGS
+from umcompress.render import markdown
+from umcompress.render.report_view import evaluation_view
+from umcompress.report import Report
 
 PERSON, UMBRELLA = CLASSES.index("person"), CLASSES.index("umbrella")
 
@@ -120,6 +123,9 @@ def test_the_score_is_the_mean_of_the_kinds_and_says_what_it_is(done: Path) -> N
     assert score["partial"] == "24 of 2212"
     assert "detector detector, colours clip" in score["variant"]
     assert "mmdet" in score["variant"]
+    report_text = markdown.text(evaluation_view(Report.model_validate(report)))
+    assert "geneval is a variant: detector detector" in report_text
+    assert "24 of 2212" in report_text
 
 
 def test_rows_have_the_official_columns_and_all_that_was_found(done: Path) -> None:

@@ -79,10 +79,9 @@ def value_text(score: KindScore | None) -> str:
 
 
 def partial_notes(step: StepReport) -> list[str]:
-    """A line for each score that covers a part of its benchmark only."""
-    return [
-        f"~ a part of {name} only: {score.partial}; no score of the whole"
-        for name, part in step.evaluations.items()
-        for score in part.values()
-        if score.partial
+    """A line for each score that covers a part of its benchmark only, or was come by in another way."""
+    scores = [(name, score) for name, part in step.evaluations.items() for score in part.values()]
+    partial = [
+        f"~ a part of {name} only: {score.partial}; no score of the whole" for name, score in scores if score.partial
     ]
+    return partial + [f"{name} is a variant: {score.variant}" for name, score in scores if score.variant]
