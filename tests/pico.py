@@ -256,6 +256,9 @@ class PicoFamily:
         rest = {n: n for n in names if not n.startswith("vision.")}
         return {"model.safetensors": rest} | ({"vision.safetensors": vision} if vision else {})
 
+    def plain(self, *_: object) -> str:
+        return ""
+
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
         fill(model, folder, self.weight_files(model), dtype, device)
 

@@ -71,7 +71,7 @@ def _apply(options: Namespace) -> int:
     from umcompress.render.report_view import report_view
 
     report, folder = commands.apply(
-        options.recipe, options.output, options.overrides, options.device, options.dtype
+        options.recipe, options.output, options.overrides, options.device, options.dtype, options.out_of_core
     )
     if processes.rank() == 0:
         _print(report, report_view(report, str(folder)), options.format)

@@ -86,6 +86,9 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FOLDER", help="the run's folder; an unfinished run resumes"
     )
+    parser.add_argument(
+        "--out-of-core", action="store_true", help="from file to file, without the model in memory; no scores"
+    )
     _format_option(parser)
 
 

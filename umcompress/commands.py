@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from umcompress.documents import Task
 from umcompress.errors import RecipeError, UsageError
 from umcompress.extend import Evaluation, find_evaluation, find_pass
 from umcompress.models.registry import resolve_folder
+from umcompress.recipe import Recipe
 from umcompress.recipe_files import LoadedRecipe, load_recipe
 from umcompress.report import Report, Score, read_report, write_report
 from umcompress.run_folder import RunFolder, make_folder, write_plans
@@ -43,29 +45,76 @@ def apply(
     overrides: Sequence[str] = (),
     device: str | None = None,
     dtype: str | None = None,
+    out_of_core: bool = False,
 ) -> tuple[Report, Path]:
     """Run a recipe.  Goes on with an unfinished run of the same recipe in the output folder.
 
     Several processes train and evaluate together; the first alone plans and writes.  They share the folder.
+    out_of_core: from weight files to weight files, without the model in memory; nothing is evaluated then.
     """
     loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
     given = output or loaded.recipe.output
     path = Path(given) if given else Path("runs") / loaded.file.stem
     say(f"umcompress apply {recipe}: {loaded.recipe.model}, steps: {len(loaded.recipe.steps)}, into {path}")
+    if out_of_core:
+        _check_out_of_core(loaded.recipe)
     _check_evaluations(loaded.recipe.evaluate)
     from umcompress.dry import check
     from umcompress.opening import open_source
 
     source = open_source(loaded.recipe.model, loaded.recipe.dtype, processes.start(loaded.recipe.device))
     check(loaded.recipe, source)
-    fingerprint = _fingerprint(loaded, source.fingerprint())
+    fingerprint = _fingerprint(loaded, source.fingerprint() + ("/out of core" if out_of_core else ""))
     folder = RunFolder(path)
     claimed = processes.by_first(lambda: folder.claim(loaded, fingerprint))
     if claimed and (path / "report.json").is_file():
         say(f"{path} holds the finished run of this recipe; nothing is left to do")
         return read_report(path), path
-    report = _run(loaded, source, folder, fingerprint)
+    report = (_run_on_disk if out_of_core else _run)(loaded, source, folder, fingerprint)
     return report, path
+
+
+def _check_out_of_core(recipe: Recipe) -> None:
+    """UsageError for what needs the model in memory."""
+    from umcompress.extend import TrainingPass
+
+    asked, found = "apply out of core", []
+    if recipe.evaluate:
+        found.append("the recipe evaluates, which needs the model: leave `evaluate` out (--set evaluate=[]), "
+                     "and name where calibration data come from in `calibration: {source: ...}`")
+    found += [f"step {step.name} starts from {step.after}: alternatives need a run each" for step in recipe.steps
+              if step.after is not None]
+    found += [f"step {step.name} trains, which needs the model" for step in recipe.steps
+              if isinstance(step.pass_, TrainingPass)]
+    if recipe.device != "cpu":
+        found.append(f"device {recipe.device}: weights go from file to file by the CPU")
+    if found:
+        raise UsageError(asked, "; ".join(found), "leave --out-of-core out where the model fits into memory")
+
+
+def _run_on_disk(loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerprint: str) -> Report:
+    from umcompress.out_of_core import OutOfCore, peak_bytes, verify, write
+
+    run = OutOfCore(loaded.recipe, source, folder, say)
+    model = run.run()
+    write_plans(folder, run.plans)
+    say(f"writing {folder.model}")
+    started = time.monotonic()
+    plain = write(model, folder.model, _record(source, fingerprint, list(run.plans.values())))
+    seconds, peak = time.monotonic() - started, peak_bytes()
+    say(f"wrote it in {seconds:.1f} s; at most {peak / 1e9:.2f} GB in memory")
+    say("running it a block at a time in a fresh process and comparing outputs bit for bit")
+    checkpoint = verify(model, folder.model, plain)
+    report = _report(loaded.recipe.model, run.steps, source, [], loaded.recipe.seed).model_copy(update={
+        "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": fingerprint,
+        "checkpoint": checkpoint, "dtype": model.dtype or "as stored",
+        "notes": (f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB",),
+    })
+    from umcompress.model_card import write_model_card
+
+    write_model_card(report, folder.model)
+    write_report(report, folder.path)
+    return report
 
 
 def _check_evaluations(evaluations: Sequence[Any]) -> None:

@@ -20,13 +20,14 @@ _MAX_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor on disk: where it lies and what it is."""
+    """One tensor on disk: where it lies (`offset` in bytes from the start of the file) and what it is."""
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
     bytes: int
+    offset: int = 0
 
 
 def read_header(file: Path) -> dict[str, Entry]:
@@ -45,7 +46,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         raise ModelError(asked, "its header is not readable", "get the file again") from None
     try:
         header.pop("__metadata__", None)
-        entries = {name: _entry(name, file, info) for name, info in header.items()}
+        entries = {name: _entry(name, file, info, 8 + length) for name, info in header.items()}
         end = max((info["data_offsets"][1] for info in header.values()), default=0)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError):
         raise ModelError(asked, "its header describes no tensors", "get the file again") from None
@@ -55,9 +56,10 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def _entry(name: str, file: Path, info: Mapping[str, Any]) -> Entry:
+def _entry(name: str, file: Path, info: Mapping[str, Any], data: int) -> Entry:
     start, end = info["data_offsets"]
-    return Entry(name, file, str(info["dtype"]), tuple(int(n) for n in info["shape"]), end - start)
+    shape = tuple(int(n) for n in info["shape"])
+    return Entry(name, file, str(info["dtype"]), shape, end - start, data + start)
 
 
 class Checkpoint:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,11 +29,15 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor to write; `make` is called when its turn comes and the result is not kept."""
+    """A tensor to write; `make` is called when its turn comes and the result is not kept.
+
+    pieces: the same in parts along the first axis, for tensors that need not be in memory as a whole.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
+    pieces: Callable[[], Iterator[Tensor]] | None = None
 
     @property
     def bytes(self) -> int:
@@ -66,19 +70,26 @@ def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str,
         stream.write(struct.pack("<Q", len(text)))
         stream.write(text)
         for name in order:
-            stream.write(_raw(name, tensors[name]))
+            for part in _raw(name, tensors[name]):
+                stream.write(part)
         stream.flush()
         os.fsync(stream.fileno())
     work.replace(file)
 
 
-def _raw(name: str, source: Source) -> memoryview:
-    tensor = source.make().detach()
-    if tensor.dtype != source.dtype or tuple(tensor.shape) != source.shape:
-        found = f"{tensor.dtype} {tuple(tensor.shape)}, announced as {source.dtype} {source.shape}"
-        raise CheckError(f"write the tensor {name}", found)
-    flat = tensor.cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+def _raw(name: str, source: Source) -> Iterator[memoryview]:
+    """The bytes of a tensor, piece by piece. CheckError when they are not those of the announced tensor."""
+    rows, shape = 0, source.shape
+    for tensor in source.pieces() if source.pieces is not None else (source.make(),):
+        whole = tuple(tensor.shape) == shape
+        if tensor.dtype != source.dtype or not (whole or tuple(tensor.shape[1:]) == shape[1:]):
+            found = f"{tensor.dtype} {tuple(tensor.shape)}, announced as {source.dtype} {shape}"
+            raise CheckError(f"write the tensor {name}", found)
+        rows += tensor.shape[0] if shape else 1
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+    if rows != (shape[0] if shape else 1):
+        raise CheckError(f"write the tensor {name}", f"{rows} rows, announced as {shape}")
 
 
 def write_shards(

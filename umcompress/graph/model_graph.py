@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from umcompress.errors import UsageError, did_you_mean
 from umcompress.graph.branches import Branch, find_branches
 from umcompress.graph.channels import channel_groups
+from umcompress.graph.linears import is_conv1d
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 from umcompress.graph.sites import (
     AttentionSite,
@@ -57,6 +58,7 @@ class _InStack(Protocol):
 
 
 Site = TypeVar("Site", bound=_InStack)
+Read = Callable[[str], Tensor]
 
 
 class ModelGraph:
@@ -65,8 +67,10 @@ class ModelGraph:
     A graph is a picture of the model at one moment: after a rewrite, trace again.
     """
 
-    def __init__(self, model: nn.Module, family: ModelFamily, blocks: Iterable[BlockGraph]) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, family: ModelFamily, blocks: Iterable[BlockGraph], read: Read | None = None
+    ) -> None:
+        self.model, self._values = model, read
         self.family = family
         self.stacks = family.stacks(model)
         self._blocks = {block.site.path: block for block in blocks}
@@ -117,12 +121,30 @@ class ModelGraph:
         return split_place(self.block(site.block).graph, self.model.get_submodule(site.block), site)
 
     def weight(self, name: str) -> Tensor:
-        """A parameter or buffer by name, detached. Read it, never write it."""
+        """A parameter or buffer by name, detached. Read it, never write it. Of a skeleton: from its files."""
         path, _, leaf = name.rpartition(".")
         value = getattr(self.model.get_submodule(path), leaf)
+        if self._values is not None and isinstance(value, Tensor) and value.is_meta:
+            return self._as_rows(path, leaf, self._values(name))
         if not isinstance(value, Tensor):
             raise UsageError(f"read the tensor {name}", f"a {type(value).__name__}")
-        return value.detach()
+        return self._as_rows(path, leaf, value.detach())
+
+    def producer_weights(self, site: FeedForwardSite) -> tuple[Tensor, ...]:
+        """The weights that make a feed-forward's channels, (width, in) each; a fused one as its parts."""
+        parts: list[Tensor] = []
+        for path in dict.fromkeys(site.producers):
+            parts += self.weight(f"{path}.weight").chunk(site.producers.count(path))
+        return tuple(parts)
+
+    def value_weight(self, site: AttentionSite) -> Tensor:
+        """The weight that makes an attention's values, (groups * head_dim, in)."""
+        rows = site.key_value_groups * site.head_dim
+        return self.weight(f"{site.value}.weight")[site.value_start : site.value_start + rows]
+
+    def _as_rows(self, path: str, leaf: str, value: Tensor) -> Tensor:
+        """Every weight as (out, in)."""
+        return value.t() if leaf == "weight" and is_conv1d(self.model.get_submodule(path)) else value
 
     def block_graph(self, path: str) -> fx.Graph:
         """A copy of a block's graph, free to be instrumented."""
@@ -143,15 +165,18 @@ class ModelGraph:
         return tuple(site for site in chosen if layers is None or site.index in layers)
 
 
-def trace_model(model: nn.Module, family: ModelFamily) -> ModelGraph:
-    """Trace every block of every stack and find its sites. ModelError for a block that cannot be traced."""
+def trace_model(model: nn.Module, family: ModelFamily, read: Read | None = None) -> ModelGraph:
+    """Trace every block of every stack and find its sites. ModelError for a block that cannot be traced.
+
+    read: where the graph of a skeleton finds the values of its parameters.
+    """
     blocks = []
     for stack, path in family.stacks(model).items():
         modules = model.get_submodule(path)
         assert isinstance(modules, nn.ModuleList)
         for index, block in enumerate(modules):
             blocks.append(read_block(block, f"{path}.{index}", stack, index, family))
-    return ModelGraph(model, family, blocks)
+    return ModelGraph(model, family, blocks, read)
 
 
 def read_block(block: nn.Module, path: str, stack: str, index: int, family: ModelFamily) -> BlockGraph:
@@ -185,7 +210,7 @@ def _attention_sites(
             yield AttentionSite(
                 f"{path}.{name}", path, stack, index, component,
                 layout.key_value_groups, layout.query_heads_per_group, layout.head_dim,
-                *(f"{path}.{name}.{linear}" for linear in linears),
+                *(f"{path}.{name}.{linear}" for linear in linears), value_start=layout.value_start,
             )  # fmt: skip
 
 

@@ -1,0 +1,153 @@
+"""From files to files without the model: the same bits as in memory, a block at a time, little of it held."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from drawing import draw_plan, with_values
+from hypothesis import given
+from hypothesis import strategies as st
+from pico import FAMILY, MODELS, unified, write_config
+from test_laws import kinds, law, outputs
+from tiny_bagel import write_recipe
+
+from umcompress.calibrate.collect import collect
+from umcompress.cli import main
+from umcompress.edits import CompressionRecord, Plan
+from umcompress.extend import BlockSimilarity, BranchSimilarity, ChannelMoments, HeadContribution, Scope
+from umcompress.graph.model_graph import trace_model
+from umcompress.opening import Source, open_source
+from umcompress.out_of_core import OnDisk, open_on_disk, write
+from umcompress.rewrite import rows
+from umcompress.rewrite.apply import rewrite
+from umcompress.rewrite.store import load_compressed, save_compressed
+from umcompress.streamed import streamed
+
+
+def stored(kind: str, home: Path, dtype: torch.dtype = torch.float32) -> Path:
+    model = MODELS[kind][0]().to(dtype)
+    write_config(model, home)
+    save_compressed(model, FAMILY, home / "whole", CompressionRecord(base="pico", family="pico"), source=home)
+    (home / "whole" / "umcompress.json").unlink()
+    return home / "whole"
+
+
+def on_disk(folder: Path) -> OnDisk:
+    return open_on_disk(Source("pico", folder, FAMILY))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@kinds
+@law
+@given(data=st.data())
+def test_law_b_written_from_files_equals_in_memory(
+    kind: str, dtype: torch.dtype, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    folder = stored(kind, home, dtype)
+    memory, disk = MODELS[kind][0]().to(dtype), on_disk(folder)
+    plans = []
+    for name in ("first", "second"):
+        plan, values = with_values(data, draw_plan(data, memory, FAMILY, name), memory, FAMILY)
+        rewrite(memory, FAMILY, [plan], [values])
+        disk.apply(plan, values)
+        plans.append(plan)
+    with pytest.MonkeyPatch.context() as patch:
+        # Pieces of a few rows each, so that tensors are really cut.
+        patch.setattr(rows, "PIECE", data.draw(st.sampled_from([1, 60, 1 << 20])))
+        write(disk, home / "out", CompressionRecord(base="pico", family="pico", plans=tuple(plans)))
+    record = CompressionRecord(base="pico", family="pico", plans=tuple(plans))
+    save_compressed(memory, FAMILY, home / "memory", record, source=home)
+    for file in ("model.safetensors", "vision.safetensors", "umcompress.json"):
+        if (home / "memory" / file).exists():
+            assert (home / "out" / file).read_bytes() == (home / "memory" / file).read_bytes()
+    loaded = load_compressed(home / "out", FAMILY, dtype)
+    for got, want in zip(outputs(loaded, kind, dtype), outputs(memory, kind, dtype), strict=True):
+        assert torch.equal(got, want)
+
+
+@kinds
+def test_streamed_outputs_and_statistics_are_those_of_the_model_in_memory(kind: str, tmp_path: Path) -> None:
+    disk = on_disk(stored(kind, tmp_path))
+    memory = MODELS[kind][0]()
+    with streamed(disk.model, FAMILY, disk.read):
+        got = outputs(disk.model, kind)
+    assert all(torch.equal(a, b) for a, b in zip(got, outputs(memory, kind), strict=True))
+    assert all(parameter.is_meta for parameter in disk.model.parameters())
+    everywhere = Scope(stack="all")
+    needs = [BlockSimilarity(everywhere), BranchSimilarity("attention", everywhere),
+             ChannelMoments(everywhere), HeadContribution(everywhere)]
+
+    def sweep() -> None:
+        with streamed(disk.model, FAMILY, disk.read):
+            outputs(disk.model, kind)
+
+    found = collect(trace_model(disk.model, FAMILY, disk.read), needs, sweep)
+    wanted = collect(trace_model(memory, FAMILY), needs, lambda: outputs(memory, kind))
+    for need in needs:
+        assert set(found[need]) == set(wanted[need])
+        for key in found[need]:
+            ours, theirs = found[need]._values[key], wanted[need]._values[key]
+            for name, value in vars(theirs).items():
+                torch.testing.assert_close(getattr(ours, name), value, rtol=0, atol=1e-6)
+
+
+def test_only_one_block_is_in_memory(tmp_path: Path) -> None:
+    disk = on_disk(stored("unified", tmp_path))
+    held: list[int] = []
+
+    def watch(module: torch.nn.Module, inputs: object) -> None:
+        blocks = [*disk.model.layers, *disk.model.vision]  # type: ignore[misc]
+        held.append(sum(any(not p.is_meta for p in block.parameters()) for block in blocks))
+
+    for block in disk.model.layers:  # type: ignore[union-attr]
+        block.post_attention_layernorm.register_forward_pre_hook(watch)
+    with streamed(disk.model, FAMILY, disk.read):
+        outputs(disk.model, "unified")
+    assert held == [1, 1, 1]
+
+
+def test_tied_weights_are_one_tensor_while_streamed(tmp_path: Path) -> None:
+    disk = on_disk(stored("unified", tmp_path))
+    with streamed(disk.model, FAMILY, disk.read):
+        assert disk.model.head.weight is disk.model.embed.weight
+        assert torch.equal(disk.model.head.weight, unified().head.weight)
+    assert disk.model.head.weight is disk.model.embed.weight
+
+
+PRUNE = {"pass": "channel_prune", "component": "generation", "score": "magnitude", "keep_ratio": 0.5}
+DROP = {"pass": "layer_drop", "component": "understanding", "unit": "attention", "drop_count": 1}
+
+
+def apply(recipe: Path, out: Path, *more: str) -> Path:
+    assert main(["apply", str(recipe), "-o", str(out), *more]) == 0
+    return out
+
+
+def test_a_run_out_of_core_writes_what_a_run_in_memory_writes(tiny_bagel: Path, tmp_path: Path) -> None:
+    calibration = {"task": "understanding", "samples": 3, "source": "scenes"}
+    steps = (PRUNE, DROP | {"calibration": calibration})
+    recipe = write_recipe(tmp_path, tiny_bagel, *steps, evaluate=[])
+    memory = apply(recipe, tmp_path / "memory")
+    disk = apply(recipe, tmp_path / "disk", "--out-of-core", "--dtype", "float32")
+    models = [open_source(str(folder)).load().state_dict() for folder in (memory, disk)]
+    assert models[0].keys() == models[1].keys()
+    assert all(models[0][name].equal(tensor) for name, tensor in models[1].items())
+    report = json.loads((disk / "report.json").read_text())
+    assert report["checkpoint"]["reload_equal"] is True
+    assert any("peak" in note for note in report["notes"])
+    assert (memory / "plan.json").read_text() == (disk / "plan.json").read_text()
+    assert Plan.model_validate(json.loads((disk / "plan.json").read_text())["01-channel_prune"])
+
+
+def test_what_cannot_be_done_out_of_core_is_said(
+    tiny_bagel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_bagel, PRUNE)
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "run"), "--out-of-core"]) == 2
+    said = capsys.readouterr().err
+    assert "evaluate" in said and "Traceback" not in said
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,271 @@
+"""Apply a recipe from weight files to weight files, without the model in memory.
+
+Structure and shapes come from a skeleton. What a pass reads of weights or measures comes from the files, a tensor
+or a block at a time; the result is written a few rows at a time. Nothing is evaluated: that needs the model.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from umcompress.calibrate.collect import collect
+from umcompress.calibrate.statistics import Statistics
+from umcompress.checkpoint.disk import Disk, open_disk
+from umcompress.checkpoint.folder import atomic_folder
+from umcompress.checkpoint.writer import Source as Written
+from umcompress.edits import CompressionRecord, Plan
+from umcompress.errors import CheckError, PlanError
+from umcompress.extend import Pass, Proposal
+from umcompress.graph.model_graph import trace_model
+from umcompress.measure import weigh
+from umcompress.opening import DTYPES, Source
+from umcompress.pipeline import BASELINE, calibration_source, describe
+from umcompress.recipe import Recipe, Step
+from umcompress.report import Checkpoint, StepReport, step_report
+from umcompress.rewrite.rows import pieces
+from umcompress.rewrite.store import save_plain, write_compressed
+from umcompress.rewrite.structure import reshape
+from umcompress.rewrite.tensors import TensorMap, evaluate
+from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
+from umcompress.streamed import block_paths, streamed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from umcompress.models.plain import Plain
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class OnDisk:
+    """A model as a skeleton, the files of the one it comes from, and where each tensor is to come from."""
+
+    source: Source
+    model: nn.Module
+    disk: Disk
+    tensors: TensorMap
+    dtype: str | None = None
+    blobs: list[Mapping[str, Tensor]] = field(default_factory=list)
+
+    def apply(self, plan: Plan, values: Mapping[str, Tensor]) -> None:
+        """The structure half now; the tensors follow when they are read."""
+        self.blobs.append(values)
+        reshape(self.model, self.source.family, plan, len(self.blobs) - 1, self.tensors)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor of the model as it is now, of the dtype that the model has."""
+        path, _, leaf = name.rpartition(".")
+        wanted = getattr(self.model.get_submodule(path), leaf).dtype
+        return evaluate(self.tensors.entries[name], self.disk.read, self.blobs).to(wanted)
+
+    def values(self) -> dict[str, Written]:
+        """What to write for every tensor of the model as it is now."""
+        found = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            expression, shape, dtype = self.tensors.entries[name], tuple(tensor.shape), tensor.dtype
+            part = partial(pieces, expression, shape, dtype, self.disk, self.blobs)
+            found[name] = Written(dtype, shape, lambda part=part: _joined(part()), part)  # type: ignore[misc]
+        return found
+
+    def running(self) -> AbstractContextManager[None]:
+        """A context in which the skeleton can be run, a block in memory at a time."""
+        return streamed(self.model, self.source.family, self.read)
+
+
+def _joined(parts: Iterator[Tensor]) -> Tensor:
+    found = list(parts)
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def open_on_disk(source: Source, dtype: str | None = None) -> OnDisk:
+    """The model of a folder, nothing of it read but headers. `dtype`: None keeps each tensor's own."""
+    model = source.skeleton()
+    disk = open_disk(model, source.folder, source.family.weight_files(model))
+    if dtype is not None:
+        model = source.family.cast(model, DTYPES[dtype])
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(disk.dtype(name))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, buffer in model.state_dict(keep_vars=True).items():
+        if name not in parameters:
+            # Buffers are few and small; a skeleton has real ones, which the files may know better.
+            buffer.data = disk.read(name).to(buffer.dtype if dtype is not None else disk.dtype(name))
+    return OnDisk(source, model, disk, TensorMap(model.state_dict(keep_vars=True)), dtype)
+
+
+class OutOfCore:
+    """One run of a recipe on files, into a folder. Resumes like the pipeline in memory."""
+
+    def __init__(self, recipe: Recipe, source: Source, folder: RunFolder, say: Say) -> None:
+        self.recipe, self.source, self.folder, self.say = recipe, source, folder, say
+        self.plans: dict[str, Plan] = {}
+        self.steps: list[StepReport] = []
+
+    def run(self) -> OnDisk:
+        """All steps; the model that they come to, still on disk."""
+        dtype = self.recipe.dtype if "dtype" in self.recipe.model_fields_set else None
+        model = open_on_disk(self.source, dtype)
+        self.steps.append(self._weighed(model, BASELINE, time.monotonic()))
+        for index, step in enumerate(self.recipe.steps, start=1):
+            place = f"[{index}/{len(self.recipe.steps)}] {step.name}"
+            if (kept := self.folder.committed(index, step.name)) is not None and kept.plan is not None:
+                self.say(f"{place}: planned before")
+                model.apply(kept.plan, self.folder.blobs(index, step.name, kept.plan))
+                self.plans[step.name] = kept.plan
+                self.steps.append(kept.report)
+                continue
+            self.steps.append(self._step(index, step, place, model))
+        return model
+
+    def _step(self, index: int, step: Step, place: str, model: OnDisk) -> StepReport:
+        started = time.monotonic()
+        work = self.folder.work(index, step.name)
+        try:
+            proposal = self._propose(step, place, model)
+        except PlanError as error:
+            error.add_note(f"  in step {step.name} of the recipe")
+            raise
+        plan = keep_tensors(proposal.plan, proposal.tensors, work)
+        self.say(f"{place}: {describe(plan)}")
+        model.apply(plan, dict(proposal.tensors))
+        report = self._weighed(model, step.name, started).model_copy(update={
+            "pass_": step.reference, "options": step.pass_.plain(), "edits": len(plan.edits),
+            "declined": plan.declined,
+        })
+        report = step_report(report, self.steps[0], self.steps[-1])
+        self.folder.commit(index, step.name, work, CommittedStep(report=report, plan=plan))
+        self.plans[step.name] = plan
+        return report
+
+    def _propose(self, step: Step, place: str, model: OnDisk) -> Proposal:
+        planner = step.pass_
+        assert isinstance(planner, Pass)
+        graph = trace_model(model.model, self.source.family, model.read)
+        wanted = getattr(planner, "calibration", None) or self.recipe.calibration
+        needs = planner.needs()
+        if not needs:
+            return planner.plan(graph, Statistics(task=wanted.task))
+        self.say(f"{place}: calibrating on {wanted.samples} {wanted.task} samples, a block at a time")
+        items = calibration_source(self.recipe, wanted, ()).calibration_items(
+            wanted.task, wanted.samples, wanted.seed
+        )
+
+        def feed() -> None:
+            with streamed(model.model, self.source.family, model.read):
+                self.source.runner(model.model).feed(items)
+
+        return planner.plan(graph, collect(graph, needs, feed, wanted.task))
+
+    def _weighed(self, model: OnDisk, name: str, started: float) -> StepReport:
+        weight = weigh(model.model, self.source.family, self.source.runner(model.model))
+        return StepReport(
+            name=name, parameters=weight.parameters, bytes=weight.bytes, macs_per_token=weight.macs_per_token,
+            seconds=time.monotonic() - started,
+        )
+
+
+def write(model: OnDisk, folder: Path, record: CompressionRecord) -> Plain | str:
+    """Write the model folder, as a whole or not at all: one that needs no plans, or one with them and why."""
+    family, values = model.source.family, model.values()
+    plain: Plain | str = family.plain(model.model, model.source.folder, record.plans, values)
+    with model.disk:
+        if not isinstance(plain, str):
+            save_plain(plain, folder, model.source.folder, replace=True)
+            return plain
+        with atomic_folder(folder, replace=True) as work:
+            write_compressed(model.model, family, work, record, model.source.folder, values=values)
+    return plain
+
+
+def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
+    """Compare what a fresh process computes from the written files, a block at a time, with the plan on the old ones.
+
+    Raises CheckError where it is anything else.
+    """
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as temporary:
+        expected = Path(temporary) / "expected.safetensors"
+        with model.disk, model.running():
+            outputs = model.source.runner(model.model).probe()
+        save_file({name: tensor.contiguous().cpu() for name, tensor in outputs.items()}, expected)
+        exact = isinstance(plain, str) or plain.exact
+        arguments = [str(folder), str(expected), model.dtype or "", "0" if exact else "5e-2"]
+        done = subprocess.run(
+            [sys.executable, "-m", "umcompress.out_of_core", *arguments], capture_output=True, text=True, check=False
+        )
+    asked = f"compute the same from {folder} in a fresh process"
+    if done.returncode != 0:
+        raise CheckError(asked, done.stderr.strip().splitlines()[-1] if done.stderr else "no output")
+    found = json.loads(done.stdout)
+    counted = plain.parameters if not isinstance(plain, str) else sum(p.numel() for p in model.model.parameters())
+    if found["differing"] or found["parameters"] != counted:
+        raise CheckError(asked, f"differences in {', '.join(found['differing']) or 'the number of parameters'}")
+    return Checkpoint(
+        path=folder.name, parameters=found["parameters"],
+        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")), reload_equal=True if exact else None,
+        loads_with="umcompress" if isinstance(plain, str) else plain.loads_with,
+        note=plain if isinstance(plain, str) else "",
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """What the fresh process does: `FOLDER EXPECTED DTYPE BAR`; prints one JSON object."""
+    from safetensors.torch import load_file
+
+    from umcompress.opening import open_source
+    from umcompress.verify import differing, stored_parameters
+
+    folder, expected, dtype, bar = arguments
+    model = open_on_disk(open_source(folder, dtype or None), dtype or None)
+    with model.disk, model.running():
+        ours = model.source.runner(model.model).probe()
+    print(json.dumps({
+        "differing": differing(ours, load_file(expected), float(bar)), "parameters": stored_parameters(Path(folder)),
+    }))
+    return 0
+
+
+def peak_bytes() -> int:
+    """The largest amount of memory that this process has held so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def predicted_peak(model: nn.Module, source: Source, calibrated: bool) -> int:
+    """Bytes of weights in memory at once: some pieces of a tensor; where calibrated also what lies outside of
+    the blocks, and the largest block. Python, torch and activations come on top.
+    """
+    from umcompress.rewrite.rows import PIECE
+
+    if not calibrated:
+        return 4 * PIECE
+    sizes = dict.fromkeys(block_paths(model, source.family), 0)
+    outside = 0
+    for name, parameter in model.named_parameters():
+        count = parameter.numel() * parameter.element_size()
+        path = next((p for p in sizes if name.startswith(f"{p}.")), None)
+        if path is None:
+            outside += count
+        else:
+            sizes[path] += count
+    return outside + max(sizes.values(), default=0) + 4 * PIECE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
