@@ -249,3 +249,38 @@ def test_fidelity_in_a_recipe_is_to_the_model_before_the_first_step(
     assert kinds["latents"]["value"] == pytest.approx(likeness["latents"], abs=1e-4)
     assert values[2] < 1
     assert not (folders[0] / "fidelity/reference").exists()
+
+
+# -- the built-in model ---------------------------------------------------------------------------------------------
+
+
+def test_all_of_them_on_the_built_in_model(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_judges import write_tiny_mask2former
+
+    write_tiny_mask2former(tmp_path / "detector", finds={0: 9.0})
+    wise_prompts(place / "wise")
+    tags = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+    asked = [{"tag": tag, "include": [{"class": "person", "count": 1}], "prompt": "a red circle"} for tag in tags]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    prompts = f"data={place / 'prompts.txt'},limit=3"
+    named = (
+        f"geneval:data={tmp_path}/metadata.jsonl,images=1,detector={tmp_path}/detector,classifier={place}/clip",
+        f"wise:data={place}/wise,limit=2", f"clip_score:{prompts},clip={place}/clip",
+        f"fidelity:{prompts},reference=bagel-mini",
+    )
+    capsys.readouterr()
+    arguments = [word for name in named for word in ("--evaluation", name)]
+    assert cli.main(["evaluate", "bagel-mini", *arguments, "-o", str(tmp_path / "out"), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["steps"][0]["evaluations"]
+    assert found["wise"] == {}
+    assert len(list((tmp_path / "out/wise/images").iterdir())) == 2
+    assert found["geneval"]["generation"]["partial"] == "6 of 2212"
+    assert set(found["geneval"]["generation"]["by_kind"]) == set(tags)
+    assert found["clip_score"]["generation"]["partial"] == "3 of 5"
+    assert found["fidelity"]["generation"]["value"] == 1
+    red, grey = (220, 40, 40), (230, 230, 230)
+    picture = pixels(tmp_path / "out/geneval/images/00000/samples/0000.png")
+    for color, allowed in ((grey, 12), (red, 40)):
+        assert np.abs(picture - color).max(-1).min() < allowed, "a red circle on grey"
