@@ -18,7 +18,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from umcompress.edits import DropBranch, KeepChannels, Plan
+from umcompress.edits import DropBranch, KeepChannels, Plan, SplitExperts
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import trace_model
 from umcompress.rewrite.apply import rewrite
@@ -111,6 +111,20 @@ def test_lowered_and_edited_blocks(build: Any) -> None:
     torch.testing.assert_close(run(edited), run(model), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(run(edited), want, atol=1e-2)
     assert not any(name.startswith(f"{last}.self_attn") for name in edited.state_dict())
+
+
+@pytest.mark.parametrize("build", [llama, qwen, siglip])
+def test_split_blocks(build: Any) -> None:
+    torch.manual_seed(0)
+    model, family = build()
+    model.eval()
+    want, experts = run(model), tuple(tuple(range(24)[e::4]) for e in range(4))
+    sites = trace_model(model, family).feed_forwards()
+    for active in (4, 1):
+        edits = tuple(SplitExperts(site=site.path, experts=experts, active=active) for site in sites)
+        split = rewrite(copy.deepcopy(model), family, [Plan(pass_name="test", edits=edits)])
+        assert [site.path for site in trace_model(split, family).experts()] == [site.path for site in sites]
+        assert torch.allclose(run(split), want, rtol=0, atol=1e-5) == (active == 4)
 
 
 def test_keywords_that_the_block_does_not_know_reach_the_attention() -> None:

@@ -381,6 +381,7 @@ def test_copies_checkpointing_and_gradients(case: Any) -> None:
 def test_training_mode_reaches_what_lies_between_the_linears() -> None:
     """The pico block has a dropout there."""
     model = edited(plain().double(), split("layers.0.fc2", 9))
+    assert not any(module.training for module in model.modules())
     (first,), (second,) = outputs(model, "plain"), outputs(model, "plain")
     assert torch.equal(first, second)
     torch.manual_seed(0)
