@@ -63,7 +63,8 @@ class TrainingBatch:
     """Items made ready for `Trainer.forward`, all random numbers drawn.
 
     rows: how many rows each loss and each distilled output has in this batch.
-    block_rows: how many rows each tensor has that a block of the main stack returns.
+    block_rows: how many rows each tensor has that a block of the main stack returns, all but its last dimension
+    flattened.
     """
 
     data: Any

@@ -61,7 +61,8 @@ class Feed:
 
     def _batch(self, step: int, part: int, parts: int) -> TrainingBatch:
         items = self._items(step)
-        mine = range(part, len(items), parts)
+        size = len(items) // parts
+        mine = range(part * size, (part + 1) * size)
         draws = [np.random.default_rng((self.options.seed, 1, step, index)) for index in mine]
         return self.trainer.batch([items[index] for index in mine], draws)
 

@@ -39,7 +39,7 @@ class TextTrainer:
         longest, counted = max(map(len, rows)), sum(len(row) - 1 for row in rows)
         ids = tensor([row + [0] * (longest - len(row)) for row in rows])
         mask = tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        return TrainingBatch((ids, mask), {"cross_entropy": counted, "logits": counted}, (len(rows),))
+        return TrainingBatch((ids, mask), {"cross_entropy": counted, "logits": counted}, (ids.numel(),))
 
     def forward(self, batch: TrainingBatch) -> TrainingForward:
         device = next(self.model.parameters()).device
