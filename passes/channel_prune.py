@@ -121,8 +121,8 @@ class ChannelPrune(SitePass):
         if self.score == "activation":
             scores = scores * statistics[ChannelActivation(self.scope())][site].mean_abs
         else:
-            for producer in site.producers:
-                scores = scores * graph.weight(f"{producer}.weight").double().norm(dim=1).cpu()
+            for weight in graph.producer_weights(site):
+                scores = scores * weight.double().norm(dim=1).cpu()
         return [float(score) for score in scores]
 
     def _counts(

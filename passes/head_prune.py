@@ -133,7 +133,7 @@ class HeadPrune(SitePass):
     def _magnitude(self, graph: ModelGraph, site: AttentionSite) -> list[float]:
         """value (g*d, H); output (H, g*m*d): columns lie group-major, as the query heads do."""
         groups, heads, width = site.key_value_groups, site.query_heads_per_group, site.head_dim
-        value = graph.weight(f"{site.value}.weight").double().reshape(groups, -1).norm(dim=1)
+        value = graph.value_weight(site).double().reshape(groups, -1).norm(dim=1)
         output = graph.weight(f"{site.output}.weight").double().reshape(-1, groups, heads, width)
         squares = output.square().sum(dim=(0, 3))
         if self.unit == "key_value_group":

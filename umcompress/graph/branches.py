@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from umcompress.graph.linears import is_matrix
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 from umcompress.graph.sites import BranchKind
 from umcompress.graph.trace import call_name, is_attention, module_of
@@ -14,6 +15,7 @@ from umcompress.graph.trace import call_name, is_attention, module_of
 _ADDS = {"add", "iadd", "add_", "__add__", "__iadd__"}
 _STEP_MODULES = ("Norm", "Dropout", "Identity")
 _STEP_CALLS = {"dropout", "contiguous", "to", "getitem"}
+_SHAPING = {"view", "reshape"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _step(node: fx.Node, block: nn.Module) -> fx.Node | None:
     """The one operand of something that a stream passes through between two adds."""
+    if call_name(node) in _SHAPING and isinstance(node.args[0], fx.Node):
+        return node.args[0]
     if len(node.all_input_nodes) != 1:
         return None
     module = module_of(block, node)
@@ -122,7 +126,7 @@ def _classify(
     if any(call_name(node) == "scaled_dot_product_attention" for node in own):
         linears = [node for node, module in calls.items() if isinstance(module, nn.Linear)]
         return Branch("attention", _agreed(linears, path, component_of), add, stream, branch, own, None)
-    inner = [node for node, module in calls.items() if isinstance(module, nn.Linear)]
+    inner = [node for node, module in calls.items() if is_matrix(module)]
     experts = [node for node, module in calls.items() if _is_mixture(module)]
     if len(inner) >= 2 or experts:
         component = _agreed(inner + experts, path, component_of)

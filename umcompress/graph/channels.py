@@ -1,8 +1,9 @@
 """Find feed-forward channels: an interpretation of the graph in which a value is "the channels of group g".
 
 A Linear's output starts a group on its last axis, pointwise functions pass it on, a product of two grouped
-values makes them one group, a Linear's input ends it. Whatever else touches a group freezes it. Gated and
-plain feed-forwards are then only names for two producers and one.
+values makes them one group, a Linear's input ends it. A chunk cuts a fresh group into parts, which must meet again
+before the end. Whatever else touches a group freezes it. Gated, fused and plain feed-forwards are then only names
+for two producers, one producer twice, and one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from umcompress.graph.assume import is_guard
+from umcompress.graph.linears import is_matrix, outputs
 from umcompress.graph.trace import call_name, module_of
 
 _ACTIVATIONS = {
@@ -24,7 +27,10 @@ _PRODUCTS = {"mul", "imul", "mul_", "__mul__"}
 
 @dataclass
 class ChannelGroup:
-    """Channels shared by producers' rows and consumers' columns; names are relative to the block."""
+    """Channels shared by producers' rows and consumers' columns; names are relative to the block.
+
+    A producer that is named k times gives k equal parts of its rows, in their order.
+    """
 
     width: int
     producers: list[str] = field(default_factory=list)
@@ -38,6 +44,7 @@ def channel_groups(graph: fx.Graph, block: nn.Module) -> tuple[ChannelGroup, ...
     reader = _Reader(graph, block)
     for node in graph.nodes:
         reader.visit(node)
+    reader.settle_fused()
     unique = {id(group): group for group in map(reader.root, reader.groups)}
     return tuple(g for g in unique.values() if not g.frozen and g.producers and len(g.consumers) == 1)
 
@@ -46,8 +53,11 @@ class _Reader:
     def __init__(self, graph: fx.Graph, block: nn.Module) -> None:
         self.block = block
         self.groups: list[ChannelGroup] = []
+        self.fused: list[tuple[ChannelGroup, ...]] = []
         self.merged: dict[int, ChannelGroup] = {}
         self.value: dict[fx.Node, ChannelGroup] = {}
+        # Of a linear whose output is chunked, the parts; of a chunk node too.
+        self.parts: dict[fx.Node, tuple[ChannelGroup, ...]] = {}
         self.calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
 
     def root(self, group: ChannelGroup) -> ChannelGroup:
@@ -61,8 +71,14 @@ class _Reader:
 
     def visit(self, node: fx.Node) -> None:
         module = module_of(self.block, node)
-        if isinstance(module, nn.Linear):
+        if is_guard(node):
+            return
+        if is_matrix(module):
             self._linear(node, module)
+        elif (part := self._part(node)) is not None:
+            self.value[node] = part
+        elif call_name(node) == "chunk" and (parts := self._chunk(node)):
+            self.parts[node] = parts
         elif activation := _pointwise(node, module):
             self._pass_on(node, activation)
         elif call_name(node) in _PRODUCTS and len(node.args) == 2:
@@ -75,12 +91,43 @@ class _Reader:
         if group is not None:
             group.frozen = True
 
-    def _linear(self, node: fx.Node, module: nn.Linear) -> None:
+    def _chunk(self, node: fx.Node) -> tuple[ChannelGroup, ...]:
+        """Equal parts of a linear's output, cut along its last axis; nothing where it is something else."""
+        source, (count, axis) = node.args[0], _chunking(node)
+        group = self.of(source)
+        if group is None or not isinstance(source, fx.Node) or group.frozen or axis != -1:
+            return ()
+        if not is_matrix(module_of(self.block, source)) or len(source.users) != 1:
+            return ()
+        if count is None or group.width % count or any(call_name(user) != "getitem" for user in node.users):
+            return ()
+        group.frozen = True
+        parts = tuple(ChannelGroup(group.width // count, list(group.producers)) for _ in range(count))
+        self.groups += parts
+        self.fused.append(parts)
+        return parts
+
+    def _part(self, node: fx.Node) -> ChannelGroup | None:
+        """What `getitem` takes out of a chunk."""
+        if call_name(node) != "getitem" or not isinstance(node.args[0], fx.Node) or not isinstance(node.args[1], int):
+            return None
+        parts = self.parts.get(node.args[0])
+        return None if parts is None else parts[node.args[1]]
+
+    def settle_fused(self) -> None:
+        """Parts of one linear can only be narrowed alike: they must have become one group."""
+        for parts in self.fused:
+            roots = {id(self.root(part)) for part in parts}
+            if len(roots) > 1:
+                for part in parts:
+                    self._freeze(self.root(part))
+
+    def _linear(self, node: fx.Node, module: nn.Module) -> None:
         name = str(node.target)
         source = self.of(node.args[0]) if node.args else None
         if source is not None:
             source.consumers.append(name)
-        made = ChannelGroup(module.out_features, producers=[name])
+        made = ChannelGroup(outputs(module), producers=[name])
         # A Linear called twice cannot be narrowed for one of its uses.
         if self.calls[name] > 1:
             made.frozen = True
@@ -115,6 +162,13 @@ class _Reader:
                 self.value[node] = group
             else:
                 self._freeze(group)
+
+
+def _chunking(node: fx.Node) -> tuple[int | None, int | None]:
+    """How many parts, along which axis; None where it is not said in numbers."""
+    count = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks")
+    axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    return count if isinstance(count, int) else None, axis if isinstance(axis, int) else 0
 
 
 def _pointwise(node: fx.Node, module: nn.Module | None) -> str | None:

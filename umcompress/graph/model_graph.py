@@ -206,11 +206,11 @@ def _attention_sites(
             layout = leaf.stream(component)
             if layout is None:
                 continue
-            linears = (layout.query, layout.key, layout.value, layout.output)
+            here = f"{path}.{name}"
             yield AttentionSite(
-                f"{path}.{name}", path, stack, index, component,
-                layout.key_value_groups, layout.query_heads_per_group, layout.head_dim,
-                *(f"{path}.{name}.{linear}" for linear in linears), value_start=layout.value_start,
+                here, path, stack, index, component,
+                layout.key_value_groups, layout.query_heads_per_group, layout.head_dim, f"{here}.{layout.query}",
+                f"{here}.{layout.key}", f"{here}.{layout.value}", f"{here}.{layout.output}", layout.value_start,
             )  # fmt: skip
 
 

@@ -12,14 +12,18 @@ ordered as query rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """One stream of an attention. Names are those of child modules of the attention."""
+    """One stream of an attention. Names are those of child modules of the attention.
+
+    Where one Linear makes queries, keys and values it is named three times, and `..._start` are their first rows.
+    head_norms: norms whose tensors have a row for each head, of the queries or of the keys.
+    """
 
     query: str
     key: str
@@ -29,6 +33,10 @@ class StreamLayout:
     key_value_groups: int
     query_heads_per_group: int
     head_dim: int
+    query_start: int = 0
+    key_start: int = 0
+    value_start: int = 0
+    head_norms: tuple[tuple[str, Literal["query", "key"]], ...] = ()
 
     @property
     def query_heads(self) -> int:

@@ -36,7 +36,10 @@ class BlockSite:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """One stream of an attention. `query`, `key`, `value`, `output` are module paths of its Linears."""
+    """One stream of an attention. `query`, `key`, `value`, `output` are module paths of its Linears.
+
+    `value_start`: the first row of the values, where one Linear makes all three.
+    """
 
     path: str
     block: str
@@ -50,6 +53,7 @@ class AttentionSite:
     key: str
     value: str
     output: str
+    value_start: int = 0
 
     @property
     def query_heads(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from umcompress.graph.sites import FeedForwardSite
-from umcompress.graph.trace import call_name
+from umcompress.graph.trace import call_name, module_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedF
     calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
     producers = tuple(calls[inside(site, path)] for path in site.producers)
     consumer = calls[inside(site, site.consumer)]
+    if len(set(producers)) < len(producers):
+        return "its first linears are one, fused"
+    if not all(isinstance(module_of(block, node), nn.Linear) for node in (*producers, consumer)):
+        return "its linears are of transformers' Conv1D kind"
     linears = [linear_of(block, node) for node in (*producers, consumer)]
     if any(node.args[0] is not producers[0].args[0] for node in producers):
         return "its first linears read different values"

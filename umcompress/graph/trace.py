@@ -1,27 +1,30 @@
 """Trace a block into an fx graph. Attention, norms, modules without children are leaves; the rest is opened.
 
-Tracing is symbolic: a block whose Python asks for a value of a tensor or of an opaque argument is refused
-with the place that asked, so a graph never holds an answer that was true of one call only. Further ways to
-trace (guided by an example call, assumed from defaults) belong in `_MODES`.
+Tracing is symbolic where it can be: a block whose Python asks for a value is refused, so the graph is true of every
+call. Where that fails, arguments are assumed to be as their defaults say, and the graph holds every call to that
+(`graph.assume`). A part of a block that asks all the same is called as a whole; a block that asks for values of tensors
+itself is refused with the place that asked.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from umcompress.errors import ModelError
+from umcompress.graph.assume import Assuming, Refusing, hoist_guards
 from umcompress.graph.lower import EXTRA, lowered_graph
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
+from umcompress.graph.source import asking
 
+_HERE = Path(__file__).parent
 LEAF = re.compile(r"Attention|Attn|Norm|Rotary|RoPE|Router|Experts")
 ATTENTION = re.compile(r"Attention|Attn")
 
@@ -42,8 +45,24 @@ def is_attention(module: nn.Module) -> bool:
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self, answers: Refusing, leaves: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.answers, self.leaves = answers, leaves
+        # Of the innermost opened module in which tracing failed.
+        self.failed: str | None = None
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
+        return is_leaf(m) or module_qualified_name in self.leaves
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except _QUESTIONS:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
+
+    def to_bool(self, obj: fx.proxy.Proxy) -> bool:
+        return self.answers.truth(obj)
 
     def keys(self, obj: fx.Proxy) -> Any:
         """`f(**kwargs)` on the block's own kwargs: one marker stands for whatever the caller will pass."""
@@ -55,35 +74,28 @@ class _Tracer(fx.Tracer):
         return super().create_node(kind, target, args, kwargs, *rest, **more)
 
 
-@contextmanager
-def _plain_forward(block: nn.Module) -> Iterator[None]:
-    """Let fx see the function below the decorators: their `*args, **kwargs` hide the real signature."""
-    cls = type(block)
-    forward = inspect.unwrap(cls.forward)
-    if forward is cls.forward:
-        yield
-        return
-    shim = type(cls.__name__, (cls,), {"__module__": cls.__module__})
-    # Assigned after creation: some bases wrap a `forward` that they find in the body of a subclass.
-    shim.forward = forward  # type: ignore[attr-defined]
-    block.__class__ = shim
-    try:
-        yield
-    finally:
-        block.__class__ = cls
+def _trace(block: nn.Module, answers: Refusing) -> fx.Graph:
+    """Trace; under assumptions, with those parts as leaves that ask for more."""
+    leaves: frozenset[str] = frozenset()
+    while True:
+        tracer = _Tracer(answers, leaves)
+        try:
+            with asking(block, is_leaf, answers.table()):
+                return tracer.trace(block)
+        except _QUESTIONS:
+            if tracer.failed is None or tracer.failed in leaves or not isinstance(answers, Assuming):
+                raise
+            leaves |= {tracer.failed}
 
 
-def _symbolic(block: nn.Module) -> fx.Graph:
-    with _plain_forward(block):
-        return _Tracer().trace(block)
-
-
-_MODES: tuple[tuple[str, Callable[[nn.Module], fx.Graph]], ...] = (("symbolic", _symbolic),)
+# What Python raises when code treats a proxy as a value, or believes that an argument was given.
+_QUESTIONS = (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError)
+_MODES: tuple[tuple[str, Refusing], ...] = (("symbolic", Refusing()), ("assumed", Assuming()))
 
 
 def _who_asked(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+    own = [f for f in frames if "/torch/" not in f.filename and Path(f.filename).parent != _HERE]
     where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown place"
     return f"{where}  ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
@@ -99,12 +111,11 @@ def trace_block(block: nn.Module, path: str = "") -> fx.Graph:
     graph: fx.Graph | None = None
     asked = f"trace the block {path or '(unnamed)'} ({type(block).__module__}.{type(block).__qualname__})"
     refusals: list[str] = []
-    for mode, trace in _MODES:
+    for mode, answers in _MODES:
         try:
-            graph = trace(block)
+            graph = _trace(block, answers)
             break
-        # These are what Python raises when code treats a proxy as a value.
-        except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+        except _QUESTIONS as error:
             refusals.append(f"{mode}: {_who_asked(error)}")
     if graph is None:
         do = "make the part that asks for a value a module of its own with no children (a leaf)"
@@ -121,7 +132,8 @@ def trace_block(block: nn.Module, path: str = "") -> fx.Graph:
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Drop annotations (meaningless in generated code), unbake `training`, order in-place calls."""
+    """Drop annotations (meaningless in generated code), unbake `training`, order in-place calls and guards."""
+    hoist_guards(graph)
     for node in list(graph.nodes):
         node.type = None
         if node.op == "call_function" and EXTRA in node.args and not node.users:

@@ -6,6 +6,7 @@ the meta device, and what its value is to be goes into the TensorMap; nothing he
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -13,7 +14,9 @@ from torch import fx, nn
 
 from umcompress.checkpoint.fill import tied_names
 from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors, SplitExperts
+from umcompress.graph.assume import holds_something, is_guard
 from umcompress.graph.branches import find_branches
+from umcompress.graph.linears import Matrix, inputs, is_conv1d, is_matrix, out_axis, outputs, restate
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.graph.protocol import StreamAttention, StreamLayout
@@ -89,21 +92,38 @@ class _Work:
         if len(kept) == layout.query_heads:
             return
         query = _rows(kept, layout.head_dim)
-        self._narrow(f"{edit.site}.{layout.query}", rows=query)
+        every = groups if groups is not None else tuple(range(layout.key_value_groups))
+        shared = _rows(every, layout.head_dim)
+        rows: dict[str, tuple[int, ...]] = {}
+        for name, start, part in (
+            (layout.query, layout.query_start, query), (layout.key, layout.key_start, shared),
+            (layout.value, layout.value_start, shared),
+        ):  # fmt: skip
+            rows[name] = rows.get(name, ()) + tuple(start + row for row in part)
+        for name, wanted in rows.items():
+            self._narrow(f"{edit.site}.{name}", rows=tuple(sorted(wanted)))
         self._narrow(f"{edit.site}.{layout.output}", columns=query)
-        if groups is not None:
-            for name in (layout.key, layout.value):
-                self._narrow(f"{edit.site}.{name}", rows=_rows(groups, layout.head_dim))
+        for name, kind in layout.head_norms:
+            self._narrow_norm(f"{edit.site}.{name}", kept if kind == "query" else every)
         attention.keep_heads(edit.component, groups, heads)
+
+    def _narrow_norm(self, path: str, heads: tuple[int, ...]) -> None:
+        """A norm with a row of weights for each head."""
+        norm = self.model.get_submodule(path)
+        for name, parameter in list(norm.named_parameters(recurse=False)):
+            if len(heads) < parameter.shape[0]:
+                self._take(path, norm, name, 0, heads)
 
     def keep_channels(self, edit: KeepChannels) -> None:
         site = self.blocks.feed_forward(edit.site)
-        for producer in site.producers:
-            self._narrow(producer, rows=edit.keep)
+        for producer, times in Counter(site.producers).items():
+            width = outputs(self._linear(producer)) // times
+            rows = tuple(part * width + row for part in range(times) for row in edit.keep)
+            self._narrow(producer, rows=rows)
         self._narrow(site.consumer, columns=edit.keep)
         consumer = self._linear(site.consumer)
         if edit.bias and consumer.bias is None:
-            shape, dtype = (consumer.out_features,), consumer.weight.dtype
+            shape, dtype = (outputs(consumer),), consumer.weight.dtype
             consumer.bias = _empty(shape, consumer.weight)
             self.tensors.zeros(f"{site.consumer}.bias", shape, dtype)
 
@@ -124,30 +144,33 @@ class _Work:
             first = tied.get(name, name)
             for other in (first, *(n for n, owner in tied.items() if owner == first)):
                 self.tensors.blob(other, self.number, name)
+                if other.endswith(".weight") and is_conv1d(self.model.get_submodule(other.rpartition(".")[0])):
+                    self.tensors.flip(other)
 
-    def _linear(self, path: str) -> nn.Linear:
+    def _linear(self, path: str) -> Matrix:
         linear = self.model.get_submodule(path)
-        assert isinstance(linear, nn.Linear)
+        assert is_matrix(linear)
         return linear
 
     def _narrow(
         self, path: str, rows: tuple[int, ...] | None = None, columns: tuple[int, ...] | None = None
     ) -> None:
-        """Keep these outputs or inputs of a Linear. Keeping all of them changes nothing."""
+        """Keep these outputs or inputs of a linear. Keeping all of them changes nothing."""
         linear = self._linear(path)
-        if rows is not None and len(rows) < linear.out_features:
-            linear.out_features = len(rows)
-            self._take(path, linear, "weight", 0, rows)
+        axis = out_axis(linear)
+        if rows is not None and len(rows) < outputs(linear):
+            restate(linear, gives=len(rows))
+            self._take(path, linear, "weight", axis, rows)
             if linear.bias is not None:
                 self._take(path, linear, "bias", 0, rows)
-        if columns is not None and len(columns) < linear.in_features:
-            linear.in_features = len(columns)
-            self._take(path, linear, "weight", 1, columns)
+        if columns is not None and len(columns) < inputs(linear):
+            restate(linear, takes=len(columns))
+            self._take(path, linear, "weight", 1 - axis, columns)
 
-    def _take(self, path: str, linear: nn.Linear, name: str, dim: int, index: tuple[int, ...]) -> None:
-        old = getattr(linear, name)
+    def _take(self, path: str, module: nn.Module, name: str, dim: int, index: tuple[int, ...]) -> None:
+        old = getattr(module, name)
         shape = (*old.shape[:dim], len(index), *old.shape[dim + 1 :])
-        setattr(linear, name, _empty(shape, old))
+        setattr(module, name, _empty(shape, old))
         self.tensors.take(f"{path}.{name}", dim, index)
 
     def finish(self) -> None:
@@ -184,16 +207,21 @@ class _Work:
 
 
 def remove_dead(graph: fx.Graph) -> None:
-    """Erase calls whose results nothing uses. Modules are taken to have no effects but their results."""
+    """Erase calls whose results nothing uses. Modules are taken to have no effects but their results.
+
+    A guard stays as long as something else than guards uses what it guards, or if that is an argument.
+    """
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output"):
+        if node.users or node.op in ("placeholder", "output"):
+            continue
+        if not is_guard(node) or not holds_something(node):
             graph.erase_node(node)
 
 
 def is_identity(graph: fx.Graph) -> bool:
     """Whether the forward returns its first arguments as they are, in their order."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if any(node.op not in ("placeholder", "output") for node in graph.nodes):
+    if any(node.op not in ("placeholder", "output") and not is_guard(node) for node in graph.nodes):
         return False
     returned = graph.output_node().args[0]
     outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]

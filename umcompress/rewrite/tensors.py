@@ -42,6 +42,13 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Flip:
+    """`source` transposed: plans speak of every weight as (out, in)."""
+
+    source: Expression
+
+
+@dataclass(frozen=True)
 class Zeros:
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -55,7 +62,7 @@ class Blob:
     name: str
 
 
-Expression = Same | Take | Fold | Zeros | Blob
+Expression = Same | Take | Fold | Flip | Zeros | Blob
 Reader = Callable[[str], Tensor]
 Blobs = Sequence[Mapping[str, Tensor]]
 
@@ -74,6 +81,9 @@ class TensorMap:
 
     def blob(self, name: str, plan: int, stored_as: str) -> None:
         self.entries[name] = Blob(plan, stored_as)
+
+    def flip(self, name: str) -> None:
+        self.entries[name] = Flip(self.entries[name])
 
     def forget(self, path: str) -> None:
         """A module is gone, its tensors with it."""
@@ -104,7 +114,7 @@ class TensorMap:
 
 def source_of(expression: Expression) -> str | None:
     """The old tensor at the root of an expression, if there is one."""
-    while isinstance(expression, Take | Fold):
+    while isinstance(expression, Take | Fold | Flip):
         expression = expression.source
     return expression.name if isinstance(expression, Same) else None
 
@@ -120,6 +130,8 @@ def evaluate(expression: Expression, read: Reader, blobs: Blobs = ()) -> Tensor:
         flat = _select(evaluate(expression.source, read, blobs), dim, tuple(itertools.chain(*groups)))
         stacked = flat.reshape(*flat.shape[:dim], len(groups), len(groups[0]), *flat.shape[dim + 1 :])
         return stacked.movedim(dim, 0).contiguous()
+    if isinstance(expression, Flip):
+        return evaluate(expression.source, read, blobs).t().contiguous()
     if isinstance(expression, Zeros):
         return torch.zeros(expression.shape, dtype=expression.dtype)
     return blobs[expression.plan][expression.name].detach().clone()

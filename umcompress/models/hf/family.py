@@ -50,12 +50,20 @@ class TransformersFamily(Family):
         return isinstance(content, dict) and isinstance(content.get("model_type"), str)
 
     def skeleton(self, folder: Path) -> nn.Module:
-        from umcompress.models.hf import build, disk, stacks
+        from umcompress.models.hf import build, disk
 
         model = build.build(folder)
         disk.learn_names(model, folder)
+        return self.adopt(model)
+
+    def adopt(self, model: nn.Module) -> nn.Module:
+        """A model as transformers builds it, made ready: its stacks are named, its attentions know their heads."""
+        from umcompress.models.hf import attention, stacks
+
         # Found once, on the whole model: a stack keeps its name when edits leave little of it.
-        setattr(model, _STACKS, stacks.find_stacks(model))
+        setattr(model, _STACKS, stacks.find_stacks(_of_transformers(model)))
+        for path in self.stacks(model).values():
+            attention.adopt(model, path, self.component_of(path))
         return model
 
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:

@@ -96,7 +96,8 @@ def _give_slots(config: Any, blocks: nn.ModuleList) -> None:
 def _restate_widths(blocks: nn.ModuleList) -> None:
     """Feed-forwards that keep their width as a number besides."""
     for module in blocks.modules():
-        last = next((getattr(module, name) for name in _LAST if isinstance(getattr(module, name, None), nn.Linear)), None)
+        found = (getattr(module, name, None) for name in _LAST)
+        last = next((linear for linear in found if isinstance(linear, nn.Linear)), None)
         for name in ("intermediate_size", "ffn_dim", "hidden_features"):
             if last is not None and isinstance(getattr(module, name, None), int):
                 setattr(module, name, last.in_features)

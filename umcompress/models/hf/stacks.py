@@ -25,7 +25,8 @@ def find_stacks(model: PreTrainedModel) -> dict[str, str]:
 
 def _repeats(blocks: nn.ModuleList) -> bool:
     """Whether these are blocks of one kind that mix tokens and multiply."""
-    if len({original_class(block) for block in blocks}) != 1:
+    kinds = {original_class(block) for block in blocks}
+    if len(kinds) != 1 or nn.Module in kinds or is_attention(blocks[0]):
         return False
     inside = [module for block in blocks for module in block.modules()]
     linears = sum(isinstance(module, (nn.Linear, Conv1D)) for module in inside)

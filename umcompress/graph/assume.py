@@ -1,0 +1,136 @@
+"""Answers to what a forward asks about its arguments, and the guards that hold a call to them.
+
+Symbolic: no question is answered, so a graph is true of every call. Assumed: an argument is taken to be what its
+default says, or to be given where it has none; every answer becomes a guard node, and a call that is otherwise
+raises before anything is computed. What depends on the values of a tensor is never answered.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from umcompress.errors import ModelError
+
+
+def expect_none(value: object, name: str) -> None:
+    """Guard: the traced graph leaves out what would be done with this argument."""
+    if value is not None:
+        raise _otherwise(name, "None", value)
+
+
+def expect_given(value: object, name: str) -> None:
+    """Guard: the traced graph uses this argument."""
+    if value is None:
+        raise _otherwise(name, "given", value)
+
+
+def expect_flag(value: object, name: str, wanted: bool) -> None:
+    """Guard: the traced graph does what this flag says."""
+    if bool(value) is not wanted:
+        raise _otherwise(name, repr(wanted), value)
+
+
+def expect_tensor(value: object, name: str) -> None:
+    """Guard: the traced graph takes this argument for a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise _otherwise(name, "a tensor", value)
+
+
+GUARDS = (expect_none, expect_given, expect_flag, expect_tensor)
+for _guard in GUARDS:
+    fx.node.has_side_effect(_guard)
+
+
+def is_guard(node: fx.Node) -> bool:
+    """Whether a node only checks a call."""
+    return node.op == "call_function" and node.target in GUARDS
+
+
+def holds_something(guard: fx.Node) -> bool:
+    """Whether what a guard checks is an argument of the block, or is used by more than guards."""
+    (checked,) = guard.all_input_nodes
+    return checked.op == "placeholder" or any(not is_guard(user) for user in checked.users)
+
+
+def hoist_guards(graph: fx.Graph) -> None:
+    """Check arguments before anything is computed."""
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in list(graph.nodes):
+        if is_guard(node) and node.all_input_nodes[0].op == "placeholder":
+            arguments[-1].append(node)
+
+
+def _otherwise(name: str, wanted: str, value: object) -> ModelError:
+    return ModelError(
+        f"run a rewritten block with {name} = {type(value).__name__}",
+        f"it was traced with {name} {wanted}, and what it does otherwise was not kept",
+        "call the model as it is called by default",
+    )
+
+
+class Refusing:
+    """Symbolic: whoever asks is refused."""
+
+    def is_none(self, value: object) -> bool:
+        if isinstance(value, fx.Proxy):
+            raise fx.proxy.TraceError(f"asks whether {value.node.name} is None")
+        return value is None
+
+    def truth(self, proxy: fx.Proxy) -> bool:
+        raise fx.proxy.TraceError("symbolically traced variables cannot be used as inputs to control flow")
+
+    def isinstance(self, value: object, kind: Any) -> bool:
+        if isinstance(value, fx.Proxy):
+            raise fx.proxy.TraceError(f"asks what kind of thing {value.node.name} is")
+        return builtins.isinstance(value, kind)
+
+    def table(self) -> Mapping[str, Callable[..., Any]]:
+        """The functions that rewritten forwards call."""
+        return {"is_none": self.is_none, "isinstance": self.isinstance, "len": len}
+
+
+class Assuming(Refusing):
+    """Answers by defaults, each with a guard."""
+
+    def is_none(self, value: object) -> bool:
+        if not isinstance(value, fx.Proxy):
+            return value is None
+        node = value.node
+        # A call gives something; an argument without a default is given.
+        none = node.op == "placeholder" and bool(node.args) and node.args[0] is None
+        self._guard(value, expect_none if none else expect_given)
+        return none
+
+    def truth(self, proxy: fx.Proxy) -> bool:
+        node = proxy.node
+        if node.op != "placeholder" or not node.args or not isinstance(node.args[0], (bool, int, type(None))):
+            return super().truth(proxy)
+        wanted = bool(node.args[0])
+        self._guard(proxy, expect_flag, wanted)
+        return wanted
+
+    def isinstance(self, value: object, kind: Any) -> bool:
+        if not isinstance(value, fx.Proxy):
+            return builtins.isinstance(value, kind)
+        node = value.node
+        if node.op != "placeholder":
+            return super().isinstance(value, kind)
+        if node.args and not isinstance(node.args[0], type(None)):
+            return builtins.isinstance(node.args[0], kind)
+        if node.args:
+            self._guard(value, expect_none)
+            return builtins.isinstance(None, kind)
+        self._guard(value, expect_tensor)
+        return issubclass(torch.Tensor, kind)
+
+    @staticmethod
+    def _guard(proxy: fx.Proxy, guard: Callable[..., None], *more: object) -> None:
+        node = proxy.node
+        there = [user for user in node.users if user.target is guard]
+        if not there:
+            proxy.tracer.create_proxy("call_function", guard, (proxy, str(node.target), *more), {})

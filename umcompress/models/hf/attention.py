@@ -1,0 +1,167 @@
+"""Attentions of transformers as `StreamAttention`: one stream, heads laid out as everybody lays them out.
+
+A module is recognised by its children and numbers, whatever its class, and only where all of them are accounted for:
+a parameter that nobody expects may be one for each head. Layouts are read off the linears as they are now.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from functools import cache
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from umcompress.graph.linears import inputs, is_matrix, outputs
+from umcompress.graph.protocol import StreamLayout
+from umcompress.graph.trace import is_attention
+
+_QUERY, _KEY, _VALUE = ("q_proj", "query", "to_q"), ("k_proj", "key", "to_k"), ("v_proj", "value", "to_v")
+_OUTPUT = ("o_proj", "out_proj", "projection_layer", "proj", "c_proj", "dense", "out")
+# Queries, keys, values one after the other. Others lay them out head by head under the same names.
+_FUSED = {"Phi3Attention": "qkv_proj", "GPT2Attention": "c_attn", "Qwen2_5_VLVisionAttention": "qkv",
+          "Qwen2VLVisionAttention": "qkv", "VisionAttention": "qkv", "Qwen3VLVisionAttention": "qkv"}  # fmt: skip
+_NORMS: tuple[tuple[str, Literal["query", "key"]], ...] = (
+    ("q_norm", "query"), ("k_norm", "key"), ("q_layernorm", "query"), ("k_layernorm", "key"),
+)  # fmt: skip
+_HEADS, _GROUPS = ("num_heads", "num_attention_heads", "n_heads", "n_head"), ("num_key_value_heads", "num_kv_heads")
+Layout: TypeAlias = StreamLayout | str
+
+
+class OneStream:
+    """What an attention of transformers gets on top of its own class."""
+
+    stream_components: tuple[str, ...]
+    layer_idx: int | None = None
+
+    def stream(self, component: str) -> StreamLayout | None:
+        found = layout_of(_module(self)) if component in self.stream_components else None
+        return found if isinstance(found, StreamLayout) else None
+
+    def keep_heads(
+        self, component: str, key_value_groups: tuple[int, ...] | None, query_heads: tuple[int, ...] | None
+    ) -> None:
+        """The linears are narrowed already: write their numbers down everywhere that the forward looks."""
+        module: Any = _module(self)
+        before = module.umcompress_heads
+        groups = len(key_value_groups) if key_value_groups is not None else before[1]
+        heads = len(query_heads) if query_heads is not None else before[0] // before[1] * groups
+        module.umcompress_heads = (heads, groups)
+        head_dim = _head_dim(module)
+        numbers = dict.fromkeys(_HEADS, heads) | dict.fromkeys(_GROUPS, groups)
+        numbers |= dict.fromkeys(("embed_dim", "split_size"), heads * head_dim)
+        numbers["num_key_value_groups"] = heads // groups
+        for name, number in numbers.items():
+            if isinstance(getattr(module, name, None), int):
+                setattr(module, name, number)
+        kind: Any = type(module)
+        if reads_config(kind):
+            module.config = copy.copy(module.config)
+            module.config.num_attention_heads, module.config.num_key_value_heads = heads, groups
+
+    def drop_stream(self, component: str) -> None:
+        """With its only stream the attention is dropped as a whole."""
+
+
+def adopt(model: nn.Module, path: str, component: str) -> None:
+    """Let the attentions in the block at `path` follow the protocol, where their heads are known."""
+    for module in model.get_submodule(path).modules():
+        if not is_attention(module) or isinstance(module, OneStream):
+            continue
+        layout = layout_of(module)
+        if isinstance(layout, StreamLayout):
+            known: Any = module
+            known.umcompress_heads = (layout.query_heads, layout.key_value_groups)
+            known.stream_components = (component,)
+            kind: Any = type(module)
+            module.__class__ = _with_stream(kind)
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """How heads lie in an attention; or, in words, why they are not known."""
+    children = dict(module.named_children())
+    output = next((name for name in _OUTPUT if is_matrix(children.get(name))), None)
+    head_dim, fused = _head_dim(module), _FUSED.get(_class_name(module), "")
+    if head_dim is None:
+        return "it does not say how wide a head is"
+    if output is None:
+        return "its output projection is elsewhere"
+    if is_matrix(children.get(fused)):
+        return _checked(module, _fused(module, fused, output, head_dim), head_dim)
+    names = [next((n for n in known if is_matrix(children.get(n))), None) for known in (_QUERY, _KEY, _VALUE)]
+    query, key, value = names
+    if query is None or key is None or value is None:
+        return "queries, keys and values are made by linears that are laid out otherwise"
+    sizes = [outputs(children[name]) for name in (query, key, value)]
+    if any(size % head_dim for size in sizes) or sizes[1] != sizes[2] or sizes[0] != inputs(children[output]):
+        return "the sizes of its linears do not fit heads of one width"
+    groups = sizes[1] // head_dim
+    found = StreamLayout(query, key, value, output, (), groups, sizes[0] // head_dim // groups, head_dim)
+    return _checked(module, found, head_dim)
+
+
+def _fused(module: nn.Module, name: str, output: str, head_dim: int) -> StreamLayout:
+    children = dict(module.named_children())
+    width = inputs(children[output])
+    shared = (outputs(children[name]) - width) // 2
+    groups = shared // head_dim
+    return StreamLayout(
+        name, name, name, output, (), groups, width // head_dim // groups, head_dim,
+        key_start=width, value_start=width + shared,
+    )  # fmt: skip
+
+
+def _checked(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
+    """With its norms; in words, what else holds tensors or counts channels."""
+    known = {layout.query, layout.key, layout.value, layout.output}
+    by_head: list[tuple[str, Literal["query", "key"]]] = []
+    plain: list[str] = []
+    if any(True for _ in module.parameters(recurse=False)):
+        return "it has parameters of its own besides its linears"
+    for name, child in module.named_children():
+        kind = next((kind for norm, kind in _NORMS if norm == name), None)
+        weights = list(child.parameters())
+        if name in known or not weights:
+            continue
+        if kind is None:
+            return f"it has tensors in {name}, of which nothing is known"
+        heads = layout.query_heads if kind == "query" else layout.key_value_groups
+        if all(weight.shape == (head_dim,) for weight in weights):
+            plain.append(name)
+        elif all(weight.ndim == 2 and weight.shape == (heads, head_dim) for weight in weights):
+            by_head.append((name, kind))
+        else:
+            return f"{name} normalises over all heads at once"
+    return StreamLayout(
+        layout.query, layout.key, layout.value, layout.output, tuple(plain), layout.key_value_groups,
+        layout.query_heads_per_group, head_dim, layout.query_start, layout.key_start, layout.value_start,
+        tuple(by_head),
+    )  # fmt: skip
+
+
+@cache
+def _with_stream(cls: Any) -> Any:
+    return type(cls.__name__, (OneStream, cls), {"__module__": cls.__module__})
+
+
+@cache
+def reads_config(cls: Any) -> bool:
+    """Whether the forward takes head counts from the configuration, which all layers share."""
+    forward: Any = inspect.unwrap(cls.forward)
+    return "config.num_" in inspect.getsource(forward)
+
+
+def _class_name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _head_dim(module: nn.Module) -> Any:
+    """The width of a head, where the module says it."""
+    found = getattr(module, "head_dim", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _module(stream: OneStream) -> nn.Module:
+    assert isinstance(stream, nn.Module)
+    return stream
