@@ -126,6 +126,22 @@ def _compare(options: Namespace) -> int:
     return 0
 
 
+def _report(options: Namespace) -> int:
+    from umcompress.render.report_view import evaluation_view, report_view
+    from umcompress.report import read_report
+
+    run = Path(options.run)
+    report = read_report(run)
+    folder = run if run.is_dir() else run.parent
+    if options.html:
+        from umcompress.render.html import write_page
+
+        print(write_page(report, folder, Path(options.html)))
+        return 0
+    _print(report, report_view(report, str(folder)) if report.recipe else evaluation_view(report), options.format)
+    return 0
+
+
 def _passes(options: Namespace) -> int:
     from umcompress.registered import all_passes, one_pass
     from umcompress.render import terminal
@@ -173,6 +189,7 @@ _COMMANDS = {
     "inspect": _inspect,
     "evaluate": _evaluate,
     "compare": _compare,
+    "report": _report,
     "passes": _passes,
     "schema": _schema,
     "generate": _generate,

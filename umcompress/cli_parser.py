@@ -124,6 +124,12 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     _format_option(parser)
 
 
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a report.json")
+    parser.add_argument("--html", metavar="FILE", help="write one page with tables, charts and samples instead")
+    _format_option(parser)
+
+
 def _passes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this pass's options")
 
@@ -153,6 +159,7 @@ COMMANDS = {
     "inspect": ("components, blocks, sites and sizes of a model", _inspect),
     "evaluate": ("score a model on understanding and generation", _evaluate),
     "compare": ("runs side by side: scores, sizes, speeds, recipes", _compare),
+    "report": ("a finished run's report again, or as one HTML page", _report),
     "passes": ("the passes there are, or the options of one", _passes),
     "schema": ("JSON Schema of recipes, for editors", _schema),
     "generate": ("draw an image from a prompt", _generate),
