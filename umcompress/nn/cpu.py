@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Multiplications below which oneDNN's setup costs more than it saves.
 _LARGE = 1 << 20
+# Rows up to this length are short for `one_token_sum`.
+_SHORT = 512
 
 
 def _onednn(a: Tensor) -> bool:
@@ -100,3 +102,26 @@ def _(rows: Sequence[Tensor], x: Tensor, token: Tensor, ends: Tensor, rows_last:
 def _empty_outer(row: Tensor, x: Tensor, ends: Tensor, rows_last: bool) -> Tensor:
     sides = (x.shape[1], row.shape[1]) if rows_last else (row.shape[1], x.shape[1])
     return row.new_empty(ends.shape[0], *sides)
+
+
+def one_token_products(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
+    """x (K,), weight (E, N, K), the token's k experts -> (k, N). No gradient; no weight is copied."""
+    out = x.new_empty(len(numbers), weight.shape[1])
+    for number, row in zip(numbers, out.unbind(), strict=True):
+        torch.mv(weight[number], x, out=row)
+    return out
+
+
+def one_token_sum(rows: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
+    """rows (k, K), weight (E, N, K) -> (N,): the sum over the experts. No gradient; no weight is copied."""
+    each = [(weight[number], row) for number, row in zip(numbers, rows.unbind(), strict=True)]
+    if rows.dtype == torch.float32 and weight.shape[2] <= _SHORT:
+        # Short rows come from memory twice as fast one product at a time as through gemv.
+        sums = torch.mul(*each[0])
+        for matrix, row in each[1:]:
+            sums.addcmul_(matrix, row)
+        return sums.sum(1)
+    out = torch.mv(*each[0])
+    for matrix, row in each[1:]:
+        out.addmv_(matrix, row)
+    return out

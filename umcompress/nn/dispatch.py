@@ -95,6 +95,10 @@ class _Sum(torch.autograd.Function):
         return to_rows, to_weight, None
 
 
+def _on_cpu(x: Tensor) -> bool:
+    return x.is_cpu
+
+
 def _grouped(x: Tensor, *sides: int) -> bool:
     """Whether grouped_mm runs as one kernel: bfloat16 whose rows start at multiples of 16 bytes."""
     return x.is_cuda and x.dtype == torch.bfloat16 and all(side % 8 == 0 for side in sides)
@@ -102,7 +106,7 @@ def _grouped(x: Tensor, *sides: int) -> bool:
 
 def _spread(x: Tensor, weights: Sequence[Tensor], order: Order) -> list[Tensor]:
     """The kernel of `spread_linear`, and of the gradient of `sum_linear` with respect to its rows."""
-    if x.is_cpu:
+    if _on_cpu(x):
         spread: list[Tensor] = cpu.spread_products(x, weights, order.token, order.ends)
         return spread
     if _grouped(x, *weights[0].shape[1:]):
@@ -113,7 +117,7 @@ def _spread(x: Tensor, weights: Sequence[Tensor], order: Order) -> list[Tensor]:
 
 def _sum(rows: Sequence[Tensor], weights: Sequence[Tensor], order: Order) -> Tensor:
     """The kernel of `sum_linear`, and of the gradient of `spread_linear` with respect to x."""
-    if rows[0].is_cpu:
+    if _on_cpu(rows[0]):
         out: Tensor = cpu.sum_products(rows, weights, order.token, order.ends, order.position.shape[0])
         return out
     if _grouped(rows[0], *weights[0].shape[1:]):
@@ -126,7 +130,7 @@ def _sum(rows: Sequence[Tensor], weights: Sequence[Tensor], order: Order) -> Ten
 
 def _outer(rows: Sequence[Tensor], x: Tensor, order: Order, rows_last: bool = False) -> list[Tensor]:
     """Gradients with respect to weights: rows of (M, N), x (T, K) -> (E, N, K), or (E, K, N) if `rows_last`."""
-    if x.is_cpu:
+    if _on_cpu(x):
         outer: list[Tensor] = cpu.outer_products(rows, x, order.token, order.ends, rows_last)
         return outer
     if _grouped(x, x.shape[1], *(row.shape[1] for row in rows)):

@@ -5,7 +5,7 @@ Shapes: T tokens, H hidden, E experts, k active, m width of one expert, S width 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umcompress.nn.cpu import one_token_products, one_token_sum
 from umcompress.nn.dispatch import sort_by_expert, spread_linear, sum_linear
 
 Weighting = Literal["one_plus_logit", "softmax"]
@@ -81,11 +82,11 @@ class SparseFeedForward(nn.Module):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, H) -> weights (T, k), chosen experts (T, k), logits (T, E)."""
         logits = self.gate(x)
-        scores = logits.detach()
         if self.shape.selector:
-            scores = scores + self.selector(x).detach()
-        chosen = torch.topk(scores, self.shape.active, dim=-1).indices
-        picked = logits.gather(-1, chosen)
+            chosen = torch.topk((logits + self.selector(x)).detach(), self.shape.active, dim=-1).indices
+            picked = logits.gather(-1, chosen)
+        else:
+            picked, chosen = torch.topk(logits, self.shape.active, dim=-1)
         if self.shape.weighting == "softmax":
             return self.shape.active * F.softmax(picked, dim=-1), chosen, logits
         return 1 + picked, chosen, logits
@@ -103,17 +104,37 @@ class SparseFeedForward(nn.Module):
         return out.reshape(x.shape)
 
     def _routed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        if self._may_decode(x):
+            return self._decode(x, weights, chosen)
         order = sort_by_expert(chosen, self.shape.experts)
         linears = [self._stacked(name) for name in self.shape.producers]
         made = spread_linear(x, [linear.weight for linear in linears], order)
-        biases = [linear.bias for linear in linears]
-        made = tuple(
-            out if bias is None else out + bias.index_select(0, order.expert)
-            for out, bias in zip(made, biases, strict=True)
-        )
         # The consumer is linear: weighting what goes in is cheaper than weighting what comes out.
-        inner = self.inner(*made) * weights.reshape(-1, 1).index_select(0, order.pair)
+        inner = self._inner(made, order.expert) * weights.reshape(-1, 1).index_select(0, order.pair)
         return sum_linear(inner, self._stacked(self.shape.consumer).weight, order)
+
+    def _inner(self, made: Sequence[Tensor], expert: Tensor) -> Tensor:
+        """The producers' outputs, without bias, of rows of these experts -> what goes into the consumer."""
+        biases = [self._stacked(name).bias for name in self.shape.producers]
+        out: Tensor = self.inner(
+            *(
+                rows if bias is None else rows + bias.index_select(0, expert)
+                for rows, bias in zip(made, biases, strict=True)
+            )
+        )
+        return out
+
+    def _may_decode(self, x: Tensor) -> bool:
+        """One token on a CPU, without gradients, in a plain call: nothing to sort."""
+        if x.shape[0] != 1 or not x.is_cpu or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return False
+        return type(x) is Tensor and not torch.compiler.is_compiling()
+
+    def _decode(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        numbers = chosen[0].tolist()
+        names, consumer = self.shape.producers, self._stacked(self.shape.consumer).weight
+        made = [one_token_products(x[0], self._stacked(name).weight, numbers) for name in names]
+        return one_token_sum(self._inner(made, chosen[0]) * weights.mT, consumer, numbers)[None]
 
     def _stacked(self, name: str) -> StackedLinear:
         linear = self.experts[name]
