@@ -7,6 +7,7 @@ because heads are joined inside the attention, which is a leaf.  Afterwards the 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -156,7 +157,12 @@ class _Sweep:
         graph = self.graph.block_graph(path)
         here = dict(zip(self.graph.block(path).graph.nodes, graph.nodes, strict=True))
         for first, last, similarity in watched:
-            before, after = here[first.stream], here[last.add]
+            before, after = here[first.before], here[last.after]
+            if first is last and first.outer is not None:
+                # Of parallel branches, what this one alone would make of the stream.
+                own = here[first.branch]
+                with graph.inserting_after(own):
+                    after = graph.call_function(operator.add, (before, own))
             if call_name(after) != "add" or first is not last:
                 # An in-place add would overwrite what came in before anyone could look at it.
                 with graph.inserting_after(_last_placeholder(before)):

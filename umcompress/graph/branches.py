@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -20,7 +20,11 @@ _SHAPING = {"view", "reshape"}
 
 @dataclass(frozen=True)
 class Branch:
-    """`add` = `stream` + `branch`; `own` are the nodes that only the branch needs beyond the stream."""
+    """`add` = `stream` + `branch`; `own` are the nodes that only the branch needs beyond the stream.
+
+    Of parallel branches `add` is their sum and `stream` the other one; `outer` is the stream around both, before and
+    after.
+    """
 
     kind: BranchKind
     component: str
@@ -29,13 +33,24 @@ class Branch:
     branch: fx.Node
     own: frozenset[fx.Node]
     leaf: fx.Node | None
+    outer: tuple[fx.Node, fx.Node] | None = None
+
+    @property
+    def before(self) -> fx.Node:
+        """The stream that the branch reads."""
+        return self.outer[0] if self.outer else self.stream
+
+    @property
+    def after(self) -> fx.Node:
+        """The stream with everything that was added at once."""
+        return self.outer[1] if self.outer else self.add
 
 
 def find_branches(
     graph: fx.Graph, block: nn.Module, path: str, component_of: Callable[[str], str]
 ) -> tuple[Branch, ...]:
     """Branches in the order of the graph."""
-    found: dict[fx.Node, Branch] = {}
+    found: dict[fx.Node, tuple[Branch, ...]] = {}
     above = _ancestors(graph)
     for output in graph.output_node().all_input_nodes:
         node: fx.Node | None = output
@@ -49,11 +64,36 @@ def find_branches(
                 break
             stream, branch = split
             if node not in found:
-                made = _classify(node, stream, branch, above, block, path, component_of)
-                if made is not None:
-                    found[node] = made
+                found[node] = tuple(_branches(node, stream, branch, above, block, path, component_of))
             node = stream
-    return tuple(found[node] for node in graph.nodes if node in found)
+    return tuple(branch for node in graph.nodes for branch in found.get(node, ()))
+
+
+def _branches(
+    add: fx.Node,
+    stream: fx.Node,
+    branch: fx.Node,
+    above: dict[fx.Node, frozenset[fx.Node]],
+    block: nn.Module,
+    path: str,
+    component_of: Callable[[str], str],
+) -> Iterator[Branch]:
+    """What was added: one branch, or two that were added to each other first (parallel blocks)."""
+    inner: fx.Node | None = branch
+    while inner is not None and _operands(inner) is None:
+        inner = _step(inner, block)
+    if inner is not None and inner in above[branch] | {branch} and inner not in above[stream] | {stream}:
+        terms = _operands(inner)
+        assert terms is not None
+        if not any(one in above[other] for one, other in (terms, terms[::-1])):
+            for part, other in (terms, terms[::-1]):
+                made = _classify(inner, other, part, above, block, path, component_of, below=stream)
+                if made is not None:
+                    yield replace(made, outer=(stream, add))
+            return
+    made = _classify(add, stream, branch, above, block, path, component_of)
+    if made is not None:
+        yield made
 
 
 def _ancestors(graph: fx.Graph) -> dict[fx.Node, frozenset[fx.Node]]:
@@ -114,8 +154,11 @@ def _classify(
     block: nn.Module,
     path: str,
     component_of: Callable[[str], str],
+    below: fx.Node | None = None,
 ) -> Branch | None:
-    own = (above[branch] | {branch}) - above[stream] - {stream}
+    """below: the stream, where it is not what the branch is added to."""
+    base = stream if below is None else below
+    own = (above[branch] | {branch}) - above[base] - {base}
     # A step the walk takes later must not be claimed: a parallel branch does not own the stream's other adds.
     calls = {node: module for node in own if (module := module_of(block, node)) is not None}
     attention = [node for node, module in calls.items() if is_attention(module)]
