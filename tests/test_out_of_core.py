@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from drawing import draw_plan, with_values
 from hypothesis import given
 from hypothesis import strategies as st
 from pico import FAMILY, MODELS, unified, write_config
+from safetensors.torch import load_file, save_file
 from test_laws import kinds, law, outputs
 from tiny_bagel import write_recipe
 
@@ -141,6 +143,19 @@ def test_a_run_out_of_core_writes_what_a_run_in_memory_writes(tiny_bagel: Path, 
     assert any("peak" in note for note in report["notes"])
     assert (memory / "plan.json").read_text() == (disk / "plan.json").read_text()
     assert Plan.model_validate(json.loads((disk / "plan.json").read_text())["01-channel_prune"])
+
+
+def test_tensors_keep_the_dtype_that_they_are_stored_in(tiny_bagel: Path, tmp_path: Path) -> None:
+    """Unless the recipe names one: a checkpoint must not double its size on the way."""
+    whole = tmp_path / "half"
+    shutil.copytree(tiny_bagel, whole)
+    state = load_file(tiny_bagel / "ema.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in state.items()}, whole / "ema.safetensors")
+    recipe = write_recipe(tmp_path, whole, PRUNE, evaluate=[])
+    out = apply(recipe, tmp_path / "out", "--out-of-core")
+    dtypes = {tensor.dtype for tensor in load_file(out / "model" / "ema.safetensors").values()}
+    assert dtypes == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(out / "model" / "ae.safetensors").values()} == {torch.float32}
 
 
 def test_what_cannot_be_done_out_of_core_is_said(

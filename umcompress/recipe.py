@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny
+from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny, model_validator
 
 from umcompress.documents import TASKS, Component, Document, Ratio, Task
 from umcompress.errors import RecipeError
@@ -31,8 +31,17 @@ class Calibration(Document):
     samples: PositiveInt = Field(default=64, description="How many items are run.")
     seed: int = Field(default=0, description="Draws the items.")
     source: str | None = Field(
-        default=None, description="The evaluation that provides items; null: the model's own."
+        default=None, description="The evaluation that provides items; null: the recipe's first."
     )
+    data: str | None = Field(
+        default=None, description="A file of your own: a prompt a line, or JSON lines; instead of a source."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Calibration:
+        if self.source is not None and self.data is not None:
+            raise ValueError("`source` and `data` are both given; leave one out")
+        return self
 
 
 class Gate(Document):
@@ -144,7 +153,8 @@ def parse_recipe(
     steps = reader.steps(passes, scored=bool(evaluate))
     if source.problems or head is None:
         raise RecipeError(source.ordered())
-    values = {name: getattr(head, name) for name in RecipeHead.model_fields}
+    # Only what was given, so that a recipe knows what its author left open.
+    values = {name: getattr(head, name) for name in head.model_fields_set}
     return Recipe(
         **values,
         evaluate=tuple(document for _, document in evaluate),
