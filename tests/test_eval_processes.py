@@ -35,7 +35,7 @@ def launch(arguments: list[str], count: int) -> list[str]:
         )
         for rank in range(count)
     ]
-    done = [process.communicate(timeout=240) for process in started]
+    done = [process.communicate(timeout=900) for process in started]
     assert [process.returncode for process in started] == [0] * count, "\n".join(error for _, error in done)
     return [out for out, _ in done]
 
@@ -44,9 +44,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def scores(report: dict[str, Any]) -> dict[str, Any]:
-    score: dict[str, Any] = report["steps"][0]["scores"]["generation"]
-    return score | {"seconds": None}
+def scores(report: dict[str, Any]) -> list[dict[str, Any]]:
+    of_all = report["steps"][0]["evaluations"].values()
+    return [score | {"seconds": None} for of_one in of_all for score in of_one.values()]
 
 
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
@@ -56,13 +56,16 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in metadata())
     (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
     options = f"data={tmp_path}/data.jsonl,images=5,detector={tmp_path}/detector,classifier={tmp_path}/clip"
-    arguments = ["evaluate", str(tmp_path / "model"), "--evaluation", f"geneval:{options}", "-o"]
+    arguments = ["evaluate", str(tmp_path / "model"), "--evaluation", f"geneval:{options}"]
+    arguments += ["--evaluation", "scenes:prompts=60,questions=120", "-o"]
     assert cli.main([*arguments, str(tmp_path / "one")]) == 0
     first, second = launch([*arguments, str(tmp_path / "two")], 2)
     assert "geneval" in first
     assert second == "", "only the first process prints"
-    one, two = (files(tmp_path / name / "geneval") for name in ("one", "two"))
+    one, two = (files(tmp_path / name) for name in ("one", "two"))
     assert len([name for name in one if "/samples/" in name]) == 60, "more than one batch, so that both have work"
-    assert one == two
+    assert {"scenes/pictures.jsonl", "scenes/answers.jsonl", "scenes/samples.png"} < set(one)
+    assert one | {"report.json": b""} == two | {"report.json": b""}
     reports = [json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8")) for name in ("one", "two")]
+    assert len(scores(reports[0])) == 3
     assert scores(reports[0]) == scores(reports[1])

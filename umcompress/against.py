@@ -39,7 +39,9 @@ def require_reference(evaluation: Evaluation) -> None:
     """UsageError where a model is evaluated by itself and the evaluation needs another one to compare it with."""
     if evaluation.compares and getattr(evaluation, "reference", None) is None:
         name = evaluation.name
+        name_it = f"name it: --evaluation {name}:reference=MODEL; in a recipe"
         raise UsageError(
             f"the evaluation {name}", "it compares with the unpruned model, and none is named",
-            f"name it: --evaluation {name}:reference=MODEL; in a recipe the model before its first step is taken",
+            f"{name_it if 'reference' in type(evaluation).model_fields else 'run it in a recipe: there'} "
+            "the model before its first step is taken",
         )

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field, PositiveInt
 
+from umcompress import processes
 from umcompress.evals.scenes import prompts, questions, world
 from umcompress.evals.scenes.prompts import Prompt
-from umcompress.extend import Evaluation, Score, Task
+from umcompress.extend import Evaluation, Score, ScoredItem, Task
 from umcompress.scores import score
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from umcompress.models.base import GenerationItem, TrainingItem, UnderstandingItem
 
 CHUNK = 100
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,15 @@ class Scenes(Evaluation):
 
     def _understand(self, runner: Any, out: Path, progress: Callable[[str], None]) -> Score:
         asked = self.asked()
-        answers: list[str] = []
-        for part in _chunks(len(asked)):
-            progress(f"scenes: {part.start} of {len(asked)} questions")
+
+        def work(part: slice) -> list[str]:
+            if processes.rank() == 0:
+                progress(f"scenes: {part.start} of {len(asked)} questions")
             pictures = [world.render(item.scene) for item in asked[part]]
-            answers += runner.answer(pictures, [item.question.text for item in asked[part]])
+            found: list[str] = runner.answer(pictures, [item.question.text for item in asked[part]])
+            return found
+
+        answers = _shared(len(asked), CHUNK, work)
         right, total = Counter[str](), Counter[str]()
         rows = []
         for item, answer in zip(asked, answers, strict=True):
@@ -113,8 +119,9 @@ class Scenes(Evaluation):
         from umcompress.evals.scenes.pictures import save_contact_sheet
 
         asked = self.asked_prompts()
-        progress(f"scenes: {len(asked)} pictures")
-        pictures = runner.generate([prompt.text for prompt in asked], self.seed)
+        if processes.rank() == 0:
+            progress(f"scenes: {len(asked)} pictures")
+        pictures = self._paint(runner, [prompt.text for prompt in asked])
         right, total = Counter[str](), Counter[str]()
         rows = []
         for prompt, picture in zip(asked, pictures, strict=True):
@@ -126,10 +133,27 @@ class Scenes(Evaluation):
                 "reason": verdict.reason,
             })
         _write_lines(out / "pictures.jsonl", rows)
-        shown = pictures[:SHOWN]
-        save_contact_sheet(out / "samples.png", shown, [prompt.text for prompt in asked[:SHOWN]])
+        if processes.rank() == 0:
+            texts = [prompt.text for prompt in asked[:SHOWN]]
+            save_contact_sheet(out / "samples.png", pictures[:SHOWN], texts)
         counts = {kind: (right[kind], total[kind]) for kind in prompts.KINDS if total[kind]}
         return score(counts, generation_chance(), average="kinds")
+
+    def _paint(self, runner: Any, texts: Sequence[str]) -> list[Any]:
+        """All pictures; several processes paint whole batches each, so that batches are those of one process."""
+        if processes.world() == 1:
+            pictures: list[Any] = runner.generate(texts, self.seed)
+            return pictures
+
+        def work(part: slice) -> list[Any]:
+            found: list[Any] = runner.generate(texts[part], self.seed, places=range(part.start, part.stop))
+            return found
+
+        return _shared(len(texts), getattr(runner, "batch", CHUNK), work)
+
+    def scored_items(self, task: Task) -> list[ScoredItem]:
+        """The prompts; scenes that are asked about are disjoint from all others by how they are drawn."""
+        return [ScoredItem(prompt.text) for prompt in self.asked_prompts()] if task == "generation" else []
 
     # -- calibration ---------------------------------------------------------------------------------------
 
@@ -216,10 +240,19 @@ def _cycle(kinds: Sequence[str], count: int) -> list[str]:
     return [kinds[index % len(kinds)] for index in range(count)]
 
 
-def _chunks(count: int) -> Iterator[slice]:
-    for start in range(0, count, CHUNK):
-        yield slice(start, min(start + CHUNK, count))
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _shared(count: int, size: int, work: Callable[[slice], list[T]]) -> list[T]:
+    """What `work` makes of all items, in order: a chunk at a time, each process its share of the chunks."""
+    chunks = list(enumerate(_chunks(count, size)))
+    mine = [(place, work(part)) for place, part in processes.share(chunks)]
+    found = sorted((entry for entries in processes.gather(mine) for entry in entries), key=lambda entry: entry[0])
+    return [item for _, items in found for item in items]
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if processes.rank() == 0:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
