@@ -15,6 +15,7 @@ from tiny_bagel import write_tiny_bagel
 from tiny_judges import write_tiny_clip, write_tiny_mask2former
 
 from umcompress import cli
+from umcompress.models.bagel.runner import LARGEST_BATCH
 
 
 def free_port() -> int:
@@ -55,15 +56,15 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     write_tiny_clip(tmp_path / "clip")
     lines = "".join(json.dumps(row) + "\n" for row in metadata())
     (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
-    options = f"data={tmp_path}/data.jsonl,images=5,detector={tmp_path}/detector,classifier={tmp_path}/clip"
+    options = f"data={tmp_path}/data.jsonl,images=11,detector={tmp_path}/detector,classifier={tmp_path}/clip"
     arguments = ["evaluate", str(tmp_path / "model"), "--evaluation", f"geneval:{options}"]
-    arguments += ["--evaluation", "scenes:prompts=60,questions=120", "-o"]
+    arguments += ["--evaluation", "scenes:prompts=140,questions=120", "-o"]
     assert cli.main([*arguments, str(tmp_path / "one")]) == 0
     first, second = launch([*arguments, str(tmp_path / "two")], 2)
     assert "geneval" in first
     assert second == "", "only the first process prints"
     one, two = (files(tmp_path / name) for name in ("one", "two"))
-    assert len([name for name in one if "/samples/" in name]) == 60, "more than one batch, so that both have work"
+    assert len([name for name in one if "/samples/" in name]) == 132 > LARGEST_BATCH, "so that both have work"
     assert {"scenes/pictures.jsonl", "scenes/answers.jsonl", "scenes/samples.png"} < set(one)
     assert one | {"report.json": b""} == two | {"report.json": b""}
     reports = [json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8")) for name in ("one", "two")]
