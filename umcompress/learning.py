@@ -13,7 +13,8 @@ class LossWeights(Document):
     """What is minimised: the sum of these, each times its weight.  0 leaves one out."""
 
     task: NonNegativeFloat = Field(
-        default=1.0, description="the model's own: flow matching on latents, cross-entropy on answers"
+        default=0.1,
+        description="the model's own: flow matching on latents, cross-entropy on answers; noisier than a teacher",
     )
     distill_output: NonNegativeFloat = Field(
         default=1.0, description="to the unpruned model's velocity (squared error) and logits (divergence)"

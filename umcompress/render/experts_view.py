@@ -8,16 +8,16 @@ from umcompress.render.table import Column, Table, amount, numbers, words
 from umcompress.report import StepReport
 
 LEVELS = "·▁▂▃▄▅▆▇█"
-# A strip is at most this long: two of them, the layer and the numbers fit 80 columns.
+# A strip is at most this long: two of them and the layer fit 80 columns; beside the numbers, half of it.
 LONGEST = 32
 
 
-def strip(shares: Shares) -> str:
+def strip(shares: Shares, longest: int = LONGEST) -> str:
     """A character an expert: `·` for none of the tokens, the higher the more, `█` for all of them.
 
-    Of more than LONGEST experts, neighbours share a character: their mean.
+    Of more than `longest` experts, neighbours share a character: their mean.
     """
-    each = -(-len(shares) // LONGEST)
+    each = -(-len(shares) // longest)
     groups = [shares[start : start + each] for start in range(0, len(shares), each)]
     return "".join(_level(sum(group) / len(group)) for group in groups)
 
@@ -76,12 +76,13 @@ def _text(name: str) -> Column:
 
 def _by_task(experts: Experts, step: str) -> Table:
     tasks = [task for task in TASKS if any(task in site.by_task for site in experts.sites)]
+    longest = LONGEST if len(tasks) == 1 else LONGEST // 2
     rows = []
     for site in experts.sites:
         shares = [share for task in tasks for share in site.by_task.get(task, ())]
         ends = (f"{min(shares):.2f}", f"{max(shares):.2f}") if shares else ("-", "-")
         change = moved(site)
-        strips = [strip(site.by_task[task]) if task in site.by_task else "-" for task in tasks]
+        strips = [strip(site.by_task[task], longest) if task in site.by_task else "-" for task in tasks]
         rows.append((_name(site), *strips, *ends, "-" if change is None else f"{change:.2f}"))
     columns = (_text("layer"), *map(_text, tasks), *numbers("least", "most", "moves"))
     notes = (
@@ -105,4 +106,4 @@ def _by_time(experts: Experts, step: str) -> Table:
 
 
 def _name(site: ExpertLoad) -> str:
-    return f"{site.index} {site.component[:5]}."
+    return f"{site.index} {site.component[:3]}."
