@@ -6,14 +6,14 @@ import io
 import time
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Row, digest
-from umcompress.extend import Score, Task
+from umcompress.extend import Score, ScoredItem, Task
 
 KEPT = 16  # decoded pictures: questions about one picture follow each other
 
@@ -25,11 +25,16 @@ class Shown:
     name: str
     source: Path | Callable[[], bytes] = field(compare=False)
 
+    def stored(self) -> bytes | Path:
+        """The file, or its content."""
+        return self.source if isinstance(self.source, Path) else self.source()
+
     def open(self) -> Any:
         """The decoded picture, RGB."""
         from PIL import Image, UnidentifiedImageError
 
-        source = self.source if isinstance(self.source, Path) else io.BytesIO(self.source())
+        stored = self.stored()
+        source = stored if isinstance(stored, Path) else io.BytesIO(stored)
         try:
             with Image.open(source) as opened:
                 return opened.convert("RGB")
@@ -39,7 +44,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question.  `group` holds together what is scored together; `more` is what the scorer needs besides."""
+    """One question.  `group` holds together what is scored together; `more` is what the scorer needs besides.
+
+    question: without the options and what asks for a short answer.
+    """
 
     id: str
     prompt: str
@@ -48,6 +56,7 @@ class Asked:
     truth: Any
     group: str = ""
     more: Any = None
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,11 @@ class QuestionBenchmark(Benchmark):
             return {}
         partial = self.partial(len(chosen), self.whole(questions))
         return {"understanding": self.timed(score, started, partial)}
+
+    def scored_items(self, task: Task) -> Iterator[ScoredItem]:
+        """The bare questions with their pictures as they are stored."""
+        for item in self.questions() if task == "understanding" else ():
+            yield ScoredItem(item.question or item.prompt, tuple(shown.stored() for shown in item.pictures))
 
     def finished(
         self, answers: Sequence[Answered], out: Path, progress: Callable[[str], None]

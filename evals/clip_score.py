@@ -13,7 +13,7 @@ from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals._pictures import Wanted, device_of, opened, paint
 from umcompress.evals._prompts import read_prompts
-from umcompress.extend import Score, Task
+from umcompress.extend import Score, ScoredItem, Task
 from umcompress.scores import KindScore, mean
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ class ClipScore(Benchmark):
         path = self.folder if self.folder.is_file() else self.folder / self.needed.files[0]
         self.require(path)
         return read_prompts(path, "the prompts of clip_score")
+
+    def scored_items(self, task: Task) -> list[ScoredItem]:
+        return [ScoredItem(prompt) for prompt in self.whole()] if task == "generation" else []
 
     def check(self) -> None:
         from umcompress.evals._clip import check_folder

@@ -16,7 +16,7 @@ from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals._pictures import Wanted, opened, paint
 from umcompress.evals._prompts import read_prompts
-from umcompress.extend import KindScore, Score, Task
+from umcompress.extend import KindScore, Score, ScoredItem, Task
 from umcompress.scores import mean
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Fidelity(Benchmark):
         path = self.folder if self.folder.is_file() else self.folder / self.needed.files[0]
         self.require(path)
         return read_prompts(path, "the prompts of fidelity")
+
+    def scored_items(self, task: Task) -> list[ScoredItem]:
+        return [ScoredItem(prompt) for prompt in self.whole()] if task == "generation" else []
 
     def check(self) -> None:
         self.whole()

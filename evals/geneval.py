@@ -21,7 +21,7 @@ from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals._geneval_files import Precomputed, Prompt, as_row, read_prompts
 from umcompress.evals._pictures import Wanted, device_of, grid, opened, paint
 from umcompress.evals.geneval_rules import TAGS, judge
-from umcompress.extend import Score, Task
+from umcompress.extend import Score, ScoredItem, Task
 from umcompress.scores import grouped, of_kinds, proportion
 
 METADATA = "evaluation_metadata.jsonl"
@@ -70,6 +70,9 @@ class GenEval(Benchmark):
         """All prompts of the file."""
         self.require(self.metadata)
         return read_prompts(self.metadata)
+
+    def scored_items(self, task: Task) -> list[ScoredItem]:
+        return [ScoredItem(prompt.text) for prompt in self.whole()] if task == "generation" else []
 
     def check(self) -> None:
         from umcompress.evals._clip import check_folder

@@ -113,7 +113,7 @@ def _asked(row: dict[str, str], images: dict[str, str], chinese: bool, path: Pat
     return Asked(
         id=row["index"], prompt="\n".join([*lines, PROMPT_CN if chinese else PROMPT]),
         pictures=(Shown(name, lambda: _bytes(images[holder], path, holder)),), kind=row.get("category") or "all",
-        truth=row.get("answer", "").strip(), group=group, more=options,
+        truth=row.get("answer", "").strip(), group=group, more=options, question=row["question"],
     )  # fmt: skip
 
 

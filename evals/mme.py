@@ -74,7 +74,8 @@ class Mme(QuestionBenchmark):
                 key = f"{task}/{image}"
                 asked = by_image.setdefault(key, [])
                 prompt = f"{question} {PROMPT}"
-                asked.append(Asked(f"{key}/{len(asked) + 1}", prompt, (Shown(str(place), place),), task, truth, key))
+                asked.append(Asked(f"{key}/{len(asked) + 1}", prompt, (Shown(str(place), place),), task, truth, key,
+                                   question=question))  # fmt: skip
             odd = [key for key, asked in by_image.items() if len(asked) != 2]
             if odd and not absent:
                 raise UsageError(

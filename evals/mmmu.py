@@ -152,7 +152,7 @@ def _asked_reference(row: dict[str, Any], subject: str) -> Asked:
     lines += [f"{letter}. {option.strip()}" for letter, option in zip(LETTERS, sheet.options, strict=False)]
     numbers = [n for n in range(1, 8) if _has(row, n)]
     prompt = "\n".join([*lines, OPEN if sheet.open else CHOICE]).strip()
-    return Asked(row["id"], prompt, _pictures(row, numbers), subject, sheet.answer, more=sheet)
+    return _asked(row, subject, prompt, numbers, sheet)
 
 
 def _asked_lm_eval(row: dict[str, Any], subject: str) -> Asked:
@@ -162,7 +162,13 @@ def _asked_lm_eval(row: dict[str, Any], subject: str) -> Asked:
     parts = [row["question"], *([] if sheet.open else [options]), OPEN if sheet.open else CHOICE]
     text = "\n\n".join(parts)
     numbers = [int(n) for n in IMAGE.findall(text) if _has(row, int(n))]
-    return Asked(row["id"], IMAGE.sub("<image>", text), _pictures(row, numbers), subject, sheet.answer, more=sheet)
+    return _asked(row, subject, IMAGE.sub("<image>", text), numbers, sheet)
+
+
+def _asked(row: dict[str, Any], subject: str, prompt: str, numbers: Sequence[int], sheet: Sheet) -> Asked:
+    return Asked(
+        row["id"], prompt, _pictures(row, numbers), subject, sheet.answer, more=sheet, question=row["question"]
+    )
 
 
 def _sheet(row: dict[str, Any]) -> Sheet:

@@ -52,7 +52,7 @@ class Mmvp(QuestionBenchmark):
             picture = folder / f"{index}.jpg"
             found.append(
                 Asked(index, "\n".join(lines), (Shown(str(picture), picture),), "all", letter(row["Correct Answer"]),
-                      str(place // 2), choices)
+                      str(place // 2), choices, row["Question"])
             )  # fmt: skip
         self.require(*(picture.source for item in found for picture in item.pictures if not callable(picture.source)))
         return found

@@ -53,7 +53,8 @@ class Pope(QuestionBenchmark):
                     continue
                 prompt = f"{row['text']}\n{PROMPT}"
                 key = f"{category}/{row['question_id']}"
-                found.append(Asked(key, prompt, (Shown(str(place), place),), category, row["label"]))
+                found.append(Asked(key, prompt, (Shown(str(place), place),), category, row["label"],
+                                   question=row["text"]))  # fmt: skip
         if absent:
             raise self.missing(absent)
         return found

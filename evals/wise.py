@@ -20,7 +20,7 @@ from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, digest
 from umcompress.evals._pictures import Wanted, paint
 from umcompress.evals.wise_rules import CATEGORIES, GRADES, UNREAD, Graded, category, read_judge
-from umcompress.extend import Score, Task
+from umcompress.extend import Score, ScoredItem, Task
 from umcompress.scores import mean, of_kinds
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
@@ -77,6 +77,9 @@ class Wise(Benchmark):
             found = f"a row without {error}" if isinstance(error, KeyError) else str(error)
             raise self.missing([], found) from error
         return prompts
+
+    def scored_items(self, task: Task) -> list[ScoredItem]:
+        return [ScoredItem(prompt.text) for prompt in self.whole()] if task == "generation" else []
 
     def check(self) -> None:
         prompts = self.whole()

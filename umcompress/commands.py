@@ -31,7 +31,7 @@ from umcompress.views import Inspection, PlanReport
 if TYPE_CHECKING:
     from umcompress.models.plain import Plain
 
-PACKAGES = ("umcompress", "torch", "transformers", "safetensors", "pydantic", "numpy", "scipy")
+PACKAGES = ("umcompress", "torch", "transformers", "accelerate", "safetensors", "pydantic", "numpy", "scipy")
 
 
 def _load(recipe: str, overrides: Sequence[str], settings: Mapping[str, object | None]) -> LoadedRecipe:
@@ -123,9 +123,13 @@ def _check_evaluations(evaluations: Sequence[Any]) -> None:
 
 
 def _fingerprint(loaded: LoadedRecipe, weights: str) -> str:
-    """Recipe, weights and version; a change of any makes another run."""
+    """Recipe, weights, version, code and calibration data of the user's; a change of any makes another run."""
     files = [step.reference.rpartition(":")[0] for step in loaded.recipe.steps if ".py" in step.reference]
     code = [hashlib.sha256((loaded.file.parent / file).read_bytes()).hexdigest() for file in files]
+    own = (getattr(step.pass_, "calibration", None) for step in loaded.recipe.steps)
+    calibrations = [wanted for wanted in (loaded.recipe.calibration, *own) if wanted is not None]
+    data = sorted({Path(wanted.data) for wanted in calibrations if wanted.data is not None})
+    code += [hashlib.sha256(file.read_bytes()).hexdigest() for file in data if file.is_file()]
     parts = [loaded.recipe.fingerprint(), weights, version("umcompress"), *code]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

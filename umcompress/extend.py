@@ -7,7 +7,7 @@ a recipe.  They are found by entry point, or by `path/to/file.py:Class`.  Import
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -233,6 +233,14 @@ class TrainingPass(ScopedPass, TrainingOptions):
         return super().resolve(graph) if self.component else self._everywhere(graph)
 
 
+@dataclass(frozen=True)
+class ScoredItem:
+    """A prompt, or a question about pictures (encoded files), that an evaluation scores."""
+
+    text: str
+    pictures: tuple[bytes | Path, ...] = ()
+
+
 class Evaluation(Document, ABC):
     """Scores a model on one or more tasks.  The fields of a subclass are its options in a recipe."""
 
@@ -255,6 +263,10 @@ class Evaluation(Document, ABC):
         An evaluation that `compares` has something to say only here.
         """
         return self.run(runner, out, progress)
+
+    def scored_items(self, task: Task) -> Iterable[ScoredItem]:
+        """What `run` scores, so that calibration data can be held against it.  Default: nothing that is known."""
+        return ()
 
     def calibration_items(self, task: Task, samples: int, seed: int) -> list[Any]:
         """Items for Runner.feed, disjoint from what `run` scores.  Default: none, so not a source."""
@@ -349,6 +361,7 @@ __all__ = [
     "Scope",
     "ScopedPass",
     "Score",
+    "ScoredItem",
     "SetTensors",
     "Similarity",
     "SitePass",

@@ -18,6 +18,7 @@ from umcompress import processes
 from umcompress.against import scored
 from umcompress.calibrate.collect import collect
 from umcompress.calibrate.statistics import Statistics
+from umcompress.calibration_data import CalibrationFile
 from umcompress.chosen import headline
 from umcompress.documents import Task
 from umcompress.edits import Edit, Plan
@@ -108,7 +109,9 @@ class Pipeline:
                 check_trainable(step.pass_, self.source, self._training_data(step.pass_))
             elif isinstance(step.pass_, Pass) and step.pass_.needs():
                 wanted = getattr(step.pass_, "calibration", None) or self.recipe.calibration
-                calibration_source(self.recipe, wanted, self.evaluations)
+                source = calibration_source(self.recipe, wanted, self.evaluations)
+                if isinstance(source, CalibrationFile):
+                    source.drawn(wanted.task, wanted.samples, wanted.seed)
 
     def _kept(self) -> set[str]:
         """What a killed step leaves for the next try: evaluations know which of their answers still hold, and a
@@ -210,9 +213,11 @@ class Pipeline:
         return trace_model(edited, self.source.family), lambda: runner.feed(items)
 
     def _items(self, wanted: Calibration) -> list[Any]:
-        return calibration_source(self.recipe, wanted, self.evaluations).calibration_items(
-            wanted.task, wanted.samples, wanted.seed
-        )
+        source = calibration_source(self.recipe, wanted, self.evaluations)
+        if isinstance(source, CalibrationFile):
+            for line in source.overlaps((wanted.task, wanted.samples, wanted.seed), self.evaluations):
+                self.say(line)
+        return source.calibration_items(wanted.task, wanted.samples, wanted.seed)
 
     def _measured(
         self, model: nn.Module, index: int, name: str, work: Path, done: tuple[Step, Plan] | None, started: float
@@ -266,9 +271,11 @@ def seeded(evaluation: Any, seed: int) -> Evaluation:
 
 
 def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Who provides calibration items: the named evaluation, else the recipe's first."""
+    """Who provides calibration items: the user's file, the named evaluation, else the recipe's first."""
     from umcompress.extend import find_evaluation
 
+    if wanted.data is not None:
+        return CalibrationFile(data=Path(wanted.data))
     if wanted.source is not None:
         named = dict(zip(recipe.evaluation_names, evaluations, strict=True))
         return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source)()
@@ -276,7 +283,7 @@ def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequenc
         return evaluations[0]
     raise PlanError(
         "calibration data", "the recipe names no evaluation and no calibration source",
-        "add `evaluate: [...]`, or `calibration: {source: NAME}`",
+        "add `evaluate: [...]`, or `calibration: {source: NAME}`, or `calibration: {data: FILE}`",
     )
 
 

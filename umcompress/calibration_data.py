@@ -1,0 +1,181 @@
+"""Calibration data of the user's own, from a file; and whether it overlaps with what is scored.
+
+A text file has a prompt a line.  JSON lines have `prompt`, or `image` (a file, seen from the JSON's folder) with
+`question` and perhaps `answer`, or `text`.  Pictures are opened when they are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from umcompress.documents import Task
+from umcompress.errors import UsageError
+from umcompress.extend import Evaluation, ScoredItem
+from umcompress.scores import Score
+
+FORMS = "a prompt a line, or JSON lines with `prompt`, with `image` and `question`, or with `text`"
+Row = dict[str, str]
+
+
+class CalibrationFile(Evaluation):
+    """A source of calibration items.  It scores nothing."""
+
+    name: ClassVar[str] = "calibration file"
+    tasks: ClassVar[tuple[Task, ...]] = ()
+    data: Path
+
+    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+        return {}
+
+    def check(self) -> None:
+        self._rows()
+
+    def _rows(self) -> list[Row]:
+        asked = f"calibration: data: {self.data}"
+        try:
+            lines = self.data.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(asked, f"not readable: {error}", f"name a text file: {FORMS}") from error
+        rows = [
+            _row(line, f"{asked}, line {number}", self.data.suffix == ".jsonl")
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
+        return [row for row in rows if row]
+
+    def drawn(self, task: Task, samples: int, seed: int) -> list[Row]:
+        """Rows that suit the task, `samples` of them.  UsageError where there are fewer."""
+        rows = self._rows()
+        fit = [row for row in rows if ("prompt" in row) == (task == "generation")]
+        if len(fit) < samples:
+            do = f"set samples: {len(fit)}, or give more" if fit else f"name a file that has some: {FORMS}"
+            found = f"{len(fit)} of its {len(rows)} rows are for {task}"
+            raise UsageError(f"calibration: {samples} samples from {self.data}", found, do)
+        return random.Random(seed).sample(fit, samples)
+
+    def calibration_items(self, task: Task, samples: int, seed: int) -> list[Any]:
+        from umcompress.models.base import GenerationItem, TextSample, UnderstandingItem
+
+        items: list[Any] = []
+        for number, row in enumerate(self.drawn(task, samples, seed)):
+            if "prompt" in row:
+                items.append(GenerationItem(row["prompt"], seed + number))
+            elif "text" in row:
+                items.append(TextSample(row["text"]))
+            else:
+                picture = _opened(self.data.parent / row["image"])
+                items.append(UnderstandingItem(picture, row["question"], row.get("answer", "")))
+        return items
+
+    def overlaps(self, wanted: tuple[Task, int, int], evaluations: Sequence[Evaluation]) -> list[str]:
+        """A line for each evaluation that scores some of the items drawn for (task, samples, seed)."""
+        rows = self.drawn(*wanted)
+        mine = [self._known(row) for row in rows]
+        counted = ((e.name, overlap(mine, e.scored_items(wanted[0]))) for e in evaluations)
+        return [_warning(name, len(rows), found) for name, found in counted if found.same or found.pictures]
+
+    def _known(self, row: Row) -> ScoredItem:
+        if "image" in row:
+            return ScoredItem(row["question"], ((self.data.parent / row["image"]).read_bytes(),))
+        return ScoredItem(row.get("prompt", row.get("text", "")))
+
+
+def _row(line: str, asked: str, is_json: bool) -> Row:
+    if not is_json:
+        return {"prompt": line.strip()}
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(asked, f"not JSON: {error.msg}", f"write {FORMS}") from error
+    keys = ("prompt", "image", "question", "answer", "text")
+    found = {key: row[key] for key in keys if key in row} if isinstance(row, dict) else {}
+    whole = "prompt" in found or "text" in found or {"image", "question"} <= found.keys()
+    filled = (isinstance(value, str) and (value.strip() or key == "answer") for key, value in found.items())
+    if not whole or not all(filled):
+        raise UsageError(asked, f"{line.strip()[:80]}", f"write {FORMS}")
+    return found
+
+
+def _opened(path: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UsageError(f"the calibration picture {path}", f"not readable: {error}", "replace it") from error
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """same: items that are scored; pictures: others whose picture is asked about in the evaluation."""
+
+    same: int
+    pictures: int
+
+
+def overlap(mine: Sequence[ScoredItem], scored: Iterable[ScoredItem]) -> Overlap:
+    """How many of `mine` are among the scored: the same text, and for questions the same picture.
+
+    Texts compare without case, punctuation and extra blanks; pictures as files, and where those differ and the
+    texts do not, as pixels.
+    """
+    texts: dict[str, list[ScoredItem]] = {}
+    files: set[str] = set()
+    wanted = {_plain(item.text) for item in mine}
+    pictured = any(item.pictures for item in mine)
+    for item in scored:
+        text = _plain(item.text)
+        if text in wanted:
+            texts.setdefault(text, []).append(item)
+        if pictured:
+            files |= {_digest(picture) for picture in item.pictures}
+    same = [item for item in mine if any(_alike(item, other) for other in texts.get(_plain(item.text), ()))]
+    rest = [item for item in mine if item not in same]
+    return Overlap(len(same), sum(any(_digest(picture) in files for picture in item.pictures) for item in rest))
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
+
+
+def _digest(picture: bytes | Path) -> str:
+    return hashlib.sha256(picture if isinstance(picture, bytes) else picture.read_bytes()).hexdigest()
+
+
+def _alike(one: ScoredItem, other: ScoredItem) -> bool:
+    """Of the same text: do they show a same picture, or neither any?"""
+    if not one.pictures or not other.pictures:
+        return not one.pictures and not other.pictures
+    return any(
+        _digest(mine) == _digest(theirs) or _pixels(mine) == _pixels(theirs)
+        for mine in one.pictures
+        for theirs in other.pictures
+    )
+
+
+def _pixels(picture: bytes | Path) -> tuple[tuple[int, int], bytes]:
+    image = _opened(picture) if isinstance(picture, Path) else _decoded(picture)
+    return image.size, image.tobytes()
+
+
+def _decoded(content: bytes) -> Any:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as opened:
+        return opened.convert("RGB")
+
+
+def _warning(name: str, count: int, found: Overlap) -> str:
+    parts = [f"{found.same} of {count} calibration items are scored by {name}"] if found.same else []
+    if found.pictures:
+        parts.append(f"{found.pictures} of {count} {'more ' if parts else ''}show a picture that {name} asks about")
+    return f"warning: {'; '.join(parts)}: the scores will flatter what was kept for them"
