@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from umcompress.extend import PlanError, Scope, TrainingPass
 
@@ -22,7 +22,6 @@ class Adapt(TrainingPass):
     """Split feed-forwards learn, routers and experts, or the parameters that are named."""
 
     name: ClassVar[str] = "adapt"
-    learning_rate: PositiveFloat = Field(default=3e-4, description="at its highest")
     parameters: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         default=None,
         description="patterns of names of what learns instead, such as '*.mlp_moe_gen.*'; * stands for anything",

@@ -23,7 +23,7 @@ from umcompress.passes.router_train import RouterTrain
 from umcompress.rewrite.apply import rewrite
 from umcompress.train.feed import Feed, Totals, spread
 from umcompress.train.losses import Routers
-from umcompress.train.schedule import decay, rate
+from umcompress.train.schedule import decay, highest, rate
 from umcompress.train.state import FILE
 
 
@@ -32,11 +32,12 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_rates_by_hand() -> None:
-    options = TrainingOptions(steps=6, warm_up=2, learning_rate=1.0)
+    options = TrainingOptions(steps=6, warm_up=2)
     half = [0.02 + 0.98 * (1 + c) / 2 for c in (1.0, 2**-0.5, 0.0, -(2**-0.5))]
-    assert [rate(step, options) for step in range(6)] == pytest.approx([0.5, 1.0, *half])
+    assert [rate(step, options, 1.0) for step in range(6)] == pytest.approx([0.5, 1.0, *half])
     constant = TrainingOptions(steps=6, warm_up=1, learning_rate=0.25, schedule="constant")
-    assert [rate(step, constant) for step in range(3)] == [0.25, 0.25, 0.25]
+    assert [rate(step, constant, highest(constant, 7)) for step in range(3)] == [0.25, 0.25, 0.25]
+    assert highest(options, 200) == pytest.approx(1e-3) and highest(options, 4000) == pytest.approx(5e-5)
 
 
 def test_the_mean_of_the_weights_by_hand(tiny_bagel: Path, tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ class TrainingOptions(Document):
     gradient_accumulation: PositiveInt = Field(
         default=1, description="parts that each process cuts its items of a step into, to save memory"
     )
-    learning_rate: PositiveFloat = Field(default=1e-3, description="at its highest")
+    learning_rate: PositiveFloat | None = Field(
+        default=None, description="at its highest; default: 0.2 over the inputs of the widest layer that learns"
+    )
     warm_up: NonNegativeInt = Field(default=10, description="steps in which the rate rises")
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="the rate after the warm-up")
     clip: PositiveFloat | None = Field(default=1.0, description="longest gradient; null: any")

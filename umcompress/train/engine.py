@@ -29,7 +29,7 @@ from umcompress.nn.experts import SparseFeedForward
 from umcompress.train.feed import Draw, Feed, Totals
 from umcompress.train.losses import BlockOutputs, Routers, Student, Teacher
 from umcompress.train.progress import CURVE, Curve, Display
-from umcompress.train.schedule import decay, rate
+from umcompress.train.schedule import decay, highest, rate
 from umcompress.train.state import MOMENTS, State, whole
 
 BETAS = (0.9, 0.95)
@@ -96,8 +96,11 @@ class _Running:
             job.student.model, job.student.trainer, self.teacher, self.blocks, self.routers, job.options.losses,
             _autocast(job.options, job.student.model),
         )
+        # What is sharded one by one, where a launch shards: accelerate looks for it under this name.
+        student._no_split_modules = sorted({type(block).__name__ for block in job.student.blocks})
         learn = [tensor for tensor in student.parameters() if tensor.requires_grad]
-        optimizer = torch.optim.AdamW(learn, lr=job.options.learning_rate, betas=BETAS, weight_decay=0.0)
+        self.rate = highest(job.options, max(tensor.shape[-1] for tensor in learn))
+        optimizer = torch.optim.AdamW(learn, lr=self.rate, betas=BETAS, weight_decay=0.0)
         self.student, self.optimizer = self.accelerator.prepare(student, optimizer)
         self.learned = self._learned()
         averaged = self.learned if job.options.ema else {}
@@ -155,7 +158,7 @@ class _Running:
     def _step(self, step: int) -> dict[str, Any]:
         began = time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(step, self.options)
+            group["lr"] = rate(step, self.options, self.rate)
         batches = self.feed.step(step)
         totals = Totals.merge(processes.gather(Totals.of(batches)))
         losses: dict[str, float] = {}
@@ -206,7 +209,7 @@ class _Running:
             found.zero_()
         load = None if not shares else (min(float(s.min()) for s in shares), max(float(s.max()) for s in shares))
         return {
-            "step": step, "losses": summed, "rate": rate(step, self.options), "norm": norm, "load": load,
+            "step": step, "losses": summed, "rate": rate(step, self.options, self.rate), "norm": norm, "load": load,
             "seconds": round(seconds, 4),
         }  # fmt: skip
 

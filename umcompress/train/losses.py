@@ -182,6 +182,7 @@ class Student(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
+        self._no_split_modules: list[str] = []
         self.trainer, self.teacher, self.blocks, self.routers = trainer, teacher, blocks, routers
         self.weights, self.autocast = weights, autocast
 
