@@ -404,6 +404,9 @@ class OddMLP(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         if self.case == "cast":
             return self.bias((F.silu(self.gate(x)).to(x.dtype) * self.experts(x)).type_as(x))
+        if self.case == "kind":
+            kind = x.dtype
+            return self.bias(F.silu(self.gate(x)).to(kind) * self.experts(x)).to(kind)
         if self.case == "end":
             return self.end(self.bias(F.silu(self.gate(x)) * self.experts(x)))
         if self.case == "two":
@@ -429,7 +432,10 @@ def odd(case: str) -> nn.Module:
     return model.double().eval()
 
 
-@pytest.mark.parametrize(("case", "place"), [("cast", "layers.0.mlp"), ("end", "layers.0.mlp.bias_experts")])
+@pytest.mark.parametrize(
+    ("case", "place"),
+    [("cast", "layers.0.mlp"), ("kind", "layers.0.mlp"), ("end", "layers.0.mlp.bias_experts")],
+)
 def test_odd_feed_forwards(case: str, place: str) -> None:
     model, x = odd(case), torch.randn(5, 12).double()
     want = model.layers[0](x, x)

@@ -59,7 +59,10 @@ def _pointwise(block: nn.Module, part: FeedForwardPart) -> fx.GraphModule:
 def split(
     graph: fx.Graph, block: nn.Module, site: FeedForwardSite, edit: SplitExperts, tensors: TensorMap
 ) -> str:
-    """Put the experts in place of the feed-forward, in block, graph and tensors; returns where they are."""
+    """Put the experts in place of the feed-forward, in block, graph and tensors; returns where they are.
+
+    The nodes that they replace are left without users.
+    """
     part = find_part(graph, block, site)
     assert not isinstance(part, str)
     place, module = place_of(graph, block, site, part), sparse_module(block, site, part, edit)
@@ -74,8 +77,6 @@ def split(
     with graph.inserting_before(part.consumer):
         call = graph.call_module(place, (part.entry,))
     part.consumer.replace_all_uses_with(call)
-    for node in reversed((*part.producers, *part.between, part.consumer)):
-        graph.erase_node(node)
     return place
 
 

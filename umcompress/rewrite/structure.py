@@ -133,6 +133,7 @@ class _Work:
         graph = self.graphs.setdefault(site.block, self.blocks.read(site.block).graph)
         before = _references(graph)
         place = split(graph, block, site, edit, self.tensors)
+        remove_dead(graph)
         # Names in the module that made way may be names in the new one.
         outside = [target for target in before if not f"{target}.".startswith(f"{place}.")]
         delete_unused(block, outside, _references(graph))
