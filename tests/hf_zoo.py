@@ -78,7 +78,8 @@ def _janus() -> PreTrainedModel:
     del vision["intermediate_size"]
     codes = {
         "embed_dim": 8, "num_embeddings": 32, "latent_channels": 8, "base_channels": 32, "channel_multiplier": [1, 1],
-        "num_res_blocks": 1, "projection_dim": 32, "image_token_embed_dim": 32, "num_patches": 4, "num_hidden_layers": 2,
+        "num_res_blocks": 1, "projection_dim": 32, "image_token_embed_dim": 32, "num_patches": 4,
+        "num_hidden_layers": 2,
     }  # fmt: skip
     text = TEXT | {"model_type": "llama"}
     config = hf.JanusConfig(text_config=text, vision_config=vision, vq_config=codes, image_token_id=90)
@@ -101,8 +102,9 @@ def _chameleon() -> PreTrainedModel:
         "embed_dim": 16, "num_embeddings": 16, "latent_channels": 16, "resolution": 16, "base_channels": 32,
         "channel_multiplier": [1, 2], "num_res_blocks": 1,
     }  # fmt: skip
-    names = {f"IMGIMG{chr(65 + index)}Z": 60 + index for index in range(16)} | {"<image>": 90}
-    config = hf.ChameleonConfig(**TEXT, vq_config=codes, vocabulary_map=names, image_token_id=90)
+    names = {f"IMGIMG{chr(65 + index // 10)}{chr(65 + index % 10)}Z": 60 + index for index in range(16)}
+    words = names | {"<image>": 90}
+    config = hf.ChameleonConfig(**TEXT, vq_config=codes, vocabulary_map=words, image_token_id=90)
     return hf.ChameleonForConditionalGeneration(config)
 
 

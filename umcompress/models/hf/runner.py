@@ -144,8 +144,10 @@ class TransformersRunner:
             mask[1, :3] = 0
             extra = pixels if pixels is not None and not speaks(self.model) else {}
             found |= _tensors(self.model(input_ids=ids, attention_mask=mask, **(extra or {})), "text")
-        if pixels is not None and hasattr(self.model, "get_image_features"):
-            found |= _tensors(self.model.get_image_features(**pixels), "image")
+        parts = (self.model, self.model.base_model)
+        seeing = next((part for part in parts if hasattr(part, "get_image_features")), None)
+        if pixels is not None and seeing is not None:
+            found |= _tensors(seeing.get_image_features(**pixels), "image")
         elif pixels is not None and not reads_text(self.model):
             found |= _tensors(self.model(**pixels), "image")
         return found
