@@ -1,6 +1,7 @@
 """Write safetensors files a tensor at a time. The same tensors always give the same bytes.
 
-Tensors lie in the order of their names, after those with wider elements, so that every one is aligned.
+Tensors lie in the order of their names; those that would leave the next one crooked come last, those with wider
+elements before others, so that every one is aligned.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str,
 
     The file is replaced, never written over: tensors mapped from the old one stay valid.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    order = sorted(tensors, key=lambda name: _place(name, tensors[name]))
     header: dict[str, object] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
     offset = 0
     for name in order:
@@ -75,6 +76,10 @@ def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str,
         stream.flush()
         os.fsync(stream.fileno())
     work.replace(file)
+
+
+def _place(name: str, source: Source) -> tuple[bool, int, str]:
+    return source.bytes % ALIGNMENT != 0, -source.dtype.itemsize, name
 
 
 def _raw(name: str, source: Source) -> Iterator[memoryview]:
