@@ -38,16 +38,18 @@ def by_lot(width: int, experts: int, shared_count: int, seed: str) -> Deal:
 
 
 def by_contribution(profiles: Tensor, experts: int, shared_count: int, seed: str) -> Deal:
-    """Channels that contribute at the same tokens go together.
+    """Channels that contribute at the same tokens go together, the strong with the strong.
 
     profiles (n, I): |h_j| * ||W_:j|| at each token.  Shared are those of the highest mean square; the others'
-    unit-normalised profiles are clustered by k-means with clusters of one size.
+    profiles are clustered by k-means with clusters of one size.  Profiles keep their lengths: of unit length,
+    weak channels spread over all experts, and half of the experts then lost twice as much of the output.
     """
     strength = profiles.double().square().mean(0)
     order = torch.argsort(strength, descending=True, stable=True)
     routed = order[shared_count:].sort().values
     rows = profiles.T[routed].float()
-    rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    # k-means knows no scale, float32 does.
+    rows = rows / rows.max().clamp(min=torch.finfo(rows.dtype).tiny)
     labels = balanced_kmeans(rows, experts, seed)
     members = routed[torch.argsort(labels, stable=True)]
     return _dealt(order[:shared_count].tolist(), members.view(experts, -1))

@@ -95,7 +95,7 @@ class MoeSplit(SitePass):
         "Mixtral and Qwen3-MoE can express",
     )
     damping: PositiveFloat = Field(
-        default=1e-2, description="of ridge and least_squares, as a share of the mean square"
+        default=0.1, description="of ridge and least_squares, as a share of the mean square"
     )
     tokens: PositiveInt = Field(default=2048, description="how many tokens `contribution` clusters by")
     memory: PositiveFloat = Field(

@@ -71,8 +71,8 @@ def planted(tokens: int, blocks: int, each: int, noise: float, seed: int = 0) ->
     owner = draw.permutation(np.repeat(np.arange(blocks), each))
     kind = draw.integers(0, blocks, tokens)
     strength = np.where(kind[:, None] == owner, 1.0, noise) * draw.uniform(0.5, 1.5, (tokens, blocks * each))
-    scale = draw.uniform(0.1, 10, blocks * each)
-    return torch.tensor(strength * scale), torch.tensor(owner)
+    scale = draw.uniform(0.8, 1.25, blocks * each)
+    return torch.tensor(1e-3 * strength * scale), torch.tensor(owner)
 
 
 def test_channels_that_work_at_the_same_tokens_go_together() -> None:
@@ -81,6 +81,16 @@ def test_channels_that_work_at_the_same_tokens_go_together() -> None:
     assert shared == () and {tuple(sorted({int(owner[j]) for j in expert})) for expert in experts} == {
         (block,) for block in range(6)
     }
+
+
+def test_strong_channels_go_with_strong_ones() -> None:
+    """Equal patterns: a router can then leave the weak ones off, whatever the token."""
+    draw = torch.Generator().manual_seed(0)
+    strong = torch.randperm(40, generator=draw)[:20]
+    profiles = torch.rand(100, 40, generator=draw, dtype=torch.float64)
+    profiles[:, strong] += 9
+    _, experts = by_contribution(profiles, 4, 0, "0")
+    assert sorted(len({*expert} & {*strong.tolist()}) for expert in experts) == [0, 0, 10, 10]
 
 
 def held(profiles: Tensor, experts: tuple[tuple[int, ...], ...], active: int) -> float:
