@@ -85,9 +85,9 @@ class _Running:
         self.job, self.options = job, job.options
         self.accelerator = _accelerator(job.student.model)
         self.device = next(job.student.model.parameters()).device
-        self.feed = Feed(
-            job.options, job.shares, job.draw, job.student.trainer, processes.rank(), processes.world()
-        )
+        # The teacher is never sharded, so that it can also encode pictures outside of a forward.
+        encoder = (job.teacher or job.student).trainer
+        self.feed = Feed(job.options, job.shares, job.draw, encoder, processes.rank(), processes.world())
         self.routers = Routers(_sparse(job.student.model), self.device)
         self.blocks: BlockOutputs | None = None
         self.teacher = self._teacher()

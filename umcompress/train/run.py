@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,8 @@ def run_training(
 ) -> dict[str, Tensor]:  # fmt: skip
     """The new values of `names`.  `model` is the student; the teacher is the source's own model."""
     student = _subject(model, source)
-    teacher = _subject(source.load(), source) if planner.losses.distills else None
+    shards = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    teacher = _subject(source.load(), source) if planner.losses.distills or shards else None
     if teacher is not None:
         teacher.model.requires_grad_(False)
     shares = _shares(planner, names, model, source.runner(model), student.trainer.tasks)
