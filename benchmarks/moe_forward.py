@@ -2,33 +2,30 @@
 
     python benchmarks/moe_forward.py [--tokens 1 64 1024 4096] [--experts 16 32] [--rounds 9] [--record]
 
-For each number of tokens: the sorted module of `umcompress.nn`, the ideal (active share of the products plus
-the router) and the loop over boolean masks that it replaces. In each round dense, sorted and loop run in
-turn, so that a busy machine slows all three; the ratios are medians over rounds. `--record` appends the
-figures to results.md.
+For each number of tokens, each as a share of the dense time: the module of `umcompress.nn`; the ideal (active
+share of the products plus the router); a loop over boolean masks, as the study's code has it; and the module
+with one expert of full width, always on, which shows what its products gain over those of `nn.Linear`
+whatever is active. In each round all run in turn on new tokens, so that a busy machine slows them alike; the
+ratios are medians over rounds. `--record` appends the figures to results.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from _results import record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from umcompress.nn.experts import ExpertShape, SparseFeedForward
 
-RESULTS = Path(__file__).parent / "results.md"
-COLUMNS = ("device", "experts", "T", "what", "expert / dense", "ideal", "mask loop / dense", "dense ms")
-HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 WARMUP = 3
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -86,55 +83,56 @@ class MaskLoop(nn.Module):
         return out
 
 
-def modules(case: Case) -> tuple[Dense, SparseFeedForward, MaskLoop]:
+def modules(case: Case) -> tuple[nn.Module, ...]:
+    """Dense; the module; the mask loop; the module with one expert of full width."""
     active = case.experts // 2
     shape = ExpertShape(
         hidden=case.hidden, experts=case.experts, active=active, width=case.width // case.experts,
         producers=("gate_proj", "up_proj"), consumer="down_proj", producer_bias=(False, False), consumer_bias=False,
     )  # fmt: skip
     with torch.device(case.device):
-        made = (
-            Dense(case.hidden, case.width),
-            SparseFeedForward(shape, GatedSilu()),
-            MaskLoop(case.hidden, case.width, case.experts, active),
-        )
-    nn.init.normal_(made[1].gate.weight, std=case.hidden**-0.5)
-    with torch.no_grad():
-        made[2].gate.weight.copy_(made[1].gate.weight)
-    for module in made:
-        module.to(case.dtype)
-    return made
+        ours, loop = SparseFeedForward(shape, GatedSilu()), MaskLoop(case.hidden, case.width, case.experts, active)
+        one = SparseFeedForward(replace(shape, experts=1, active=1, width=case.width), GatedSilu())
+        made = (Dense(case.hidden, case.width), ours, loop, one)
+    nn.init.normal_(ours.gate.weight, std=case.hidden**-0.5)
+    loop.load_state_dict({"gate.weight": ours.gate.weight.detach()}, strict=False)
+    return tuple(module.to(case.dtype) for module in made)
 
 
-def seconds(module: nn.Module, x: Tensor, backward: bool, cuda: bool) -> float:
+def seconds(module: nn.Module, x: Tensor, backward: bool, clock: Callable[[], float]) -> float:
     """One forward, or one forward and backward to x and every parameter."""
     module.zero_grad(set_to_none=True)
-    if cuda:
+    if x.is_cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     if backward:
         module(x).backward(torch.ones_like(x))
     else:
         with torch.inference_mode():
             module(x)
-    if cuda:
+    if x.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def measure(case: Case, backward: bool, rounds: int) -> tuple[float, float, float]:
-    """Median ratio of the sorted module and of the mask loop to the dense one, and the dense milliseconds."""
+def measure(case: Case, backward: bool, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Median ratios to the dense module, and its milliseconds."""
     made = modules(case)
-    cuda = case.device == "cuda"
-    rounds = rounds * 10 if case.tokens <= 64 or cuda else rounds
+    rounds = rounds * 10 if case.tokens <= 64 or case.device == "cuda" else rounds
     timed = []
     for _ in range(WARMUP + rounds):
         # New tokens each round, as in use: the sizes of the experts' groups change.
         x = torch.randn(case.tokens, case.hidden, device=case.device, dtype=case.dtype, requires_grad=backward)
-        timed.append([seconds(module, x, backward, cuda) for module in made])
+        timed.append([seconds(module, x, backward, clock) for module in made])
     timed = timed[WARMUP:]
-    ratio = [statistics.median(row[i] / row[0] for row in timed) for i in (1, 2)]
-    return ratio[0], ratio[1], statistics.median(row[0] for row in timed) * 1e3
+    ours, loop, one = (statistics.median(row[i] / row[0] for row in timed) for i in (1, 2, 3))
+    return {
+        "expert / dense": ours,
+        "ideal": case.ideal,
+        "mask loop / dense": loop,
+        "one expert / dense": one,
+        "dense ms": statistics.median(row[0] for row in timed) * 1e3,
+    }
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -149,22 +147,10 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return cpu + [Case("cuda", torch.bfloat16, 3584, 18944, experts, 4096) for experts in options.experts]
 
 
-def line(case: Case, what: str, figures: tuple[float, float, float]) -> str:
-    ours, loop, dense = figures
-    cells = (
-        f"{case.device} {str(case.dtype).removeprefix('torch.')} {case.hidden}x{case.width}",
-        case.experts, case.tokens, what, f"{ours:.3f}", f"{case.ideal:.3f}", f"{loop:.3f}", f"{dense:.2f}",
-    )  # fmt: skip
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def entry(table: list[str]) -> str:
-    """A dated entry for results.md: what ran, where, and its table."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    said = f"{datetime.date.today()}, torch {torch.__version__}, commit {commit.stdout.strip()}, {where}"
-    command = f"`python benchmarks/moe_forward.py {' '.join(sys.argv[1:])}`"
-    return "\n".join(["", f"## moe_forward: {said}", "", command, "", *table, ""])
+def name(case: Case, backward: bool) -> str:
+    dtype = str(case.dtype).removeprefix("torch.")
+    what = "forward and backward" if backward else "forward"
+    return f"{case.device} {dtype} {case.hidden}x{case.width}, E={case.experts}, T={case.tokens}, {what}"
 
 
 def main() -> None:
@@ -172,19 +158,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 64, 1024, 4096])
     parser.add_argument("--experts", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="processor: for a busy machine, with OMP_NUM_THREADS=1"
+    )
     parser.add_argument("--record", action="store_true", help="append the figures to results.md")
     options = parser.parse_args()
     torch.manual_seed(0)
-    table = [HEAD]
-    todo = cases(options)
-    print(HEAD, flush=True)
-    for case in todo:
-        for what, backward in (("forward", False), ("forward and backward", True)):
-            table.append(line(case, what, measure(case, backward, options.rounds)))
-            print(table[-1], flush=True)
+    rows: dict[str, dict[str, float]] = {}
+    for case in cases(options):
+        for backward in (False, True):
+            row = measure(case, backward, options.rounds, CLOCKS[options.clock])
+            rows[name(case, backward)] = row
+            print(f"{name(case, backward):62s}", *(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
     if options.record:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(entry(table))
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+        record("moe_forward", {**vars(options), "device": device}, rows)
 
 
 if __name__ == "__main__":

@@ -18,30 +18,43 @@ _LARGE = 1 << 20
 _SHORT = 512
 
 
-def _onednn(a: Tensor) -> bool:
-    """Whether oneDNN has the faster product: on AMD processors, MKL's float32 takes twice the time."""
-    return a.dtype == torch.float32 and torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
-
-
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a (n, K), b (N, K) -> a b' (n, N)."""
-    if a.shape[0] > 1 and a.numel() * b.shape[0] >= _LARGE and _onednn(a):
+    if _through_onednn(a, b):
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")  # type: ignore[no-any-return]
     return torch.mm(a, b.t())
+
+
+def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """The first rows of a b', as many as `out` has."""
+    if _through_onednn(a, b):
+        out.copy_(_first(_product(a, b), out.shape[0]))
+    else:
+        torch.mm(_first(a, out.shape[0]), b.t(), out=out)
+
+
+def _through_onednn(a: Tensor, b: Tensor) -> bool:
+    """On AMD processors, MKL's float32 products take twice the time of oneDNN's."""
+    large = min(a.shape) > 1 and a.numel() * b.shape[0] >= _LARGE
+    return large and a.dtype == torch.float32 and torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
 
 
 def _groups(ends: Tensor, rows: int) -> Iterator[tuple[int, int, int, int]]:
     """Expert, start, end, padded end of each expert that has rows.
 
-    oneDNN prepares each size once and remembers only so many: sizes are rounded up to 8 in each octave, by
-    taking rows of the next expert along.
+    oneDNN prepares each size once and remembers only so many: sizes from 64 up are rounded up to 8 in each
+    octave, by taking rows of the next expert along.
     """
     start = 0
     for expert, end in enumerate(ends.tolist()):
         if end > start:
-            step = 1 << max((end - start).bit_length() - 4, 0)
+            step = 1 << max((end - start).bit_length() - 4, 0) if end - start > 64 else 1
             yield expert, start, end, min(start - (start - end) // step * step, rows)
         start = end
+
+
+def _first(rows: Tensor, count: int) -> Tensor:
+    return rows if rows.shape[0] == count else rows[:count]
 
 
 @torch.library.custom_op("umcompress::spread_products", mutates_args=())
@@ -51,7 +64,7 @@ def spread_products(x: Tensor, weights: Sequence[Tensor], token: Tensor, ends: T
     for expert, start, end, padded in _groups(ends, token.shape[0]):
         mine = x.index_select(0, token[start:padded])
         for weight, out in zip(weights, outs, strict=True):
-            out[start:end] = _product(mine, weight[expert])[: end - start]
+            _product_into(out[start:end], mine, weight[expert])
     return outs
 
 
@@ -68,9 +81,10 @@ def sum_products(
     exact = torch.promote_types(rows[0].dtype, torch.float32)
     out = rows[0].new_zeros(tokens, weights[0].shape[1], dtype=exact)
     for expert, start, end, padded in _groups(ends, token.shape[0]):
-        for row, weight in zip(rows, weights, strict=True):
-            made = _product(row[start:padded], weight[expert])[: end - start]
-            out.index_add_(0, token[start:end], made.to(exact))
+        made = _product(rows[0][start:padded], weights[0][expert]).to(exact)
+        for row, weight in zip(rows[1:], weights[1:], strict=True):
+            made += _product(row[start:padded], weight[expert])
+        out.index_add_(0, token[start:end], _first(made, end - start))
     return out.to(rows[0].dtype)
 
 
@@ -84,13 +98,17 @@ def outer_products(
     rows: Sequence[Tensor], x: Tensor, token: Tensor, ends: Tensor, rows_last: bool
 ) -> list[Tensor]:
     """rows of (M, N), x (T, K) -> for each (E, N, K), or (E, K, N) if `rows_last`: sums over an expert's tokens."""
-    outs = [_empty_outer(row, x, ends, rows_last).zero_() for row in rows]
+    outs = [_empty_outer(row, x, ends, rows_last) for row in rows]
+    without = torch.diff(ends, prepend=ends.new_zeros(1)).eq(0).nonzero()[:, 0]
+    for out in outs:
+        out[without] = 0
     for expert, start, end, padded in _groups(ends, token.shape[0]):
         mine = x.index_select(0, token[start:padded])
-        mine[end - start :] = 0
+        if padded > end:
+            mine[end - start :] = 0
         for row, out in zip(rows, outs, strict=True):
             left, right = (mine, row[start:padded]) if rows_last else (row[start:padded], mine)
-            out[expert] = _product(left.t(), right.t())
+            _product_into(out[expert], left.t(), right.t())
     return outs
 
 
