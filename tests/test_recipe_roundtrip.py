@@ -57,6 +57,7 @@ def test_resolved_has_every_default_and_leaves_the_recipe_alone() -> None:
         "samples": 8,
         "seed": 4,
         "source": None,
+        "data": None,
     }
     assert resolved["steps"][1] == {
         "name": "last",
