@@ -67,7 +67,7 @@ class Disk:
         if entry.file not in self._open:
             self._open[entry.file] = self._stack.enter_context(entry.file.open("rb", buffering=0))
         data = torch.empty(count, dtype=torch.uint8)
-        view, done = memoryview(data.numpy()), 0
+        view, done = data.numpy().data, 0
         while done < count:
             got = os.preadv(self._open[entry.file].fileno(), [view[done:]], entry.offset + start + done)
             if got == 0:
