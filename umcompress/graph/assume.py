@@ -78,6 +78,8 @@ class Refusing:
 
     def is_none(self, value: object) -> bool:
         if isinstance(value, fx.Proxy):
+            if value.node.op == "get_attr":
+                return False
             raise fx.proxy.TraceError(f"asks whether {value.node.name} is None")
         return value is None
 
@@ -101,6 +103,8 @@ class Assuming(Refusing):
         if not isinstance(value, fx.Proxy):
             return value is None
         node = value.node
+        if node.op == "get_attr":
+            return False
         # A call gives something; an argument without a default is given.
         none = node.op == "placeholder" and bool(node.args) and node.args[0] is None
         self._guard(value, expect_none if none else expect_given)

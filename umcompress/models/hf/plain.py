@@ -164,12 +164,13 @@ def _differences(model: PreTrainedModel, config: Any) -> Iterator[str]:
             yield f"{what} the architecture's {_listed(sorted(names))}"
     odd = [n for n in ours if n in theirs and ours[n].shape != theirs[n].shape]
     if odd:
-        shapes = [f"{name} {list(ours[name].shape)}, not {list(theirs[name].shape)}" for name in odd]
-        yield f"its configuration cannot say {_listed(shapes)}"
+        name, more = odd[0], f", nor {len(odd) - 1} other shapes" if len(odd) > 1 else ""
+        yield f"its configuration cannot say that {name} is {list(ours[name].shape)}{more}"
     modules = dict(built.named_modules())
     for path, module in model.named_modules():
-        if path in modules and (name := differing_setting(module, modules[path])) is not None:
-            yield f"{path}.{name} would be {getattr(modules[path], name, None)}, and is {getattr(module, name, None)}"
+        if path in modules and (setting := differing_setting(module, modules[path])) is not None:
+            there, here = getattr(modules[path], setting, None), getattr(module, setting, None)
+            yield f"{path}.{setting} would be {there}, and is {here}"
             return
 
 
