@@ -71,7 +71,7 @@ class CalibrationFile(Evaluation):
             elif "text" in row:
                 items.append(TextSample(row["text"]))
             else:
-                picture = _opened(self.data.parent / row["image"])
+                picture = opened(self.data.parent / row["image"])
                 items.append(UnderstandingItem(picture, row["question"], row.get("answer", "")))
         return items
 
@@ -104,7 +104,7 @@ def _row(line: str, asked: str, is_json: bool) -> Row:
     return found
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -163,7 +163,7 @@ def _alike(one: ScoredItem, other: ScoredItem) -> bool:
 
 
 def _pixels(picture: bytes | Path) -> tuple[tuple[int, int], bytes]:
-    image = _opened(picture) if isinstance(picture, Path) else _decoded(picture)
+    image = opened(picture) if isinstance(picture, Path) else _decoded(picture)
     return image.size, image.tobytes()
 
 

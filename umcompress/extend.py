@@ -281,7 +281,7 @@ class Evaluation(Document, ABC):
         raise PlanError(
             asked=f"training data for {task} from {self.name}",
             found=f"the evaluation {self.name} provides none",
-            do="name an evaluation that provides some with the step's `data`, or leave training steps out",
+            do="name an evaluation that provides some with the step's `source`, or a file with its `data`",
         )
 
 

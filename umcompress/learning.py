@@ -72,8 +72,13 @@ class TrainingOptions(Document):
         default=None,
         description="tasks to train on, with their shares of a batch; default: those that reach what learns, alike",
     )
-    data: str | None = Field(
+    source: str | None = Field(
         default=None, description="the evaluation that provides training items; default: the recipe's first"
+    )
+    data: str | None = Field(
+        default=None,
+        description="a file of training items instead: JSON lines with `text`, with `image`, `question` and `answer`, "
+        "or with `image` and `prompt`",
     )
     seed: int = Field(default=0, description="draws items, noise and times")
 
@@ -85,6 +90,8 @@ class TrainingOptions(Document):
             )
         if self.tasks is not None and not self.tasks:
             raise ValueError("tasks names at least one, or is left out")
+        if self.source is not None and self.data is not None:
+            raise ValueError("`source` and `data` are both given; leave one out")
         return self
 
 

@@ -33,6 +33,7 @@ from umcompress.report import Score, StepReport, Stopped, check_gate, step_repor
 from umcompress.rewrite.apply import rewrite
 from umcompress.run_folder import TRAINING, CommittedStep, RunFolder, keep_tensors, kept_tensors
 from umcompress.train.run import check_trainable, feed_experts, run_training, sharded, summary
+from umcompress.training_data import TrainingFile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,7 +120,9 @@ class Pipeline:
         return {evaluation.name for evaluation in self.evaluations} | {TRAINING}
 
     def _training_data(self, planner: TrainingPass) -> Evaluation:
-        return calibration_source(self.recipe, Calibration(source=planner.data), self.evaluations)
+        if planner.data is not None:
+            return TrainingFile(data=Path(planner.data))
+        return calibration_source(self.recipe, Calibration(source=planner.source), self.evaluations)
 
     def _place(self, index: int) -> str:
         return f"[{index}/{len(self.recipe.steps)}]"

@@ -32,6 +32,7 @@ def check_trainable(planner: TrainingPass, source: Source, data: Evaluation) -> 
     """Find out before hours are spent that a model cannot be trained, or not on this data."""
     if type(source.family).trainer is Family.trainer:
         source.family.trainer(nn.Module(), source.folder)
+    data.check()
     if type(data).training_items is Evaluation.training_items:
         data.training_items("generation", 1, planner.seed)
 
