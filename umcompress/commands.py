@@ -62,7 +62,8 @@ def apply(
     from umcompress.dry import check
     from umcompress.opening import open_source
 
-    source = open_source(loaded.recipe.model, loaded.recipe.dtype, processes.start(loaded.recipe.device))
+    device = processes.start(loaded.recipe.device)
+    source = open_source(loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.components)
     check(loaded.recipe, source)
     fingerprint = _fingerprint(loaded, source.fingerprint() + ("/out of core" if out_of_core else ""))
     folder = RunFolder(path)
@@ -177,7 +178,8 @@ def _record(source: Any, fingerprint: str, plans: Sequence[Any]) -> Any:
     earlier = before.plans if before is not None else ()
     return CompressionRecord(
         base=before.base if before is not None else source.name, fingerprint=fingerprint,
-        family=source.family.name, plans=(*earlier, *plans), provenance={"versions": _versions()},
+        family=source.family.name, components=dict(source.components), plans=(*earlier, *plans),
+        provenance={"versions": _versions()},
     )
 
 

@@ -34,7 +34,7 @@ _NO_VALUES = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)
 def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     """Every step on the shapes that the one before leaves; one that cannot be planned leaves them alone."""
     # The recipe's device is for weights: planning needs none.
-    states = [_Dry(open_source(recipe.model, recipe.dtype))]
+    states = [_Dry(open_source(recipe.model, recipe.dtype, components=recipe.components))]
     steps = []
     for step, parent in zip(recipe.steps, recipe.parents(), strict=True):
         states.append(copy.deepcopy(states[parent]))

@@ -173,6 +173,7 @@ class CompressionRecord(Document):
     base: str
     fingerprint: str = ""
     family: str
+    components: dict[str, Component] = {}
     plans: tuple[Plan, ...] = ()
     provenance: dict[str, Any] = {}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from umcompress.documents import Component
 from umcompress.edits import CompressionRecord
 from umcompress.errors import UsageError
 from umcompress.models.base import Family, Runner
@@ -29,6 +31,7 @@ class Source:
     family: Family
     dtype: str = "float32"
     device: str = "cpu"
+    components: Mapping[str, Component] = field(default_factory=dict)
 
     @property
     def record(self) -> CompressionRecord | None:
@@ -64,10 +67,24 @@ class Source:
         return digest.hexdigest()
 
 
-def open_source(model: str, dtype: str | None = None, device: str | None = None) -> Source:
-    """Find a model.  ModelError where there is none; UsageError where the device is not there."""
+def open_source(
+    model: str,
+    dtype: str | None = None,
+    device: str | None = None,
+    components: Mapping[str, Component] | None = None,
+) -> Source:
+    """Find a model.  ModelError where there is none; UsageError where the device is not there.
+
+    components: what its parts are for, where its family does not know; a compressed model remembers.
+    """
     folder = resolve_folder(model)
     device = device or "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device}", "torch finds no CUDA device here", "leave --device out, or use cpu")
-    return Source(model, folder, find_family(folder), dtype or "float32", device)
+    family = find_family(folder)
+    known = read_record(folder).components if is_compressed(folder) else {}
+    if known and components is not None and dict(components) != known:
+        raise UsageError(f"components of {model}", "it was compressed with others", "leave `components` out")
+    if given := known or components:
+        family = family.with_components(given)
+    return Source(model, folder, family, dtype or "float32", device, dict(given or {}))

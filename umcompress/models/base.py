@@ -17,7 +17,7 @@ from umcompress.checkpoint.fill import WeightFiles
 from umcompress.checkpoint.writer import Source
 from umcompress.documents import Component, Task
 from umcompress.edits import Plan
-from umcompress.errors import ModelError
+from umcompress.errors import ModelError, UsageError
 from umcompress.models.plain import Plain
 
 Picture = NDArray[np.uint8]
@@ -179,6 +179,13 @@ class Family(ABC):
     @abstractmethod
     def component_of(self, path: str) -> Component:
         """What the module or parameter at `path` is for."""
+
+    def with_components(self, components: Mapping[str, Component]) -> Family:
+        """The family with these parts in place of its own: globs of module paths, and what each is for."""
+        raise UsageError(
+            f"components of a {self.name} model", "this kind of model says itself what its parts are for",
+            "leave `components` out of the recipe",
+        )  # fmt: skip
 
     @abstractmethod
     def runner(self, model: nn.Module, folder: Path) -> Runner:

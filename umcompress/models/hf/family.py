@@ -126,6 +126,9 @@ class TransformersFamily(Family):
     def component_of(self, path: str) -> Component:
         return component_of(path, self.components)
 
+    def with_components(self, components: Mapping[str, Component]) -> TransformersFamily:
+        return TransformersFamily(components)
+
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         from umcompress.models.hf.runner import TransformersRunner
 
