@@ -104,6 +104,21 @@ class Work:
     measures: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihood of a text in nats, and whether each of its tokens is the likeliest one in its place."""
+
+    nats: float
+    greedy: bool
+
+
+def likelihood(logits: Tensor, ids: Tensor) -> Likelihood:
+    """Logits (T, V), each of the place before the token ids (T,)."""
+    ids = ids.to(logits.device)
+    chosen = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    return Likelihood(float(chosen.double().sum()), bool((logits.argmax(-1) == ids).all()))
+
+
 class Runner(Protocol):
     """Runs the tasks of one model."""
 
@@ -114,6 +129,14 @@ class Runner(Protocol):
         self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16
     ) -> list[str]:
         """A greedily decoded answer for each picture and question; an entry of `images` may be a list of them."""
+
+    def score(
+        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        """How likely the model finds each of the continuations of each picture and prompt.
+
+        An entry of `images` may be None or a list, a prompt None: then the continuation is the whole text.
+        """
 
     def generate(
         self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None

@@ -43,6 +43,15 @@ class Cache:
         """An independent cache with the same content."""
         return Cache(self.batch, dict(self.keys), dict(self.values), dict(self.valid), list(self.positions))
 
+    def take(self, sequences: Sequence[int]) -> Cache:
+        """A cache of these sequences; one that is named several times goes on in several ways."""
+        rows = torch.tensor(list(sequences), dtype=torch.long)
+        keys, values = (
+            {place: kept[rows.to(kept.device)] for place, kept in all_.items()} for all_ in (self.keys, self.values)
+        )
+        valid = {presence: kept[rows] for presence, kept in self.valid.items()}
+        return Cache(len(sequences), keys, values, valid, [self.positions[row] for row in sequences])
+
     def length(self, sequence: int = 0) -> int:
         """Tokens that sequence `sequence` has absorbed, of both streams."""
         valid = self.valid.get(STREAMS)

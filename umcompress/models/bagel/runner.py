@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from umcompress.documents import Task
-from umcompress.errors import ModelError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, to_image, vision_input
@@ -26,50 +25,16 @@ from umcompress.models.bagel.sampling import (
     guided_velocity,
     to_pixels,
 )
-from umcompress.models.base import GenerationItem, Picture, UnderstandingItem, Work
+from umcompress.models.bagel.words import Words
+from umcompress.models.base import GenerationItem, Likelihood, Picture, UnderstandingItem, Work, likelihood
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one one by one.
 BATCH_TOKENS = 4096
 LARGEST_BATCH = 128
 # The timed workloads: a short question, a short prompt, of no particular words.
 QUESTION_TOKENS, PROMPT_TOKENS = 6, 2
-
-
-class Words:
-    """The tokenizer of the folder, by the `tokenizers` library where it can be (no slow imports)."""
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        self.encode: Callable[[str], list[int]]
-        self.decode: Callable[[list[int]], str]
-        if path.exists():
-            from tokenizers import Tokenizer
-
-            try:
-                fast = Tokenizer.from_file(str(path))
-            except Exception as error:  # the library raises this and nothing narrower
-                raise _no_tokenizer(folder, f"tokenizer.json is not readable: {error}") from error
-            self.encode = lambda text: list(fast.encode(text, add_special_tokens=False).ids)
-            self.decode = lambda ids: str(fast.decode(ids, skip_special_tokens=True))
-            return
-        if not (folder / "vocab.json").exists():
-            raise _no_tokenizer(folder, "neither tokenizer.json nor vocab.json")
-        from transformers import AutoTokenizer
-
-        try:
-            slow = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise _no_tokenizer(folder, str(error)) from error
-        self.encode = lambda text: list(slow(text, add_special_tokens=False)["input_ids"])
-        self.decode = lambda ids: str(slow.decode(ids, skip_special_tokens=True))
-
-    def ids(self, text: str) -> Tensor:
-        return torch.tensor(self.encode(text), dtype=torch.long)
-
-
-def _no_tokenizer(folder: Path, found: str) -> ModelError:
-    do = "copy the tokenizer files of the model into its folder"
-    return ModelError(f"the tokenizer of {folder}", found, do)
+# Tokens read before, in all, of the continuations that are scored in one forward.
+SCORED_TOKENS = 16384
 
 
 class BagelRunner:
@@ -101,12 +66,13 @@ class BagelRunner:
     # -- understanding -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _read(self, images: Sequence[Any], questions: Sequence[Tensor]) -> Cache:
+    def _read(self, images: Sequence[Any], questions: Sequence[Tensor] | None) -> Cache:
         """Pictures, then questions as token ids.  An entry may be several pictures, all entries equally many."""
         cache = Cache(len(images))
         for shown in zip(*(_pictures(entry) for entry in images), strict=True):
             self.model.absorb_vision(cache, [vision_input(image, self.model.config) for image in shown])
-        self.model.absorb_text(cache, questions)
+        if questions is not None:
+            self.model.absorb_text(cache, questions)
         return cache
 
     def answer(
@@ -121,6 +87,40 @@ class BagelRunner:
                 for index, ids in zip(alike, self.model.decode_text(cache, max_new_tokens + 1), strict=True):
                     answers[index] = self.words.decode(ids[1:]).strip()
         return answers
+
+    @torch.no_grad()
+    def score(
+        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        """As `Runner.score`: what `answer` decodes is the continuation that it would itself write.
+
+        Space before a continuation is dropped, for an answer begins a turn of its own.
+        """
+        found: list[list[Likelihood]] = [[] for _ in prompts]
+        for part in self._batches(len(prompts)):
+            for alike in _alike(images, part, [prompt is None for prompt in prompts]):
+                asked = [prompts[index] for index in alike]
+                shown = [images[index] for index in alike]
+                questions = [self.words.ids(prompt) for prompt in asked if prompt is not None]
+                cache = self._read(shown, questions or None)
+                wanted = [(row, text.lstrip()) for row, index in enumerate(alike) for text in continuations[index]]
+                size = max(1, SCORED_TOKENS // max(1, cache.length()))
+                for start in range(0, len(wanted), size):
+                    some = wanted[start : start + size]
+                    wide = cache.take([row for row, _ in some])
+                    likely = self._likelihoods(wide, [self.words.ids(text) for _, text in some])
+                    for (row, _), one in zip(some, likely, strict=True):
+                        found[alike[row]].append(one)
+        return found
+
+    def _likelihoods(self, cache: Cache, wanted: Sequence[Tensor]) -> list[Likelihood]:
+        """Of `wanted[b]`, written after what sequence b has read."""
+        begin = torch.tensor([self.model.config.tokens.bos_token_id])
+        read = [torch.cat([begin, ids])[: max(1, len(ids))] for ids in wanted]
+        rows, packing = self.model.absorb_text(cache, read, wrap=False)
+        # A sequence at a time: in float32 all logits of a batch would be the largest tensor of the run.
+        parts = zip(packing.split(rows), wanted, strict=True)
+        return [likelihood(self.model.logits(part[: len(ids)]), ids) for part, ids in parts]
 
     # -- generation ----------------------------------------------------------------------------------------
 
@@ -263,14 +263,17 @@ class BagelRunner:
 
 
 def _pictures(entry: Any) -> Sequence[Any]:
+    if entry is None:
+        return []
     return entry if isinstance(entry, list | tuple) else [entry]
 
 
-def _alike(images: Sequence[Any], part: slice) -> list[list[int]]:
-    """The places of a part of the entries, those with equally many pictures together."""
-    groups: dict[int, list[int]] = {}
+def _alike(images: Sequence[Any], part: slice, kinds: Sequence[bool] | None = None) -> list[list[int]]:
+    """The places of a part of the entries, those with equally many pictures (and of one kind) together."""
+    groups: dict[tuple[int, bool], list[int]] = {}
     for index in range(part.start, part.stop):
-        groups.setdefault(len(_pictures(images[index])), []).append(index)
+        kind = kinds is not None and kinds[index]
+        groups.setdefault((len(_pictures(images[index])), kind), []).append(index)
     return list(groups.values())
 
 

@@ -14,7 +14,7 @@ from umcompress.documents import Task
 from umcompress.errors import ModelError
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, to_image, vision_input
-from umcompress.models.bagel.runner import Words
+from umcompress.models.bagel.words import Words
 from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward
 from umcompress.models.base import ImageText, TrainingBatch, TrainingForward, TrainingItem, UnderstandingItem
 

@@ -16,7 +16,15 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from umcompress.documents import Task
 from umcompress.errors import UsageError
-from umcompress.models.base import GenerationItem, Picture, TextSample, UnderstandingItem, Work
+from umcompress.models.base import (
+    GenerationItem,
+    Likelihood,
+    Picture,
+    TextSample,
+    UnderstandingItem,
+    Work,
+    likelihood,
+)
 from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
 from umcompress.models.hf.inputs import picture, plain_ids, reads_text, speaks
 from umcompress.models.hf.words import Words
@@ -52,11 +60,7 @@ class TransformersRunner:
     def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
         """Greedy answers to questions without pictures (`images` holds None)."""
         self._must_speak("answer questions")
-        if any(image is not None for image in images):
-            raise UsageError(
-                "ask about pictures", f"{type(self.model).__name__} is run on text here",
-                "use an evaluation that asks without pictures, such as perplexity",
-            )  # fmt: skip
+        _no_pictures(self.model, images)
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, max_new_tokens=max_new_tokens
         )
@@ -78,6 +82,31 @@ class TransformersRunner:
         """(B, T) ids -> (B, T, V) in the model's dtype."""
         found: Tensor = self.model(input_ids=ids.to(self.device)).logits
         return found
+
+    @torch.no_grad()
+    def score(
+        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        """As `Runner.score`, of plain text: no chat template is put around it."""
+        self._must_speak("score continuations")
+        _no_pictures(self.model, images)
+        pairs = [
+            self.words.pair(prompt or "", text)
+            for prompt, texts in zip(prompts, continuations, strict=True)
+            for text in texts
+        ]
+        found: list[Likelihood] = []
+        for part in _by_tokens([before + after for before, after in pairs], 0):
+            ids = torch.zeros(len(part), max(map(len, part)), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for place, row in enumerate(part):
+                ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
+            logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+            for place, row in enumerate(part):
+                start = len(pairs[len(found)][0])
+                found.append(likelihood(logits[place, start - 1 : len(row) - 1], ids[place, start : len(row)]))
+        several = iter(found)
+        return [[next(several) for _ in texts] for texts in continuations]
 
     # -- calibration and counting ----------------------------------------------------------------------------
 
@@ -187,6 +216,14 @@ class TransformersRunner:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _no_pictures(model: PreTrainedModel, images: Sequence[Any]) -> None:
+    if not all(image is None or (isinstance(image, list | tuple) and not image) for image in images):
+        raise UsageError(
+            "ask about pictures", f"{type(model).__name__} is run on text here",
+            "use an evaluation that asks without pictures, such as perplexity",
+        )  # fmt: skip
 
 
 def _by_tokens(rows: list[list[int]], more: int) -> Iterator[list[list[int]]]:

@@ -31,6 +31,21 @@ class Words:
         """Text that goes on after other text."""
         return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
+    def pair(self, before: str, after: str) -> tuple[list[int], list[int]]:
+        """A text and what follows it, cut into tokens as one text; before nothing stands the token that begins texts.
+
+        Space at the end of the first belongs to the second, as in lm-eval: that is how words are cut.
+        """
+        kept = before.rstrip()
+        if not before:
+            first = next(
+                (token for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if token is not None), 0
+            )
+            rest = self.more_ids(after)
+            return ([first], rest) if rest[:1] != [first] else (rest[:1], rest[1:])
+        ids = self.ids(kept)
+        return ids, self.ids(before + after)[len(ids) :]
+
     def question(self, text: str) -> list[int]:
         """A question as the model was taught to be asked, by the tokenizer's chat template where there is one."""
         if not getattr(self.tokenizer, "chat_template", None):
