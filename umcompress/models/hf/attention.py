@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
@@ -64,16 +65,16 @@ class OneStream:
         """With its only stream the attention is dropped as a whole."""
 
 
-def adopt(model: nn.Module, path: str, component: str) -> None:
-    """Let the attentions in the block at `path` follow the protocol, where their heads are known."""
-    for module in model.get_submodule(path).modules():
+def adopt(model: nn.Module, path: str, component_of: Callable[[str], str]) -> None:
+    """Let the attentions in the stack at `path` follow the protocol, where their heads are known."""
+    for name, module in model.get_submodule(path).named_modules(prefix=path):
         if not is_attention(module) or isinstance(module, OneStream):
             continue
         layout = layout_of(module)
         if isinstance(layout, StreamLayout):
             known: Any = module
             known.umcompress_heads = (layout.query_heads, layout.key_value_groups)
-            known.stream_components = (component,)
+            known.stream_components = (component_of(name),)
             kind: Any = type(module)
             module.__class__ = _with_stream(kind)
 

@@ -63,7 +63,7 @@ class TransformersFamily(Family):
         # Found once, on the whole model: a stack keeps its name when edits leave little of it.
         setattr(model, _STACKS, stacks.find_stacks(_of_transformers(model)))
         for path in self.stacks(model).values():
-            attention.adopt(model, path, self.component_of(path))
+            attention.adopt(model, path, self.component_of)
         return model
 
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:

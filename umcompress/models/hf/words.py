@@ -11,16 +11,23 @@ from transformers import AutoTokenizer
 from umcompress.errors import ModelError
 
 
+# Without any of these transformers may make up a tokenizer that knows no word.
+_FILES = ("tokenizer.*", "tokenizer_config.json", "vocab.*", "*.tiktoken", "*.model")
+_COPY = "copy the tokenizer files of the model into its folder"
+
+
 class Words:
     """Text to ids and back."""
 
     def __init__(self, folder: Path) -> None:
+        if not any(file.is_file() for pattern in _FILES for file in folder.glob(pattern)):
+            raise ModelError(f"the tokenizer of {folder}", "no tokenizer files", _COPY)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
             raise ModelError(
-                f"the tokenizer of {folder}", lines[0][:200], "copy the tokenizer files of the model into its folder"
+                f"the tokenizer of {folder}", lines[0][:200], _COPY
             ) from error
 
     def ids(self, text: str) -> list[int]:
