@@ -21,8 +21,8 @@ from umcompress.train.run import run_training
 EXPERTS, ACTIVE = 8, 4
 
 
-def split(source: Source, component: str = "generation", selector: bool = False, seed: int = 0) -> nn.Module:
-    """The model with every feed-forward of a component split; routers (and selectors) are random, not zero."""
+def split(source: Source, component: str | None = "generation", selector: bool = False, seed: int = 0) -> nn.Module:
+    """The model with every feed-forward of a component (None: of all) split; routers and selectors are random."""
     model = source.load()
     sites = trace_model(model, source.family).feed_forwards(component=component)
     draw = torch.Generator().manual_seed(seed)
