@@ -16,7 +16,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 _NONE, _ITEM = "_umcompress_is_none", "_umcompress_set_item"
 
@@ -115,6 +115,8 @@ def rewritten(function: FunctionType, answers: Mapping[str, Callable[..., Any]])
 
 def set_item(value: Any, index: Any, new: Any) -> Any:
     """`value[index] = new`, as a call that gives `value`: in a graph its later uses come after it."""
+    if isinstance(value, fx.Proxy):
+        return value.tracer.create_proxy("call_function", set_item, (value, index, new), {})
     operator.setitem(value, index, new)
     return value
 

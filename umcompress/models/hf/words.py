@@ -10,7 +10,6 @@ from transformers import AutoTokenizer
 
 from umcompress.errors import ModelError
 
-
 # Without any of these transformers may make up a tokenizer that knows no word.
 _FILES = ("tokenizer.*", "tokenizer_config.json", "vocab.*", "*.tiktoken", "*.model")
 _COPY = "copy the tokenizer files of the model into its folder"
