@@ -1,8 +1,8 @@
 """Train the routers of split feed-forwards, and nothing else.
 
 What a router learns is how much each chosen expert counts, and with it which ones are chosen: its logits are added
-to the scores that choose.  Losses as in `specs` of TrainingPass: the task's own, and distillation from the unpruned
-model's block outputs and final output (arXiv 2305.15798, 2412.01199).
+to the scores that choose.  Mostly the unpruned model teaches, by its blocks' outputs and its final one (as in arXiv
+2305.15798 and 2412.01199).
 """
 
 from __future__ import annotations
