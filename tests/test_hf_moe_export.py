@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import VOCABULARY, write_folder
+from hf_models import VOCABULARY, write_folder, write_recipe
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -25,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from umcompress.commands import apply
 from umcompress.edits import DropBlock, DropBranch, Edit, KeepChannels, Plan, SetTensors, SplitExperts
 from umcompress.models.hf.family import TransformersFamily
 from umcompress.models.plain import Plain
@@ -219,6 +220,30 @@ def _feed_forwards(model: nn.Module) -> Any:
     from umcompress.graph.model_graph import trace_model
 
     return trace_model(model, FAMILY).feed_forwards()
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "one_plus_logit"])
+def test_a_run_writes_it_and_says_so(tmp_path: Path, weighting: str) -> None:
+    write_folder(qwen3(), tmp_path / "dense")
+    step = {
+        "pass": "moe_split", "experts": 4, "active": 3, "partition": "random", "router": "zero", "repair": "none",
+        "weighting": weighting,
+    }  # fmt: skip
+    recipe = write_recipe(tmp_path, tmp_path / "dense", step)
+    report, out = apply(str(recipe), output=str(tmp_path / "out"))
+    saved, card = report.checkpoint, (out / "model" / "README.md").read_text()
+    assert saved is not None
+    ours = (out / "model" / "umcompress.json").exists()
+    if weighting == "softmax":
+        assert saved.loads_with == "transformers" and not ours
+        assert "plain Qwen3MoeForCausalLM; experts of 6 channels filled up with zeros to 8" in saved.note
+        assert "AutoModelForCausalLM" in card
+        assert type(open_source(str(out)).load()).__name__ == "Qwen3MoeForCausalLM"
+    else:
+        assert saved.loads_with == "umcompress" and ours and saved.reload_equal
+        assert "set weighting: softmax" in saved.note
+        assert "umcompress.load" in card
+        assert type(open_source(str(out)).load()).__name__ == "Qwen3ForCausalLM"
 
 
 def test_a_changed_expert_is_noticed(seen: dict[str, tuple[nn.Module, Path]], tmp_path: Path) -> None:

@@ -10,10 +10,16 @@ from umcompress.render.report_view import report_view
 from umcompress.report import Report
 from umcompress.yaml_text import yaml_text
 
+_OURS = ("import umcompress", "", 'model = umcompress.load("path/to/this/folder")')
+_TRANSFORMERS = (
+    "from transformers import AutoModelForCausalLM", "",
+    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+)  # fmt: skip
+
 
 def write_model_card(report: Report, folder: Path) -> None:
     """The card of the model in `folder`."""
-    result = report.result
+    result, saved = report.result, report.checkpoint
     before, after = report.baseline.parameters.total, result.parameters.total
     recipe = dict(report.recipe or {})
     recipe.pop("output", None)
@@ -23,9 +29,7 @@ def write_model_card(report: Report, folder: Path) -> None:
         f"{after:,} parameters of {before:,} ({after / before:.1%}).  Weights in safetensors; load with",
         "",
         "```python",
-        "import umcompress",
-        "",
-        'model = umcompress.load("path/to/this/folder")',
+        *(_TRANSFORMERS if saved is not None and saved.loads_with == "transformers" else _OURS),
         "```",
         "",
         "## What it cost",

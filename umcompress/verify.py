@@ -59,10 +59,12 @@ def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None =
             "the run folder keeps all steps; report this as a bug",
         )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    notes = [plain.note] if plain and plain.note else []
+    if bar:
+        notes.append(f"outputs in a fresh process differ by rounding only (at most {bar:g})")
     return Checkpoint(
         path=folder.name, parameters=found["parameters"], bytes=size, reload_equal=None if bar else True,
-        loads_with=plain.loads_with if plain else "umcompress",
-        note=f"outputs in a fresh process differ by rounding only (allowed: {bar:g})" if bar else "",
+        loads_with=plain.loads_with if plain else "umcompress", note="; ".join(notes),
     )
 
 

@@ -17,7 +17,7 @@ class Plain:
     weights: weight file -> name on disk -> tensor. texts: file -> content, in place of what the source's folder has
     under that name. dropped: files of the source's folder that do not belong to the result. exact: whether a
     reloaded model computes the same bits, and not only the same within rounding. sharded: whether large files may be
-    cut up.
+    cut up. note: what to tell of it.
     """
 
     weights: Mapping[str, Mapping[str, Source]]
@@ -25,6 +25,7 @@ class Plain:
     dropped: frozenset[str] = frozenset()
     exact: bool = True
     sharded: bool = True
+    note: str = ""
     loads_with: Literal["umcompress", "transformers"] = "umcompress"
 
     @property

@@ -45,12 +45,14 @@ class BagelExperts(SparseFeedForward):
 
     def route(self, x: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, H), which rows are vision (T,) -> weights (T, k), chosen experts (T, k), logits (T, E)."""
+        if self.layer.rule == "live" and (vision is None or not self.layer.routes_vision):
+            return super().route(x)
         logits = self.gate(x)
-        if vision is not None and self.layer.routes_vision:
-            logits = torch.where(vision[:, None], self.gate_img(x), logits)
         if self.layer.rule == "live":
-            chosen = torch.topk(logits.detach(), self.shape.active, dim=-1).indices
-            return 1 + logits.gather(-1, chosen), chosen, logits
+            assert vision is not None
+            logits = torch.where(vision[:, None], self.gate_img(x), logits)
+            picked, chosen = torch.topk(logits, self.shape.active, dim=-1)
+            return 1 + picked, chosen, logits
         probabilities = functional.softmax(logits.float(), dim=-1)
         picked, chosen = torch.topk(probabilities, self.shape.active, dim=-1)
         if self.layer.normalised:

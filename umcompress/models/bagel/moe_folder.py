@@ -25,6 +25,7 @@ from umcompress.nn.experts import SparseFeedForward
 
 CONFIG = "llm_config.json"
 _PLACE = re.compile(r"language_model\.model\.layers\.(\d+)\.(mlp|mlp_moe_gen)")
+NOTE = "model/ is a plain BAGEL-MoE folder, in the layout of the sparse fork"
 _SAYS = ("split_experts", "set_tensors")
 
 
@@ -44,7 +45,7 @@ def plain_folder(
         if not isinstance(module, BagelExperts):
             weights["ema.safetensors"] |= _further_routers(path, given[f"{path}.gate.weight"])
     text = json.dumps(config | _fields(modules), indent=2) + "\n"
-    return Plain(weights, {CONFIG: text}, frozenset({NOTES}), sharded=False)
+    return Plain(weights, {CONFIG: text}, frozenset({NOTES}), sharded=False, note=NOTE)
 
 
 def _edits(plans: Sequence[Plan]) -> Iterator[str]:

@@ -126,7 +126,13 @@ def plain_folder(
     return Plain(
         {WEIGHTS: mixture.tensors(ours, splits)}, {CONFIG: plain.as_text(built.config.to_diff_dict())},
         frozenset({BASE_CONFIG}), exact=False, loads_with="transformers",
+        note=_note(mixture, next(iter(splits.values())).width),
     )  # fmt: skip
+
+
+def _note(mixture: Mixture, width: int) -> str:
+    more = "" if filled(width) == width else f"; experts of {width} channels filled up with zeros to {filled(width)}"
+    return f"model/ is a plain {mixture.architecture}{more}"
 
 
 def _rules(splits: Mapping[int, ExpertShape], layers: int, mixture: Mixture) -> Iterator[str]:
