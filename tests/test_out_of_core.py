@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from test_laws import kinds, law, outputs
 from tiny_bagel import write_recipe
 
+from umcompress import commands
 from umcompress.calibrate.collect import collect
 from umcompress.cli import main
 from umcompress.edits import CompressionRecord, Plan
 from umcompress.extend import BlockSimilarity, BranchSimilarity, ChannelMoments, HeadContribution, Scope
 from umcompress.graph.model_graph import trace_model
+from umcompress.memory import BASE, SCORING
 from umcompress.opening import Source, open_source
 from umcompress.out_of_core import OnDisk, open_on_disk, write
 from umcompress.rewrite import rows
@@ -166,3 +168,21 @@ def test_what_cannot_be_done_out_of_core_is_said(
     said = capsys.readouterr().err
     assert "evaluate" in said and "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_predicts_memory(tiny_bagel: Path, tmp_path: Path) -> None:
+    """By hand: what is held of the tiny model's widths, and what is not."""
+    model = open_source(str(tiny_bagel)).skeleton()
+    every = 4 * sum(p.numel() for p in model.parameters())
+    square = 8 * sum(96**2 for _ in range(3))
+    refit = PRUNE | {"score": "activation", "repair": "least_squares"}
+    found = []
+    for step in (PRUNE, refit):
+        memory = commands.plan(str(write_recipe(tmp_path, tiny_bagel, step, evaluate=[]))).memory
+        assert memory is not None
+        found.append(memory)
+    assert found[0].in_memory == BASE + 2 * every
+    assert found[1].in_memory == BASE + 2 * every + square
+    largest = max(p.numel() for n, p in model.named_parameters() if ".layers." in n) * (4 + SCORING)
+    assert found[0].out_of_core == BASE + 4 * rows.PIECE + largest
+    assert found[1].out_of_core > found[0].out_of_core + square

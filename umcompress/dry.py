@@ -19,6 +19,7 @@ from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.graph.sites import AttentionSite, BlockSite, ExpertSite, FeedForwardSite
 from umcompress.graph.text import print_graph
 from umcompress.measure import Weight, weigh
+from umcompress.memory import predicted
 from umcompress.opening import DTYPES, Source, open_source
 from umcompress.recipe import Calibration, Recipe, Step
 from umcompress.rewrite.apply import shapes_only
@@ -39,7 +40,9 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     for step, parent in zip(recipe.steps, recipe.parents(), strict=True):
         states.append(copy.deepcopy(states[parent]))
         steps.append(states[-1].step(step, recipe.calibration))
-    return PlanReport(model=recipe.model, recipe_name=name, steps=tuple(steps))
+    passes = [step.pass_ for step in recipe.steps if isinstance(step.pass_, Pass)]
+    memory = predicted(states[0].model, states[0].source.family, passes)
+    return PlanReport(model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory)
 
 
 def inspect_model(model: str, graph_path: str | None) -> Inspection:

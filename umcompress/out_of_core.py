@@ -40,7 +40,7 @@ from umcompress.rewrite.store import save_plain, write_compressed
 from umcompress.rewrite.structure import reshape
 from umcompress.rewrite.tensors import TensorMap, evaluate
 from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
-from umcompress.streamed import block_paths, streamed
+from umcompress.streamed import streamed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -245,26 +245,6 @@ def peak_bytes() -> int:
     """The largest amount of memory that this process has held so far."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
-
-
-def predicted_peak(model: nn.Module, source: Source, calibrated: bool) -> int:
-    """Bytes of weights in memory at once: some pieces of a tensor; where calibrated also what lies outside of
-    the blocks, and the largest block. Python, torch and activations come on top.
-    """
-    from umcompress.rewrite.rows import PIECE
-
-    if not calibrated:
-        return 4 * PIECE
-    sizes = dict.fromkeys(block_paths(model, source.family), 0)
-    outside = 0
-    for name, parameter in model.named_parameters():
-        count = parameter.numel() * parameter.element_size()
-        path = next((p for p in sizes if name.startswith(f"{p}.")), None)
-        if path is None:
-            outside += count
-        else:
-            sizes[path] += count
-    return outside + max(sizes.values(), default=0) + 4 * PIECE
 
 
 if __name__ == "__main__":

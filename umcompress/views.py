@@ -49,12 +49,20 @@ class PlanStep(Document):
     problem: str | None = None
 
 
+class Memory(Document):
+    """Bytes that a run is predicted to hold at most, without the activations of what it runs."""
+
+    in_memory: NonNegativeInt
+    out_of_core: NonNegativeInt
+
+
 class PlanReport(Document):
     """What a recipe would do to a model. No weights were read, so which units stay is not decided here."""
 
     model: str
     recipe_name: str | None = None
     steps: tuple[PlanStep, ...]
+    memory: Memory | None = None
 
 
 class SiteInfo(Document):

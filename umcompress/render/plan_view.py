@@ -23,7 +23,14 @@ def plan_view(plan: PlanReport) -> View:
         refused = by_layers((item.site, item.reason) for item in step.declined)
         parts += [f"{step.name} leaves {site} alone: {reason}" for site, reason in refused]
         parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
-    return tuple(parts)
+    return (*parts, *_memory(plan))
+
+
+def _memory(plan: PlanReport) -> list[str]:
+    if plan.memory is None:
+        return []
+    whole, streamed = (f"{amount(count)}B" for count in (plan.memory.in_memory, plan.memory.out_of_core))
+    return [f"memory, activations left out: about {whole}, or {streamed} with apply --out-of-core"]
 
 
 def _sizes(plan: PlanReport) -> Table:
