@@ -16,7 +16,7 @@ from hf_subject import FAMILY, Subject, differ, passes, run, subject, zeroed
 from hf_zoo import ZOO
 from torch import Tensor
 
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, Plan
+from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
 from umcompress.errors import PlanError
 from umcompress.graph.lower import lower
 from umcompress.models.hf.runner import TransformersRunner
@@ -72,7 +72,7 @@ def test_a_cache_changes_nothing(name: str) -> None:
     cuts: dict[str, list[Edit]] = {
         "whole": [], "blocks": [DropBlock(block=blocks[0]), DropBlock(block=blocks[2])],
         "first": [without(blocks[0])], "two": [without(blocks[0]), without(blocks[1])],
-        "last": [without(blocks[-1]), without(blocks[1])],
+        "last": [without(blocks[-1]), without(blocks[1])], "heads": half_heads(one, "main"),
     }  # fmt: skip
     for title, edits in cuts.items():
         # In float64 some of transformers' masks overflow on padding.
@@ -199,19 +199,19 @@ def test_saved_models_load_anywhere_or_say_why_not(name: str, stack: str, source
     # Not the same bits: transformers' own files leave tensors where kernels sum in another order.
     assert differ(run(source.load()), run(theirs)) < 1e-6
     plain = [DropBlock(block=one.stack(stack)[1]), *narrowed(one, stack)]
-    for edits, title in ((plain, "plain"), (mixed(one, stack), "mixed")):
+    for edits, title in ((plain, "plain"), (mixed(one, stack), "mixed"), (half_heads(one, stack), "heads")):
         plan = Plan(pass_name="test", edits=tuple(edits))
         model = rewrite(source.load(), source.family, [plan])
         found = source.family.plain(model, folder, [plan])
         out = tmp_path / title
         if isinstance(found, str):
-            assert (name, stack, title) in NOT_PLAIN or title == "mixed", found
+            assert (name, stack, title) in NOT_PLAIN or title in ("mixed", "heads"), found
             record = CompressionRecord(base=str(folder), family="transformers", plans=(plan,))
             save_compressed(model, source.family, out, record, folder)
             with pytest.raises((RuntimeError, ValueError, AttributeError)):
                 type(one.model).from_pretrained(out)
         else:
-            assert title == "plain" and (name, stack, title) not in NOT_PLAIN
+            assert title in ("plain", "heads") and (name, stack, title) not in NOT_PLAIN
             save_plain(found, out, folder)
             there, info = type(one.model).from_pretrained(out, output_loading_info=True)
             assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -223,13 +223,21 @@ NOT_PLAIN = {("siglip", "main", "plain")}
 
 
 def narrowed(one: Subject, stack: str) -> list[Edit]:
-    """Every feed-forward of a stack to half, all alike, and half of the heads where there are any."""
+    """Every feed-forward of a stack to half, all alike."""
     found: list[Edit] = []
     gone = one.stack(stack)[1]
     for site in one.graph.feed_forwards(stack=stack):
         if site.block != gone:
             found.append(KeepChannels(site=site.path, keep=tuple(range(1, site.width, 2))))
     return found
+
+
+def half_heads(one: Subject, stack: str) -> list[Edit]:
+    """Every second key-value group of each attention whose heads are known."""
+    return [
+        KeepHeads(site=s.path, component=s.component, key_value_groups=tuple(range(1, s.key_value_groups, 2)))  # type: ignore[arg-type]
+        for s in one.graph.attentions(stack=stack)
+    ]
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
