@@ -32,11 +32,12 @@ def _one(text: str, seed: int, limit: int | None) -> Evaluation:
     match = _NAMED.fullmatch(text)
     name = match["name"] if match else text
     kind = find_evaluation(name, Path())
+    known = [field.alias or key for key, field in kind.model_fields.items()]
     options: dict[str, Any] = {}
     for part in _NEXT_OPTION.split(match["options"]) if match else ():
         key, _, value = part.partition("=")
-        if key not in kind.model_fields:
-            raise UsageError(asked, f"{name} has no option {key!r}", did_you_mean(key, kind.model_fields))
+        if key not in known:
+            raise UsageError(asked, f"{name} has no option {key!r}", did_you_mean(key, known))
         if key in options:
             raise UsageError(asked, f"{key} is given twice", "give it once")
         options[key] = value
@@ -50,7 +51,7 @@ def _one(text: str, seed: int, limit: int | None) -> Evaluation:
         # Not strict: on a command line every value is text.
         return kind.model_validate(options)
     except ValidationError as error:
-        raise UsageError(asked, explain(error), f"the options of {name}: {', '.join(kind.model_fields)}") from error
+        raise UsageError(asked, explain(error), f"the options of {name}: {', '.join(known)}") from error
 
 
 def headline(scores: dict[str, dict[Task, Score]]) -> dict[Task, Score]:
