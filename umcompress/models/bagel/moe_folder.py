@@ -21,7 +21,7 @@ from umcompress.models.bagel.expert_layout import MODULES, NOTES
 from umcompress.models.bagel.experts import BagelExperts
 from umcompress.models.bagel.load import disk_names
 from umcompress.models.plain import Plain
-from umcompress.nn.experts import SparseFeedForward
+from umcompress.nn.experts import ExpertShape, SparseFeedForward
 
 CONFIG = "llm_config.json"
 _PLACE = re.compile(r"language_model\.model\.layers\.(\d+)\.(mlp|mlp_moe_gen)")
@@ -54,19 +54,28 @@ def _edits(plans: Sequence[Plan]) -> Iterator[str]:
             yield f"{plan.pass_name} changed more than feed-forwards into experts ({kind})"
 
 
+def _reason(path: str, shape: ExpertShape, width: int) -> str:
+    """Why the fork cannot build this one; nothing where it can."""
+    if not _PLACE.fullmatch(path):
+        return "no feed-forward of the decoder"
+    if shape.selector:
+        return "experts chosen by a selector of their own (set router: zero)"
+    if shape.weighting != "one_plus_logit":
+        return f"experts weighed by {shape.weighting} (set weighting: one_plus_logit)"
+    if shape.shared_width % shape.width or shape.experts * shape.width + shape.shared_width != width:
+        return f"{shape.shared_width} shared channels, no multiple of an expert's {shape.width} (set shared: 0)"
+    return ""
+
+
 def _modules(modules: Mapping[str, SparseFeedForward], width: int) -> Iterator[str]:
-    """All that differs from what the fork builds from its three numbers."""
+    """All that differs from what the fork builds from its three numbers; alike reasons once."""
+    found: dict[str, list[str]] = {}
     for path, module in modules.items():
-        shape = module.shape
-        if not _PLACE.fullmatch(path):
-            yield f"{path} is no feed-forward of the decoder"
-        elif shape.selector:
-            yield f"the experts of {path} are chosen by a selector of their own (set router: zero)"
-        elif shape.weighting != "one_plus_logit":
-            yield f"{path} weighs experts by {shape.weighting} (set weighting: one_plus_logit)"
-        elif shape.shared_width % shape.width or shape.experts * shape.width + shape.shared_width != width:
-            shared = f"{shape.shared_width} shared channels"
-            yield f"{path} has {shared}, which is no multiple of an expert's {shape.width} (set shared: 0)"
+        if reason := _reason(path, module.shape, width):
+            found.setdefault(reason, []).append(path)
+    for reason, paths in found.items():
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        yield f"{paths[0]}{more}: {reason}"
     counts = {(m.shape.experts, m.shape.active, m.shape.shared_width) for m in modules.values()}
     if len(counts) > 1:
         listed = ", ".join(f"{active} of {experts}" for experts, active, _ in sorted(counts))
