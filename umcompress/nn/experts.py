@@ -104,6 +104,9 @@ class SparseFeedForward(nn.Module):
         return out.reshape(x.shape)
 
     def _routed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        if not len(x) and not torch.is_grad_enabled():
+            # One of two streams is often empty; sorting nothing takes as long as sorting a little.
+            return torch.zeros_like(x)
         if self._may_decode(x):
             return self._decode(x, weights, chosen)
         order = sort_by_expert(chosen, self.shape.experts)
