@@ -310,3 +310,21 @@ def test_the_command_lines_as_they_are(llama: Path, bagel: Path, local: Path, tm
         command = [sys.executable, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and task in done.stdout, done.stderr
+
+
+def test_groups_and_filters_keep_their_numbers() -> None:
+    """A group's number is lm-eval's; its interval is that of the parts together."""
+    marks = {"a": [1.0] * 30 + [0.0] * 10, "b": [1.0] * 5 + [0.0] * 5}
+    results = {
+        "results": {name: {"acc,strict": sum(found) / len(found)} for name, found in marks.items()},
+        "higher_is_better": {},
+        "groups": {"both": {"alias": "both", "acc,strict": 0.7, "acc_stderr,strict": "N/A"}},
+        "group_subtasks": {"both": ["inner", "b"], "inner": ["a"]},
+    }
+    score = scored(results, {name: {("acc", "strict"): found} for name, found in marks.items()}, {"a": {}, "b": {}})
+    assert score.value == pytest.approx((0.75 + 0.5) / 2)
+    group = score.numbers["both: acc (strict)"]
+    halves = [(score.numbers[f"{name}: acc (strict)"].high - score.numbers[f"{name}: acc (strict)"].low) / 2
+              for name in marks]
+    assert (group.value, group.n) == (0.7, 50)
+    assert group.high - group.value == pytest.approx(((0.8 * halves[0]) ** 2 + (0.2 * halves[1]) ** 2) ** 0.5)
