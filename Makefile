@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow-tests test-lm-eval install train-mini
+.PHONY: quickstart test slow-tests install train-mini
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -21,15 +21,11 @@ test: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-# What takes longer than the suite may: kills at random moments, the full scores of the built-in model.
+# What takes longer than the suite may: kills at random moments, the full scores of the built-in model, lm-eval's own
+# command line in processes of its own.
 slow-tests: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	$(BIN)/python -m pytest -q -m slow
-
-# Evaluation through lm-eval, with its own command line: `test` leaves it out, for it brings some 400 MB.
-test-lm-eval: $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[test,lm-eval]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/test_lm_eval.py
 
 # Train the built-in model from nothing (hours on two cores); resumes where it was stopped.
 train-mini: install

@@ -16,7 +16,7 @@ from hf_models import write_folder, write_recipe
 from tiny_bagel import write_tiny_bagel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed: make test-lm-eval")
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: make test installs it")
 
 from umcompress.cli import main
 from umcompress.errors import UsageError
