@@ -75,6 +75,7 @@ def run(model: Path, home: Path, name: str, step: dict[str, Any], text: Path) ->
     """One recipe out of core, then `cp` of what it wrote."""
     out = home / name
     calibration = {"task": "understanding", "samples": 16, "source": f"{Path(__file__).with_name('_text128.py')}:Text"}
+    shutil.rmtree(out, ignore_errors=True)
     recipe = home / f"{name}.yaml"
     recipe.write_text(json.dumps({"model": str(model), "calibration": calibration, "steps": [step]}))
     started = time.monotonic()

@@ -117,12 +117,14 @@ class ChannelPrune(SitePass):
         """producers (I, H) each; consumer (H, I)."""
         if self.score == "random":
             return random_scores(self.seed, site.path, site.component, site.width)
-        scores = graph.weight(f"{site.consumer}.weight").double().norm(dim=0).cpu()
+        from . import _norms
+
+        scores = _norms.column_norms(graph.weight(f"{site.consumer}.weight"))
         if self.score == "activation":
             scores = scores * statistics[ChannelActivation(self.scope())][site].mean_abs
         else:
             for weight in graph.producer_weights(site):
-                scores = scores * weight.double().norm(dim=1).cpu()
+                scores = scores * _norms.row_norms(weight)
         return [float(score) for score in scores]
 
     def _counts(

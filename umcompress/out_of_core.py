@@ -38,7 +38,7 @@ from umcompress.report import Checkpoint, StepReport, step_report
 from umcompress.rewrite.rows import pieces
 from umcompress.rewrite.store import save_plain, write_compressed
 from umcompress.rewrite.structure import reshape
-from umcompress.rewrite.tensors import TensorMap, evaluate
+from umcompress.rewrite.tensors import Same, TensorMap, evaluate
 from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
 from umcompress.streamed import streamed
 
@@ -78,7 +78,8 @@ class OnDisk:
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             expression, shape, dtype = self.tensors.entries[name], tuple(tensor.shape), tensor.dtype
             part = partial(pieces, expression, shape, dtype, self.disk, self.blobs)
-            found[name] = Written(dtype, shape, lambda part=part: _joined(part()), part)  # type: ignore[misc]
+            stored = self.disk.stored(expression.name, dtype) if isinstance(expression, Same) else None
+            found[name] = Written(dtype, shape, lambda part=part: _joined(part()), part, stored)  # type: ignore[misc]
         return found
 
     def running(self) -> AbstractContextManager[None]:
@@ -187,7 +188,7 @@ def write(model: OnDisk, folder: Path, record: CompressionRecord) -> Plain | str
         if not isinstance(plain, str):
             save_plain(plain, folder, model.source.folder, replace=True)
             return plain
-        with atomic_folder(folder, replace=True) as work:
+        with atomic_folder(folder, replace=True, sync=False) as work:
             write_compressed(model.model, family, work, record, model.source.folder, values=values)
     return plain
 

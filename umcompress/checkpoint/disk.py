@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from umcompress.checkpoint.fill import Part, Target, WeightFiles, target_name, tied_names
 from umcompress.checkpoint.index import Entry, open_folder, shards_of
-from umcompress.checkpoint.writer import NAMES
+from umcompress.checkpoint.writer import NAMES, Stored
 from umcompress.errors import ModelError
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -47,6 +47,13 @@ class Disk:
     def dtype(self, name: str) -> torch.dtype:
         place = self.places[name]
         return DTYPES[(place[0] if isinstance(place, tuple) else place).dtype]
+
+    def stored(self, name: str, dtype: torch.dtype) -> Stored | None:
+        """Where the bytes of a tensor of that dtype lie in one piece."""
+        place = self.places[name]
+        if isinstance(place, tuple) or DTYPES[place.dtype] != dtype:
+            return None
+        return Stored(place.file, place.offset, place.bytes)
 
     def read(self, name: str) -> Tensor:
         """One whole tensor, in memory of its own."""

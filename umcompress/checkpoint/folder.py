@@ -15,8 +15,11 @@ _CHUNK = 1 << 20
 
 
 @contextmanager
-def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, replace: bool = False, sync: bool = True) -> Iterator[Path]:
     """A temporary sibling folder to write into; it takes the name `target` when the block ends well.
+
+    sync: wait first until all of it has reached the disk. A model folder can be made again from the run's steps,
+    which are on the disk, so it need not.
 
     What a killed run left behind is cleared, and an old folder that it had moved aside is put back.
     UsageError when `target` exists and may not be replaced.
@@ -40,7 +43,8 @@ def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     finally:
         if not written:
             shutil.rmtree(work, ignore_errors=True)
-    _sync_tree(work)
+    if sync:
+        _sync_tree(work)
     if target.exists():
         target.rename(aside)
     work.rename(target)

@@ -11,12 +11,14 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from umcompress.checkpoint.ahead import ahead
 from umcompress.errors import CheckError
 
 NAMES: dict[torch.dtype, str] = {
@@ -29,16 +31,27 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Bytes in a file."""
+
+    file: Path
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Source:
     """A tensor to write; `make` is called when its turn comes and the result is not kept.
 
-    pieces: the same in parts along the first axis, for tensors that need not be in memory as a whole.
+    stored: where the very same bytes lie in a file already. pieces: the same in parts along the first axis, for tensors
+    that need not be in memory as a whole.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
     pieces: Callable[[], Iterator[Tensor]] | None = None
+    stored: Stored | None = None
 
     @property
     def bytes(self) -> int:
@@ -50,10 +63,13 @@ def held(tensor: Tensor) -> Source:
     return Source(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str] | None = None) -> None:
+def write_file(
+    file: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str] | None = None, sync: bool = True
+) -> None:
     """Write one safetensors file. CheckError when a tensor turns out otherwise than announced.
 
-    The file is replaced, never written over: tensors mapped from the old one stay valid.
+    The file is replaced, never written over: tensors mapped from the old one stay valid. sync: wait until it has
+    reached the disk; without, the system flushes it in its own time, as after `cp`.
     """
     order = sorted(tensors, key=lambda name: _place(name, tensors[name]))
     header: dict[str, object] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
@@ -67,15 +83,42 @@ def write_file(file: Path, tensors: Mapping[str, Source], metadata: Mapping[str,
     # Data starts on a multiple of 64 bytes, so that most tensors can be used straight from a memory map.
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     work = file.with_name(f".{file.name}.partial")
-    with work.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)))
-        stream.write(text)
+    with work.open("wb", buffering=0) as stream:
+        _write(stream, memoryview(struct.pack("<Q", len(text)) + text))
         for name in order:
-            for part in _raw(name, tensors[name]):
-                stream.write(part)
-        stream.flush()
-        os.fsync(stream.fileno())
+            source = tensors[name]
+            if source.stored is not None and source.stored.bytes == source.bytes and _copy(source.stored, stream):
+                continue
+            for part in ahead(_raw(name, source)) if source.pieces is not None else _raw(name, source):
+                _write(stream, part)
+        if sync:
+            os.fsync(stream.fileno())
     work.replace(file)
+
+
+def _write(stream: FileIO, data: memoryview) -> None:
+    while data.nbytes:
+        data = data[stream.write(data) :]
+
+
+def _copy(stored: Stored, stream: FileIO) -> bool:
+    """Let the system copy bytes from file to file; whether it can."""
+    if not hasattr(os, "copy_file_range"):
+        return False
+    start = stream.tell()
+    with stored.file.open("rb", buffering=0) as old:
+        done = 0
+        while done < stored.bytes:
+            try:
+                count = os.copy_file_range(old.fileno(), stream.fileno(), stored.bytes - done, stored.offset + done)
+            except OSError:
+                count = 0
+            if count == 0:
+                stream.seek(start)
+                stream.truncate()
+                return False
+            done += count
+    return True
 
 
 def _place(name: str, source: Source) -> tuple[bool, int, str]:
@@ -102,16 +145,17 @@ def write_shards(
     tensors: Mapping[str, Source],
     file: str = "model.safetensors",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    sync: bool = False,
 ) -> list[Path]:
     """Write `file`, or numbered shards and an index if it would grow too large. Returns the weight files."""
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
-        write_file(folder / file, tensors)
+        write_file(folder / file, tensors, sync=sync)
         return [folder / file]
     stem = file.removesuffix(".safetensors")
     files = [folder / f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for path, names in zip(files, shards, strict=True):
-        write_file(path, {name: tensors[name] for name in names})
+        write_file(path, {name: tensors[name] for name in names}, sync=sync)
     weight_map = {name: path.name for path, names in zip(files, shards, strict=True) for name in names}
     total = sum(source.bytes for source in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

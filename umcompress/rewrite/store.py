@@ -93,13 +93,13 @@ def save_compressed(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
     """Write a compressed model as a folder that appears as a whole or not at all."""
-    with atomic_folder(folder, replace) as work:
+    with atomic_folder(folder, replace, sync=False) as work:
         write_compressed(model, family, work, record, source, max_shard_bytes)
 
 
 def save_plain(plain: Plain, folder: Path, source: Path, replace: bool = False) -> None:
     """Write a model that needs no plans; the folder appears as a whole or not at all."""
-    with atomic_folder(folder, replace) as work:
+    with atomic_folder(folder, replace, sync=False) as work:
         for path in side_files(source):
             if path.name not in plain.dropped:
                 shutil.copyfile(path, work / path.name)
