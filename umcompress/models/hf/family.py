@@ -130,9 +130,9 @@ class TransformersFamily(Family):
         return TransformersFamily(components)
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
-        from umcompress.models.hf.runner import TransformersRunner
+        from umcompress.models.hf import unified
 
-        return TransformersRunner(_of_transformers(model), folder)
+        return unified.runner(_of_transformers(model), folder)
 
     def trainer(self, model: nn.Module, folder: Path) -> Trainer:
         from umcompress.models.hf import trainer

@@ -57,16 +57,16 @@ def picture(model: PreTrainedModel, fill: float | None = None) -> Call | None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
     channels = int(getattr(vision, "num_channels", getattr(vision, "in_channels", 3)))
-    return {"pixel_values": _ramp((1, channels, height, width), fill)}
+    return {"pixel_values": ramp((1, channels, height, width), fill)}
 
 
 def _patches(vision: Any, fill: float | None) -> Call:
     """Qwen's layout: (patches, channels * frames * side * side) and how many patches there are each way."""
     side = 2 * int(vision.spatial_merge_size)
     width = int(getattr(vision, "in_channels", 3)) * int(vision.temporal_patch_size) * int(vision.patch_size) ** 2
-    return {"pixel_values": _ramp((side * side, width), fill), "image_grid_thw": torch.tensor([[1, side, side]])}
+    return {"pixel_values": ramp((side * side, width), fill), "image_grid_thw": torch.tensor([[1, side, side]])}
 
 
-def _ramp(shape: tuple[int, ...], fill: float | None) -> Tensor:
+def ramp(shape: tuple[int, ...], fill: float | None) -> Tensor:
     count = int(torch.tensor(shape).prod())
     return (torch.linspace(-1, 1, count) if fill is None else torch.full((count,), fill)).view(shape)

@@ -135,16 +135,16 @@ class TransformersRunner:
         )  # fmt: skip
 
     def _encode(self, ids: Tensor) -> None:
-        """All blocks; logits, which no statistic reads, of one position only."""
-        extra = {"logits_to_keep": 1} if speaks(self.model) and _keeps_logits(self.model) else {}
-        self.model(input_ids=ids.to(self.device), use_cache=False, **extra)
+        """All blocks; no logits, which no statistic reads and which would be the largest tensor of the run."""
+        body = self.model.base_model if speaks(self.model) else self.model
+        body(input_ids=ids.to(self.device), use_cache=False)
 
     @torch.no_grad()
     def pass_tokens(self, task: Task) -> int:
         """A text of fixed length, or for a model that reads only pictures, one picture."""
         if not is_shapes_only(self.model):
             return self._pass()
-        with buffers_on_meta(self.model), _experts_by_product(self.model):
+        with buffers_on_meta(self.model), experts_by_product(self.model):
             return self._pass()
 
     def _pass(self) -> int:
@@ -239,12 +239,6 @@ def _by_tokens(rows: list[list[int]], more: int) -> Iterator[list[list[int]]]:
         yield batch
 
 
-def _keeps_logits(model: PreTrainedModel) -> bool:
-    import inspect
-
-    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
-
-
 def _tensors(output: Any, prefix: str) -> dict[str, Tensor]:
     """The floating tensors of an output, by name."""
     named = output.items() if hasattr(output, "items") else {"features": output}.items()
@@ -259,7 +253,7 @@ def _tensors(output: Any, prefix: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _experts_by_product(model: PreTrainedModel) -> Iterator[None]:
+def experts_by_product(model: PreTrainedModel) -> Iterator[None]:
     """Experts as batched products: the other ways to run them read values, and a skeleton has none."""
     before = getattr(model.config, "_experts_implementation", None)
     model.set_experts_implementation("batched_mm")

@@ -1,0 +1,165 @@
+"""What an architecture has of its own about pictures: how they are read, how they are asked for, how they are painted.
+
+B pictures, P rows of one picture in the language model, V codes, H hidden.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedModel
+
+from umcompress.errors import ModelError
+from umcompress.models.hf.build import WRONG
+
+Call = dict[str, Tensor]
+_FILES = ("processor_config.json", "preprocessor_config.json")
+_COPY = "copy the processor and tokenizer files of the model into its folder"
+# What a processor gives for pictures.
+_PIXELS = ("pixel_values", "image_sizes")
+
+
+class Pictures(ABC):
+    """Of one model. Processor and tokenizer are opened when pictures or text first need them."""
+
+    # Guidance when the folder says nothing.
+    guidance: ClassVar[float]
+    top_k: ClassVar[int] = 0
+    # Why its codes become no picture, where they do not.
+    no_decoder: ClassVar[str | None] = None
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        self.model: Any = model
+        self.folder = folder
+
+    @cached_property
+    def processor(self) -> Any:
+        return self._opened()
+
+    def _opened(self) -> Any:
+        if not any((self.folder / name).is_file() for name in _FILES):
+            raise ModelError(f"the processor of {self.folder}", f"no {' or '.join(_FILES)}", _COPY)
+        try:
+            auto: Any = AutoProcessor
+            return auto.from_pretrained(self.folder, trust_remote_code=False)
+        except WRONG as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise ModelError(f"the processor of {self.folder}", lines[0][:200], _COPY) from error
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self.embed.weight.device
+        return found
+
+    @property
+    def embed(self) -> Any:
+        """The language model's embedding."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """`generation_kwargs` of the folder's generation settings."""
+        config = getattr(self.model, "generation_config", None)
+        found: dict[str, Any] = getattr(config, "generation_kwargs", None) or {}
+        return found
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def asked(self, images: Sequence[Any], question: str) -> tuple[list[int], Call]:
+        """Pictures, then the question: token ids, and what the vision tower takes."""
+        text = self._rendered(question, len(images))
+        call = {"images": [[to_image(image) for image in images]]} if images else {}
+        made = self._processed(text, **call)
+        return made["input_ids"][0].tolist(), {name: made[name] for name in _PIXELS if name in made}
+
+    def _rendered(self, text: str, images: int) -> str:
+        """By the chat template where there is one."""
+        if not getattr(self.processor, "chat_template", None):
+            return str(self.processor.image_token) * images + text
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        chat = [{"role": "user", "content": content}]
+        return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    def _processed(self, text: str, **call: Any) -> Any:
+        begin = self.processor.tokenizer.bos_token
+        if begin and text.startswith(begin):
+            call["add_special_tokens"] = False
+        return self.processor(text=[text], return_tensors="pt", **call)
+
+    def id_of(self, token: str) -> int:
+        """Of a token that the tokenizer knows."""
+        tokenizer = self.processor.tokenizer
+        found = tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(found, int) or found == tokenizer.unk_token_id:
+            raise ModelError(f"the tokenizer of {self.folder}", f"no token {token!r}", _COPY)
+        return found
+
+    # -- what differs ----------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def body(self) -> Any:
+        """The language model without its heads."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Height and width of a painted picture in codes."""
+
+    @property
+    def small_grid(self) -> tuple[int, int]:
+        """The smallest that can be decoded, for checks."""
+        return self.grid
+
+    @abstractmethod
+    def fixed(self, fill: float | None = None) -> Call:
+        """A picture as the vision tower takes it: a ramp, or one value everywhere."""
+
+    @abstractmethod
+    def look(self, call: Call) -> Tensor:
+        """What the language model reads of a picture, (1, P, H). Runs on shapes alone, too."""
+
+    @abstractmethod
+    def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Token ids that ask for a picture, and those that ask for any picture: guidance leads away from these."""
+
+    @abstractmethod
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """(B, H) -> (B, V), of codes only."""
+
+    @abstractmethod
+    def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
+        """(B,) codes as the language model reads them on, (B, k, H), with what is sure to follow."""
+
+    def decode(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h * w) -> (B, 3, height, width), about -1 to 1."""
+        raise ModelError(
+            f"decode pictures of {type(self.model).__name__}", str(self.no_decoder), "ask it questions about pictures"
+        )
+
+    def to_pixels(self, decoded: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """(3, h, w) -> (h, w, 3), the image processor undone."""
+        rule = self.processor.image_processor
+        pixels = decoded.float().cpu().permute(1, 2, 0).numpy()
+        if rule.do_normalize:
+            pixels = pixels * np.asarray(rule.image_std, np.float32) + np.asarray(rule.image_mean, np.float32)
+        found: np.ndarray[Any, np.dtype[np.uint8]] = (pixels / rule.rescale_factor).clip(0, 255).astype(np.uint8)
+        return found
+
+
+def to_image(picture: Any) -> Any:
+    """Whatever is a picture (PIL, uint8 array) as a PIL RGB image; transparency lands on white."""
+    from PIL import Image
+
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+    if image.mode in ("RGBA", "LA", "P"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")

@@ -1,0 +1,277 @@
+"""Models of transformers that see and paint: answers about pictures, pictures of prompts, calibration on both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    ChameleonForConditionalGeneration,
+    Emu3ForConditionalGeneration,
+    GenerationConfig,
+    JanusForConditionalGeneration,
+    PreTrainedModel,
+)
+
+from umcompress.documents import Task
+from umcompress.models.base import GenerationItem, Likelihood, Picture, TextSample, UnderstandingItem, Work, likelihood
+from umcompress.models.hf.asked import Asked, batches, several, split_by_pictures
+from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
+from umcompress.models.hf.chameleon import ChameleonPictures
+from umcompress.models.hf.emu3 import Emu3Pictures
+from umcompress.models.hf.inputs import plain_ids
+from umcompress.models.hf.janus import JanusPictures
+from umcompress.models.hf.painting import Sampling, generator_of, paint
+from umcompress.models.hf.pictures import Call, Pictures
+from umcompress.models.hf.reading import left_padded, positions
+from umcompress.models.hf.runner import NEW_TOKENS, PASS_TOKENS, TransformersRunner, experts_by_product
+
+# Codes that are painted in one batch, over all of its branches.
+PAINTED_TOKENS = 16384
+LARGEST_BATCH = 64
+QUESTION_TOKENS, PROMPT_TOKENS, PROBE_CODES = 6, 8, 16
+_KINDS: tuple[tuple[type[PreTrainedModel], type[Pictures]], ...] = (
+    (JanusForConditionalGeneration, JanusPictures),
+    (Emu3ForConditionalGeneration, Emu3Pictures),
+    (ChameleonForConditionalGeneration, ChameleonPictures),
+)
+
+
+def runner(model: PreTrainedModel, folder: Path) -> TransformersRunner:
+    """By the model's class."""
+    found = next((pictures for kind, pictures in _KINDS if isinstance(model, kind)), None)
+    return TransformersRunner(model, folder) if found is None else UnifiedRunner(model, folder, found)
+
+
+class UnifiedRunner(TransformersRunner):
+    """Both tasks, or understanding alone where codes become no picture.
+
+    What shares a batch changes results only by rounding. Calibration items of one length share a batch, so that
+    statistics see tokens and no padding.
+    """
+
+    def __init__(self, model: PreTrainedModel, folder: Path, kind: type[Pictures]) -> None:
+        super().__init__(model, folder)
+        self.pictures = kind(model, folder)
+        self.tasks: tuple[Task, ...] = ("understanding",)
+        if kind.no_decoder is None:
+            self.tasks = ("understanding", "generation")
+        self.sampling = Sampling(kind.guidance, top_k=kind.top_k).of(getattr(model, "generation_config", None))
+
+    @property
+    def batch(self) -> int:
+        """Pictures that are painted at once."""
+        height, width = self.pictures.grid
+        return max(1, min(LARGEST_BATCH, PAINTED_TOKENS // (2 * height * width)))
+
+    # -- understanding ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
+        """Greedy answers, pictures first, then the question, as the model's processor has it."""
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False, max_new_tokens=max_new_tokens, guidance_scale=1.0
+        )
+        answers = [""] * len(questions)
+        shown, bare = split_by_pictures(images)
+        asked = {index: self.pictures.asked(several(images[index]), questions[index]) for index in shown}
+        for part in batches(asked, max_new_tokens):
+            ids, mask = left_padded([asked[index][0] for index in part])
+            call = self._together([asked[index][1] for index in part])
+            out = self.model.generate(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings, **call
+            )
+            for index, row in zip(part, out, strict=True):
+                answers[index] = self.words.text(row[ids.shape[1] :]).strip()
+        for index, text in zip(
+            bare, super().answer([None] * len(bare), [questions[i] for i in bare], max_new_tokens), strict=True
+        ):
+            answers[index] = text
+        return answers
+
+    @torch.no_grad()
+    def score(
+        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        """As `Runner.score`. After a picture and its question a continuation is an answer, a turn of its own."""
+        shown, bare = split_by_pictures(images)
+        found: list[list[Likelihood]] = [[] for _ in prompts]
+        texts = super().score(
+            [None] * len(bare), [prompts[index] for index in bare], [continuations[index] for index in bare]
+        )
+        for index, likelihoods in zip(bare, texts, strict=True):
+            found[index] = likelihoods
+        wanted: dict[int, tuple[int, list[int]]] = {}
+        asked: dict[int, Asked] = {}
+        for index in shown:
+            ids, call = self.pictures.asked(several(images[index]), prompts[index] or "")
+            for text in continuations[index]:
+                more = self.words.more_ids(text.lstrip())
+                asked[len(wanted)], wanted[len(wanted)] = (ids + more, call), (index, more)
+        scored: dict[int, Likelihood] = {}
+        for part in batches(asked, 0):
+            longest = max(len(wanted[place][1]) for place in part)
+            logits = self._read([asked[place] for place in part], longest + 1)
+            for place, rows in zip(part, logits, strict=True):
+                more = wanted[place][1]
+                scored[place] = likelihood(rows[longest - len(more) : longest], torch.tensor(more, dtype=torch.long))
+        for place, (index, _) in wanted.items():
+            found[index].append(scored[place])
+        return found
+
+    def _read(self, asked: Sequence[Asked], keep: int) -> Tensor:
+        """Logits of the last tokens, (B, keep, V)."""
+        ids, mask = (part.to(self.device) for part in left_padded([ids for ids, _ in asked]))
+        call: dict[str, Any] = self._together([call for _, call in asked])
+        if not mask.all():
+            call |= {"attention_mask": mask, "position_ids": positions(mask)}
+        logits: Tensor = self.model(input_ids=ids, use_cache=False, logits_to_keep=keep, **call).logits
+        return logits
+
+    def _together(self, calls: Sequence[Call]) -> dict[str, Tensor]:
+        """Pictures one after the other, as their places in the text."""
+        return {name: self._placed(torch.cat([call[name] for call in calls])) for name in calls[0]}
+
+    # -- generation ------------------------------------------------------------------------------------------
+
+    def generate(self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None) -> list[Picture]:
+        """Pictures by the folder's generation settings."""
+        if self.pictures.no_decoder is not None:
+            self.pictures.decode(torch.empty(0), (0, 0))
+        places = range(len(prompts)) if places is None else places
+        found: list[Picture] = []
+        for start in range(0, len(prompts), self.batch):
+            part = slice(start, start + self.batch)
+            codes = self.codes(prompts[part], [generator_of(seed, place) for place in places[part]])
+            found += [self.pictures.to_pixels(one) for one in self._decode(codes)]
+        return found
+
+    def codes(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], padded: bool = True,
+        at_time: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """(B, h * w) codes of the pictures, row by row."""
+        rows = [self.pictures.prompted(prompt) for prompt in prompts]
+        return paint(
+            self.pictures, [asked for asked, _ in rows], [without for _, without in rows], self.sampling, generators,
+            padded=padded, at_time=at_time,
+        )
+
+    @torch.no_grad()
+    def _decode(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return self.pictures.decode(codes, grid or self.pictures.grid)
+
+    # -- calibration and counting ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def feed(
+        self,
+        items: Sequence[UnderstandingItem | GenerationItem | TextSample],
+        at_time: Callable[[float], None] | None = None,
+    ) -> None:
+        """Answers are fed as text after picture and question; prompts are painted to the end, in both branches."""
+        painted = [item for item in items if isinstance(item, GenerationItem)]
+        seen = [item for item in items if isinstance(item, UnderstandingItem) and several(item.image)]
+        theirs = {id(item) for item in (*painted, *seen)}
+        super().feed([item for item in items if id(item) not in theirs])
+        asked: dict[int, Asked] = {}
+        for index, item in enumerate(seen):
+            ids, call = self.pictures.asked(several(item.image), item.question)
+            asked[index] = (ids + self.words.more_ids(item.answer), call)
+        for part in batches(asked, 0, padded=False):
+            self._read([asked[index] for index in part], 1)
+        for start in range(0, len(painted), self.batch):
+            some = painted[start : start + self.batch]
+            generators = [generator_of(item.seed, 0) for item in some]
+            self.codes([item.prompt for item in some], generators, padded=False, at_time=at_time)
+
+    @torch.no_grad()
+    def pass_tokens(self, task: Task) -> int:
+        """A picture and a short question; or a short prompt and the beginning of a picture, with and without guidance.
+
+        The decoder, which runs once a picture and not once a token, is left out.
+        """
+        with ExitStack() as shapes:
+            if is_shapes_only(self.model):
+                shapes.enter_context(buffers_on_meta(self.model))
+                shapes.enter_context(experts_by_product(self.model))
+            embedded = self._question(1) if task == "understanding" else self._canvas()
+            # Without a cache positions are looked at, which shapes have none of.
+            out = self.pictures.body(inputs_embeds=embedded, use_cache=True).last_hidden_state
+            if task == "understanding":
+                self.model.lm_head(out[:, -1:])
+            else:
+                self.pictures.code_logits(out[:, PROMPT_TOKENS - 1 :])
+            return embedded.shape[:2].numel()
+
+    def _question(self, count: int, fill: float = 0.0) -> Tensor:
+        """(B, P + t, H): pictures and questions of no particular words."""
+        call = {name: self._placed(value) for name, value in self.pictures.fixed(fill).items()}
+        seen = torch.cat([self.pictures.look(call) for _ in range(count)])
+        words: Tensor = self.pictures.embed(torch.zeros(count, QUESTION_TOKENS, dtype=torch.long, device=self.device))
+        return torch.cat([seen, words], dim=1)
+
+    def _canvas(self) -> Tensor:
+        """(branches, t, H): a prompt and the first codes of a picture."""
+        height, width = self.pictures.grid
+        branches = 1 if self.sampling.guidance == 1 else 2
+        words = self.pictures.embed(torch.zeros(branches, PROMPT_TOKENS, dtype=torch.long, device=self.device))
+        code = torch.zeros(branches, dtype=torch.long, device=self.device)
+        begun = range(1, min(PASS_TOKENS, height * width))
+        codes = [self.pictures.embed_codes(code, step % width == 0) for step in begun]
+        return torch.cat([words, *codes], dim=1)
+
+    @torch.no_grad()
+    def workload(self, task: Task) -> Work:
+        """Understanding: read a picture and a question, decode eight tokens. Generation: begin a picture."""
+        return self._painting() if task == "generation" else self._answering()
+
+    def _answering(self) -> Work:
+        started = time.perf_counter()
+        out = self.model(inputs_embeds=self._question(1), use_cache=True, logits_to_keep=1)
+        self._wait()
+        first = time.perf_counter()
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        for _ in range(NEW_TOKENS):
+            out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        self._wait()
+        ended = time.perf_counter()
+        measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
+        return Work(ended - started, measures)
+
+    def _painting(self) -> Work:
+        height, width = self.pictures.grid
+        steps = min(PASS_TOKENS, height * width)
+        started = time.perf_counter()
+        self._begin(steps, None)
+        self._wait()
+        seconds = time.perf_counter() - started
+        return Work(seconds, {"image_tokens_per_second": steps / seconds})
+
+    def _begin(self, steps: int, watch: Callable[[Tensor], None] | None) -> Tensor:
+        """The first codes of a small picture of no particular words, (1, h * w)."""
+        asked = plain_ids(self.model, 1, PROMPT_TOKENS).tolist()
+        without = [[asked[0][0]] * PROMPT_TOKENS]
+        grid = self.pictures.small_grid if watch else None
+        return paint(
+            self.pictures, asked, without, self.sampling, [generator_of(0, 0)], grid=grid, steps=steps, watch=watch
+        )
+
+    @torch.no_grad()
+    def probe(self) -> dict[str, Tensor]:
+        """Two texts; a question about a ramp; the first codes of a picture, and that picture."""
+        found = super().probe()
+        call = {name: self._placed(value) for name, value in self.pictures.fixed().items()}
+        seen = self.pictures.look(call)
+        found["question.hidden"] = self.pictures.body(inputs_embeds=torch.cat([seen, seen[:, :3]], 1)).last_hidden_state
+        logits: list[Tensor] = []
+        codes = self._begin(PROBE_CODES, logits.append)
+        found["generation.logits"] = torch.cat(logits)
+        if self.pictures.no_decoder is None:
+            found["generation.image"] = self._decode(codes, self.pictures.small_grid)[0]
+        return found
