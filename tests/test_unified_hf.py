@@ -12,11 +12,13 @@ from torch import Tensor
 from transformers import GenerationConfig
 from unified_models import BEGIN, END_OF_ROW, FIRST_CODE, NAMES, WRAPPER, write_unified
 
-from umcompress.errors import ModelError
+from umcompress.edits import DropBlock, DropBranch, Plan
+from umcompress.errors import ModelError, UsageError
 from umcompress.models.base import GenerationItem, TextSample, UnderstandingItem
 from umcompress.models.hf.painting import Sampling, draw, generator_of, paint
 from umcompress.models.hf.unified import UnifiedRunner
 from umcompress.opening import open_source
+from umcompress.rewrite.apply import rewrite
 
 PAINTERS = ("janus", "emu3")
 PROMPTS = ["a red dot", "two cats on a mat", "x"]
@@ -127,6 +129,23 @@ def test_each_step_with_a_cache_is_the_step_without(name: str, padded: bool, run
             chances[top] = wanted[top] / 0.7
             gumbel = -torch.empty(len(wanted)).exponential_(generator=noise).log()
             assert int((chances.float() + gumbel).argmax()) == int(codes[row, step])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_model_without_its_first_attentions_paints_with_a_cache(name: str, folders: dict[str, Path]) -> None:
+    source = open_source(str(folders[name]))
+    model = source.load().double()
+    stack = source.family.stacks(model)["main"]
+    edits = (DropBlock(block=f"{stack}.0"), DropBranch(block=f"{stack}.1", component="shared", branch="attention"))
+    rewrite(model, source.family, [Plan(pass_name="test", edits=edits)])
+    runner: Any = source.family.runner(model, source.folder)
+    asked, without = runner.pictures.prompted(PROMPTS[0])
+    seen: list[Tensor] = []
+    codes = paint(runner.pictures, [asked], [without], Sampling(2.0), [generator_of(0, 0)], steps=8, watch=seen.append)
+    for step in range(8):
+        yes, no = (whole(runner, name, ids, codes[0, :step].tolist(), GRIDS[name][1]) for ids in (asked, without))
+        torch.testing.assert_close(seen[step][0], 2 * yes - no, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
@@ -242,6 +261,17 @@ def test_calibration_sends_tokens_and_no_padding(name: str, runners: dict[str, A
     prompts = [len(ids) for prompt in PROMPTS for ids in runner.pictures.prompted(prompt)]
     assert sum(seen) == sum(prompts) + 6 * painted
     assert times[0] == 1 and times == sorted(times, reverse=True) and 0 < times[-1] < 0.1
+
+
+def test_guidance_can_be_set_and_steps_cannot(folders: dict[str, Path]) -> None:
+    runner = opened(folders["janus"])
+    (before,) = runner.generate(["a"], 0)
+    runner.settings(guidance=1.0)
+    (without,) = runner.generate(["a"], 0)
+    assert np.abs(before.astype(int) - without).max() > 1
+    assert runner.pass_tokens("generation") == 8 + 15
+    with pytest.raises(UsageError, match="a token a step"):
+        runner.settings(steps=3)
 
 
 def test_chameleon_says_that_it_cannot_paint(runners: dict[str, Any]) -> None:

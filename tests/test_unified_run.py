@@ -80,6 +80,20 @@ def test_a_recipe_with_both_tasks(name: str, tasks: set[str], tmp_path: Path) ->
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
+def test_out_of_core_gives_the_same_plan(tmp_path: Path) -> None:
+    model = write_unified("emu3", tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a dot\ntwo cats\n")
+    calibration = {"task": "generation", "samples": 2, "data": str(tmp_path / "prompts.txt")}
+    step = {"pass": "channel_prune", "component": "shared", "stack": "main", "keep_ratio": 0.5, "repair": "none"}
+    recipe = write_recipe(tmp_path, model, step, calibration=calibration)
+    plans = []
+    for way, more in {"in": [], "out": ["--out-of-core"]}.items():
+        assert main(["apply", str(recipe), "-o", str(tmp_path / way), *more]) == 0
+        assert json.loads((tmp_path / way / "report.json").read_text())["checkpoint"]["reload_equal"] is True
+        plans.append([plan["edits"] for plan in json.loads((tmp_path / way / "plan.json").read_text()).values()])
+    assert plans[0] == plans[1] and plans[0][0]
+
+
 @pytest.mark.parametrize("name", ["janus", "emu3"])
 def test_both_tasks_have_statistics_of_their_own(name: str, tmp_path: Path) -> None:
     source = open_source(str(write_unified(name, tmp_path / "model")))

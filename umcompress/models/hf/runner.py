@@ -77,6 +77,10 @@ class TransformersRunner:
     def generate(self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None) -> list[Picture]:
         raise UsageError("generate pictures", f"{type(self.model).__name__} is run on text here", "leave the task out")
 
+    def settings(self, steps: int | None = None, guidance: float | None = None) -> None:
+        """There are none."""
+        self.generate([], 0)
+
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) in the model's dtype."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from umcompress.documents import Task
+from umcompress.errors import UsageError
 from umcompress.models.base import GenerationItem, Likelihood, Picture, TextSample, UnderstandingItem, Work, likelihood
 from umcompress.models.hf.asked import Asked, batches, several, split_by_pictures
 from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
@@ -34,7 +36,8 @@ from umcompress.models.hf.runner import NEW_TOKENS, PASS_TOKENS, TransformersRun
 # Codes that are painted in one batch, over all of its branches.
 PAINTED_TOKENS = 16384
 LARGEST_BATCH = 64
-QUESTION_TOKENS, PROMPT_TOKENS, PROBE_CODES = 6, 8, 16
+# Few in checks: out of core each is a trip through all weights.
+QUESTION_TOKENS, PROMPT_TOKENS, PROBE_CODES = 6, 8, 3
 _KINDS: tuple[tuple[type[PreTrainedModel], type[Pictures]], ...] = (
     (JanusForConditionalGeneration, JanusPictures),
     (Emu3ForConditionalGeneration, Emu3Pictures),
@@ -62,6 +65,15 @@ class UnifiedRunner(TransformersRunner):
         if kind.no_decoder is None:
             self.tasks = ("understanding", "generation")
         self.sampling = Sampling(kind.guidance, top_k=kind.top_k).of(getattr(model, "generation_config", None))
+
+    def settings(self, steps: int | None = None, guidance: float | None = None) -> None:
+        """Another guidance than the folder's."""
+        if steps is not None:
+            raise UsageError(
+                f"paint in {steps} steps", f"{type(self.model).__name__} paints a token a step", "leave the steps out"
+            )
+        if guidance is not None:
+            self.sampling = replace(self.sampling, guidance=guidance)
 
     @property
     def batch(self) -> int:
