@@ -8,6 +8,7 @@ from pathlib import Path
 from umcompress.discover import entries
 from umcompress.errors import ModelError, nearest
 from umcompress.models.base import Family
+from umcompress.models.hub import hub_folder, is_hub_id
 
 FAMILIES = "umcompress.families"
 BUILT_IN = {"bagel-mini": "bagel_mini"}
@@ -17,7 +18,7 @@ RUN = "run.json"
 
 
 def resolve_folder(model: str) -> Path:
-    """The folder of a built-in model or of a path.  ModelError where there is none."""
+    """The folder of a built-in model, of a path, or of a hub id.  ModelError where there is none."""
     if model in BUILT_IN:
         return Path(str(resources.files("umcompress.models") / BUILT_IN[model]))
     folder = Path(model)
@@ -25,6 +26,8 @@ def resolve_folder(model: str) -> Path:
         there, is_folder = folder.exists(), folder.is_dir()
     except OSError:  # a name that no file can have
         there = is_folder = False
+    if not there and is_hub_id(model):
+        return hub_folder(model)
     if not is_folder:
         close = nearest(model, BUILT_IN)
         guess = f"did you mean {close!r}? " if close else ""
