@@ -91,6 +91,8 @@ def paint(
             more = pictures.embed_codes(codes[:, step - 1], ends_row=step % width == 0)
             reading.add(more.repeat(branches, 1, 1))
         logits = pictures.code_logits(reading.hidden)
+        # Guidance multiplies what bfloat16 rounds off.
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
         logits = guided(logits[:count], logits[count:] if branches == 2 else None, sampling.guidance)
         if watch is not None:
             watch(logits)
