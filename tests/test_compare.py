@@ -110,7 +110,7 @@ def test_recipe_differences_are_named_by_key() -> None:
     other = {
         "model": "bagel-mini",
         "output": "b",
-        "steps": [{"pass": "layer_drop", "keep_ratio": 0.5}, {"pass": "x"}],
+        "steps": [{"pass": "layer_drop", "keep_ratio": 0.5}, {"pass": "x", "option": 1}],
     }
     found = compare([("a", report()), ("b", report(recipe=other)), ("c", report(recipe=None))])
     assert {row.key: row.values for row in found.differences} == {

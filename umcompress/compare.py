@@ -5,6 +5,7 @@ Pure: reports in, one document out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from umcompress.report import Change, Report, StepReport, change
 
 Point = dict[str, float]
 _ABSENT = "-"
+_OPTION = re.compile(r"(steps\.\d+)\.(?!(?:name|pass)$)")
 
 
 class Difference(Document):
@@ -124,13 +126,26 @@ def _speed_reasons(report: Report, first: Report) -> tuple[str, ...]:
 
 
 def differences(documents: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
-    """The dotted keys at which not all documents agree, in the order of their first appearance."""
+    """The dotted keys at which not all documents agree, in the order of their first appearance.
+
+    Of a step that only one document has, or that is another pass there, name and pass say enough.
+    """
     flat = [dict(_leaves(document)) for document in documents]
     keys = dict.fromkeys(key for leaves in flat for key in leaves)
     rows = ((key, tuple(leaves.get(key, _ABSENT) for leaves in flat)) for key in keys)
     return tuple(
-        Difference(key=key, values=values) for key, values in rows if any(v != values[0] for v in values)
+        Difference(key=key, values=values)
+        for key, values in rows
+        if any(v != values[0] for v in values) and not _own_option(key, values, flat)
     )
+
+
+def _own_option(key: str, values: Sequence[Any], flat: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether this is an option of a step that no other document has a like of."""
+    match = _OPTION.match(key)
+    if match is None or sum(value != _ABSENT for value in values) > 1:
+        return False
+    return len({leaves.get(f"{match[1]}.pass", _ABSENT) for leaves in flat}) > 1
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
