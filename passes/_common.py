@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,14 @@ def nothing(name: str, asked: str, declined: Sequence[Declined], do: str) -> Pla
         for reason, same in sites.items()
     ]
     return PlanError(asked=f"{name}: {asked}", found="; ".join(reasons) or "no such site", do=do)
+
+
+def alike(name: str, unit: str, sizes: Iterable[int], do: str) -> None:
+    """PlanError unless every layer keeps the same number: what an ordinary configuration can say."""
+    counts = Counter(sizes)
+    if len(counts) > 1:
+        listed = ", ".join(f"{size} in {count}" for size, count in sorted(counts.items()))
+        raise PlanError(f"{name}: uniform: true", f"{unit} would differ by layer: {listed} of them", do)
 
 
 def legal(total: int, units: str, multiple_of: int = 1) -> str:

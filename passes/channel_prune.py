@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from umcompress.extend import (
     ChannelActivation,
@@ -29,7 +29,7 @@ from umcompress.extend import (
     Statistics,
 )
 
-from ._common import exact, half_up, kept_count, legal, nothing, random_scores, top, unmatched
+from ._common import alike, exact, half_up, kept_count, legal, nothing, random_scores, top, unmatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,16 @@ class ChannelPrune(SitePass):
     damping: PositiveFloat = Field(
         default=1e-2, description="of least_squares, as a share of the mean square activation"
     )
+    uniform: bool = Field(
+        default=False, description="refuse widths that differ by layer, which an ordinary configuration cannot say"
+    )
     seed: int = Field(default=0, description="for score: random")
+
+    @model_validator(mode="after")
+    def _one_width(self) -> ChannelPrune:
+        if self.uniform and self.allocation == "global":
+            raise ValueError("allocation: global gives each layer a width of its own: set uniform: false")
+        return self
 
     def needs(self) -> Sequence[Declaration]:
         if self.keep_ratio == 1:
@@ -83,6 +92,10 @@ class ChannelPrune(SitePass):
         )
         scores = {} if statistics.dry else {s.path: self._scores(graph, statistics, s) for s in sites}
         counts = self._counts(sites, scores)
+        if self.uniform:
+            every = graph.feed_forwards(component=scope.component, stack=scope.stack)
+            widths = [counts.get(site.path, site.width) for site in every]
+            alike(self.name, "channels", widths, "set layers: all, or leave `uniform` out")
         edits: list[Edit] = []
         evidence: list[Evidence] = []
         tensors: dict[str, Tensor] = {}

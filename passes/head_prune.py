@@ -28,7 +28,7 @@ from umcompress.extend import (
     Statistics,
 )
 
-from ._common import kept_count, legal, nothing, random_scores, top, unmatched
+from ._common import alike, kept_count, legal, nothing, random_scores, top, unmatched
 
 if TYPE_CHECKING:
     from umcompress.extend import AttentionSite, ModelGraph
@@ -47,6 +47,9 @@ class HeadPrune(SitePass):
     keep_ratio: Ratio = Field(
         description="share of units that stays in every layer; rounded half up, at least one"
     )
+    uniform: bool = Field(
+        default=False, description="refuse counts that differ by layer, which an ordinary configuration cannot say"
+    )
     seed: int = Field(default=0, description="for score: random")
 
     def needs(self) -> Sequence[Declaration]:
@@ -58,6 +61,11 @@ class HeadPrune(SitePass):
         if self.keep_ratio == 1:
             return Proposal(Plan(pass_name=self.name))
         sites = graph.attentions(**scope.query())
+        if self.uniform:
+            inside = {site.path for site in sites if not self._refusal(site)}
+            every = graph.attentions(component=scope.component, stack=scope.stack)
+            sizes = [self._units(site, site.path in inside) for site in every]
+            alike(self.name, f"{self.unit}s", sizes, "set layers: all, or leave `uniform` out")
         declined = unmatched(graph, scope, "attention", sites, "its heads are not known to the engine")
         edits: list[Edit] = []
         evidence: list[Evidence] = []
@@ -89,6 +97,11 @@ class HeadPrune(SitePass):
             pass_name=self.name, edits=tuple(edits), evidence=tuple(evidence), declined=tuple(declined)
         )
         return Proposal(plan)
+
+    def _units(self, site: AttentionSite, cut: bool) -> int:
+        """Units of a site afterwards; query heads are counted in each group."""
+        total = site.key_value_groups if self.unit == "key_value_group" else site.query_heads_per_group
+        return kept_count(total, self.keep_ratio) if cut else total
 
     def _legal(self, sites: Sequence[AttentionSite]) -> str:
         """What would remove something, at the site that has most units."""
