@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from drawing import draw_plan, with_values
+from hf_models import write_folder
+from hf_zoo import ZOO
 from hypothesis import given
 from hypothesis import strategies as st
 from pico import FAMILY, MODELS, unified, write_config
@@ -186,3 +188,13 @@ def test_a_plan_predicts_memory(tiny_bagel: Path, tmp_path: Path) -> None:
     largest = max(p.numel() for n, p in model.named_parameters() if ".layers." in n) * (4 + SCORING)
     assert found[0].out_of_core == BASE + 4 * rows.PIECE + largest
     assert found[1].out_of_core > found[0].out_of_core + square
+
+
+def test_weights_that_are_joined_when_loaded_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(ZOO["mixtral"].build(), tmp_path / "mixtral")
+    recipe = tmp_path / "mixtral.yaml"
+    recipe.write_text(json.dumps({"model": str(folder), "steps": [{"pass": "layer_drop", "drop": [1]}]}))
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "run"), "--out-of-core"]) == 2
+    assert "joined from several when it is loaded" in capsys.readouterr().err

@@ -93,7 +93,15 @@ def open_disk(model: nn.Module, folder: Path, files: WeightFiles) -> Disk:
         if not shards_of(folder, file)[0].is_file():
             raise ModelError(f"the weights of the model in {folder}", f"no {file}", "get the folder again")
         stored = open_folder(folder, file)
-        for disk, target in _stored_once(names, tied):
+        wanted = list(_stored_once(names, tied))
+        if absent := [disk for disk, _ in wanted if disk not in stored.entries]:
+            raise ModelError(
+                f"read the weights in {folder} a tensor at a time",
+                f"{len(absent)} tensors are not there as the model has them, such as {absent[0]}: they are joined "
+                "from several when it is loaded, or missing",
+                "leave --out-of-core out: the model is then loaded as a whole, and what is missing is listed",
+            )
+        for disk, target in wanted:
             entry = stored.entry(disk)
             if isinstance(target, Part):
                 parts.setdefault(target.name, {})[target.index] = entry
