@@ -15,7 +15,7 @@ from umcompress.errors import UsageError
 from umcompress.render import markdown, terminal
 from umcompress.render.compare_view import compare_view
 from umcompress.render.table import Table
-from umcompress.report import Report, Stopped, step_report
+from umcompress.report import KindScore, Report, Stopped, score, step_report
 
 
 def ending(scores: tuple[float, float], size: int, speeds: tuple[float, float], **more: Any) -> Report:
@@ -83,6 +83,49 @@ def test_a_score_on_other_items_is_not_compared() -> None:
     none = {"understanding": baseline.scores["understanding"]}
     found = compare([("a", report()), ("b", report(steps=(baseline.model_copy(update={"scores": none}),)))])
     assert found.runs[1].reasons == ("generation was not scored",)
+
+
+def texts(right: int, perplexity: float) -> dict[str, Any]:
+    """What three evaluations of understanding said; the first is the task's score."""
+    tasks = {"piqa": score({"all": (right, 1000)}), "arc": score({"all": (700, 1000)})}
+    own = KindScore(value=perplexity, low=perplexity - 0.1, high=perplexity + 0.1, n=50)
+    one = score({"all": (50, 100)}).model_copy(update={"numbers": {"perplexity": own}})
+    return {name: {"understanding": found} for name, found in {**tasks, "text": one}.items()}
+
+
+def evaluated(right: int, perplexity: float, **more: Any) -> Report:
+    baseline = report().baseline
+    last = step("01-cut", "cut", (0.9, 0.9), 10, (1, 1), evaluations=texts(right, perplexity))
+    return report(steps=(baseline, step_report(last, baseline)), **more)
+
+
+def test_every_evaluation_and_number_is_compared() -> None:
+    found = compare([("a", evaluated(900, 6.0)), ("b", evaluated(700, 9.0)), ("c", evaluated(900, 6.0, seed=1))])
+    rows = {(row.evaluation, row.number): row for row in found.numbers}
+    assert list(rows) == [("piqa", None), ("arc", None), ("text", None), ("text", "perplexity")]
+    piqa = rows["piqa", None]
+    assert [value.value for value in piqa.values if value] == [0.9, 0.7, 0.9]
+    assert piqa.changes[0] is None and piqa.changes[2] is None
+    assert piqa.changes[1] is not None
+    assert piqa.changes[1].value == pytest.approx(-0.2) and piqa.changes[1].beyond_noise
+    other = rows["arc", None].changes[1]
+    assert other is not None and other.value == 0 and not other.beyond_noise
+    text = terminal.text(compare_view(found))
+    assert "0.700 ±0.028*" in text and "9.000 ±0.100*" in text and "0.900 ±0.019*" not in text
+
+
+def test_what_only_one_run_was_asked_stands_beside_nothing() -> None:
+    found = compare([("a", evaluated(900, 6.0)), ("b", report())])
+    assert all(row.values[1] is None and row.changes[1] is None for row in found.numbers)
+    assert compare([("a", report()), ("b", report())]).numbers == ()
+
+
+def test_many_runs_are_held_against_the_first_a_table_at_a_time() -> None:
+    found = compare([(name, evaluated(900, 6.0)) for name in "abcdefg"])
+    tables = [part for part in compare_view(found) if isinstance(part, Table) and part.title == "Evaluations"]
+    heads = [[column.name for column in table.columns] for table in tables]
+    assert heads == [["number", "A", "B", "C", "D"], ["number", "A", "E", "F", "G"]]
+    assert max(map(len, terminal.text(compare_view(found)).splitlines())) <= 80
 
 
 def test_speeds_of_other_machines_decide_nothing() -> None:

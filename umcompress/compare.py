@@ -11,7 +11,7 @@ from typing import Any
 
 from umcompress.documents import TASKS, Document, Task
 from umcompress.errors import UsageError
-from umcompress.report import Change, Report, StepReport, change
+from umcompress.report import Change, KindScore, Report, StepReport, change
 
 Point = dict[str, float]
 _ABSENT = "-"
@@ -47,11 +47,29 @@ class ComparedRun(Document):
     pareto: bool | None = None
 
 
+class ComparedNumber(Document):
+    """One number of one evaluation, of every run's result: null where a run has none.
+
+    number: what the evaluation calls it, null for its score. changes: against the first run; null there, and where
+    the run is not comparable.
+    """
+
+    evaluation: str
+    task: Task
+    number: str | None = None
+    values: tuple[KindScore | None, ...]
+    changes: tuple[Change | None, ...]
+
+
 class Comparison(Document):
-    """What `umcompress compare` prints. `objectives` are those that Pareto optimality was decided on."""
+    """What `umcompress compare` prints. `objectives` are those that Pareto optimality was decided on.
+
+    numbers: of all evaluations; empty where each task has one evaluation without numbers of its own.
+    """
 
     runs: tuple[ComparedRun, ...]
     objectives: tuple[str, ...] = ()
+    numbers: tuple[ComparedNumber, ...] = ()
     differences: tuple[Difference, ...] = ()
 
 
@@ -66,7 +84,9 @@ def compare(reports: Sequence[tuple[str, Report]]) -> Comparison:
         run.model_copy(update={"pareto": best[run.label]}) if run.label in best else run for run in runs
     ]
     recipes = [_recipe(report) for _, report in reports]
-    return Comparison(runs=tuple(decided), objectives=objectives, differences=differences(recipes))
+    return Comparison(
+        runs=tuple(decided), objectives=objectives, numbers=_numbers(decided), differences=differences(recipes)
+    )
 
 
 def _run(index: int, name: str, report: Report, first: Report) -> ComparedRun:
@@ -87,6 +107,31 @@ def _run(index: int, name: str, report: Report, first: Report) -> ComparedRun:
         speed_reasons=_speed_reasons(report, first),
         changes=changes,
     )
+
+
+def _numbers(runs: Sequence[ComparedRun]) -> tuple[ComparedNumber, ...]:
+    """Every number that any result has, in the order of their first appearance."""
+    found: list[dict[tuple[str, Task, str | None], KindScore]] = []
+    for run in runs:
+        mine: dict[tuple[str, Task, str | None], KindScore] = {}
+        for name, scores in run.steps[run.result].evaluations.items():
+            for task, score in scores.items():
+                mine[name, task, None] = score
+                mine |= {(name, task, number): value for number, value in score.numbers.items()}
+        found.append(mine)
+    keys = list(dict.fromkeys(key for mine in found for key in mine))
+    scored = [task for _, task, number in keys if number is None]
+    if len(scored) == len(keys) and len(set(scored)) == len(scored):
+        return ()
+    rows = []
+    for name, task, number in keys:
+        values = tuple(mine.get((name, task, number)) for mine in found)
+        changes = tuple(
+            change(value, values[0]) if place and value and values[0] and not runs[place].reasons else None
+            for place, value in enumerate(values)
+        )
+        rows.append(ComparedNumber(evaluation=name, task=task, number=number, values=values, changes=changes))
+    return tuple(rows)
 
 
 def _letter(index: int) -> str:

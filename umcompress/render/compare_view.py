@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from umcompress.compare import ComparedRun, Comparison
+from umcompress.compare import ComparedNumber, ComparedRun, Comparison
 from umcompress.documents import TASKS
+from umcompress.render.benchmarks_view import value_text
 from umcompress.render.report_view import change_text, score_text, speed_text, step_name
 from umcompress.render.table import Table, View, amount, numbers, words
+
+# Beside each other in a table of 80 columns.
+_MOST_RUNS = 4
 
 
 def compare_view(comparison: Comparison) -> View:
     """The runs, their results side by side, the steps of each, and what their recipes say differently."""
     parts: list[Table | str] = [_legend(run) for run in comparison.runs]
-    parts += [_results(comparison), *(table for run in comparison.runs for table in _steps(run))]
+    parts += [_results(comparison), *_evaluations(comparison)]
+    parts += [table for run in comparison.runs for table in _steps(run)]
     if comparison.differences:
         parts.append(_differences(comparison))
     elif len(comparison.runs) > 1:
@@ -46,6 +51,32 @@ def _results(comparison: Comparison) -> Table:
     names = ("underst.", "change", "generation", "change", "params", "spd u", "spd g")
     columns = (words("run"), *numbers(*names), words("Pareto"))
     return Table("Results", columns, tuple(rows), tuple(notes))
+
+
+def _evaluations(comparison: Comparison) -> list[Table]:
+    """A row a number, a column a run; of many runs, the first in each of several tables."""
+    if not comparison.numbers:
+        return []
+    places = list(range(1, len(comparison.runs)))
+    groups = [places[start : start + _MOST_RUNS - 1] for start in range(0, len(places), _MOST_RUNS - 1)] or [[]]
+    tables, note = [], "± half of the 95 % interval; * beyond noise from A (95 %)"
+    for group in groups:
+        shown = [0, *group]
+        rows = tuple((_number_name(row), *(_number_cell(row, place) for place in shown)) for row in comparison.numbers)
+        columns = (words("number"), *numbers(*(comparison.runs[place].label for place in shown)))
+        tables.append(Table("Evaluations", columns, rows, (note,)))
+    return tables
+
+
+def _number_name(row: ComparedNumber) -> str:
+    return f"{row.evaluation} {row.task}" if row.number is None else f"  {row.number}"
+
+
+def _number_cell(row: ComparedNumber, place: int) -> str:
+    """A blank in the place of a star keeps columns straight."""
+    change = row.changes[place]
+    mark = "" if place == 0 else "*" if change is not None and change.beyond_noise else " "
+    return value_text(row.values[place]) + mark
 
 
 def _steps(run: ComparedRun) -> tuple[Table, Table]:
