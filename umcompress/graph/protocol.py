@@ -72,7 +72,10 @@ class StreamAttention(Protocol):
 
 @runtime_checkable
 class ExpertSizes(Protocol):
-    """What a split feed-forward is made of: names are last parts of the producers' and the consumer's."""
+    """What a split feed-forward is made of: names are last parts of the producers' and the consumer's.
+
+    A producer that is named k times gives k equal parts of its rows.
+    """
 
     @property
     def hidden(self) -> int: ...

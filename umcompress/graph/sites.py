@@ -84,8 +84,9 @@ class ExpertSite:
     """A feed-forward that was split: `experts` of `width` channels, `active` of them for each token.
 
     Its modules hold the stacked weights: each of `producers` (experts, width, hidden), `consumer` (experts,
-    hidden, width). The router is `{path}.gate.weight` (experts, hidden); with `selector`, `{path}.selector`
-    has a weight (experts, hidden) and a bias (experts,). `shared_width` channels are always on.
+    hidden, width). A producer that is named k times has (experts, k * width, hidden), in k equal parts. The router is
+    `{path}.gate.weight` (experts, hidden); with `selector`, `{path}.selector` has a weight (experts, hidden) and a
+    bias (experts,). `shared_width` channels are always on.
     """
 
     path: str

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from umcompress.graph.linears import Matrix, inputs, is_matrix, outputs
 from umcompress.graph.sites import FeedForwardSite
-from umcompress.graph.trace import call_name, module_of
+from umcompress.graph.trace import call_name
 
 
 @dataclass(frozen=True)
 class SplitPlace:
-    """Where the experts of a feed-forward go: their module's path, and what its linears are called in there."""
+    """Where the experts of a feed-forward go: their module's path, and what its linears are called in there.
+
+    A producer that is named k times gives k equal parts of its rows.
+    """
 
     path: str
     producers: tuple[str, ...]
@@ -21,7 +25,7 @@ class SplitPlace:
 
 @dataclass(frozen=True)
 class FeedForwardPart:
-    """The nodes of a feed-forward: `entry` is what every producer reads, `between` in the graph's order."""
+    """The nodes of a feed-forward, each once: `entry` is what every producer reads, `between` in the graph's order."""
 
     entry: fx.Node
     producers: tuple[fx.Node, ...]
@@ -32,17 +36,13 @@ class FeedForwardPart:
 def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedForwardPart | str:
     """The part of a block's graph that a site is; or, in words, why it cannot become a module of its own."""
     calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
-    producers = tuple(calls[inside(site, path)] for path in site.producers)
+    producers = tuple(calls[inside(site, path)] for path in dict.fromkeys(site.producers))
     consumer = calls[inside(site, site.consumer)]
-    if len(set(producers)) < len(producers):
-        return "its first linears are one, fused"
-    if not all(isinstance(module_of(block, node), nn.Linear) for node in (*producers, consumer)):
-        return "its linears are of transformers' Conv1D kind"
-    linears = [linear_of(block, node) for node in (*producers, consumer)]
     if any(node.args[0] is not producers[0].args[0] for node in producers):
         return "its first linears read different values"
-    if linears[-1].out_features != linears[0].in_features:
-        return f"it takes {linears[0].in_features} values and gives {linears[-1].out_features}"
+    takes, gives = inputs(linear_of(block, producers[0])), outputs(linear_of(block, consumer))
+    if takes != gives:
+        return f"it takes {takes} values and gives {gives}"
     entry = producers[0].args[0]
     assert isinstance(entry, fx.Node)
     between: set[fx.Node] = set()
@@ -78,20 +78,21 @@ def place_of(graph: fx.Graph, block: nn.Module, site: FeedForwardSite, part: Fee
     nodes = {*part.producers, *part.between, part.consumer}
     calls = [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith(f"{own}.")]
     exact = holders <= linears and all(node in nodes for node in calls)
-    return own if exact and not isinstance(module, nn.Linear) else f"{last}_experts"
+    return own if exact and not is_matrix(module) else f"{last}_experts"
 
 
 def linear_names(site: FeedForwardSite) -> tuple[str, ...]:
     """Last parts of the linears' names, the consumer's at the end; whole paths where those are alike."""
     paths = [inside(site, path) for path in (*site.producers, site.consumer)]
-    short = [path.rpartition(".")[2] for path in paths]
-    return tuple(short if len(set(short)) == len(short) else [path.replace(".", "_") for path in paths])
+    short = {path: path.rpartition(".")[2] for path in paths}
+    alike = len(set(short.values())) < len(short)
+    return tuple(path.replace(".", "_") if alike else short[path] for path in paths)
 
 
-def linear_of(block: nn.Module, node: fx.Node) -> nn.Linear:
-    """The Linear that a node calls."""
+def linear_of(block: nn.Module, node: fx.Node) -> Matrix:
+    """The linear that a node calls."""
     linear = block.get_submodule(str(node.target))
-    assert isinstance(linear, nn.Linear)
+    assert is_matrix(linear)
     return linear
 
 

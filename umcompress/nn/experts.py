@@ -5,6 +5,7 @@ Shapes: T tokens, H hidden, E experts, k active, m width of one expert, S width 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +22,10 @@ Weighting = Literal["one_plus_logit", "softmax"]
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """All that is needed to build the module, also on the meta device."""
+    """All that is needed to build the module, also on the meta device.
+
+    A producer that is named k times gives k equal parts of its rows, in their order.
+    """
 
     hidden: int
     experts: int
@@ -34,6 +38,11 @@ class ExpertShape:
     shared_width: int = 0
     weighting: Weighting = "one_plus_logit"
     selector: bool = False
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The producers, each once."""
+        return tuple(dict.fromkeys(self.producers))
 
 
 class StackedLinear(nn.Module):
@@ -50,7 +59,7 @@ class SparseFeedForward(nn.Module):
     """x (..., H) -> (..., H): the sum of the k experts that the router picks for each token, weighted.
 
     `inner` is what the dense feed-forward does between its linears, channel by channel: it takes the
-    outputs of the producers and gives the input of the consumer. `watcher`, when set, is called with the
+    outputs of the producers, each once, and gives the input of the consumer. `watcher`, when set, is called with the
     chosen experts (T, k) and the logits (T, E) of every forward.
     """
 
@@ -68,13 +77,14 @@ class SparseFeedForward(nn.Module):
             nn.init.zeros_(self.selector.weight)
             nn.init.zeros_(self.selector.bias)
         hidden, biases = shape.hidden, dict(zip(shape.producers, shape.producer_bias, strict=True))
+        parts = Counter(shape.producers)
         self.experts = nn.ModuleDict(
-            {name: StackedLinear(shape.experts, hidden, shape.width, bias) for name, bias in biases.items()}
+            {n: StackedLinear(shape.experts, hidden, parts[n] * shape.width, bias) for n, bias in biases.items()}
         )
         self.experts[shape.consumer] = StackedLinear(shape.experts, shape.width, hidden, bias=False)
         if shape.shared_width:
             self.shared_expert = nn.ModuleDict(
-                {name: nn.Linear(hidden, shape.shared_width, bias=bias) for name, bias in biases.items()}
+                {n: nn.Linear(hidden, parts[n] * shape.shared_width, bias=bias) for n, bias in biases.items()}
             )
             self.shared_expert[shape.consumer] = nn.Linear(shape.shared_width, hidden, bias=False)
         self.bias = nn.Parameter(torch.zeros(hidden)) if shape.consumer_bias else None
@@ -110,7 +120,7 @@ class SparseFeedForward(nn.Module):
         if self._may_decode(x):
             return self._decode(x, weights, chosen)
         order = sort_by_expert(chosen, self.shape.experts)
-        linears = [self._stacked(name) for name in self.shape.producers]
+        linears = [self._stacked(name) for name in self.shape.first]
         made = spread_linear(x, [linear.weight for linear in linears], order)
         # The consumer is linear: weighting what goes in is cheaper than weighting what comes out.
         inner = self._inner(made, order.expert) * weights.reshape(-1, 1).index_select(0, order.pair)
@@ -118,7 +128,7 @@ class SparseFeedForward(nn.Module):
 
     def _inner(self, made: Sequence[Tensor], expert: Tensor) -> Tensor:
         """The producers' outputs, without bias, of rows of these experts -> what goes into the consumer."""
-        biases = [self._stacked(name).bias for name in self.shape.producers]
+        biases = [self._stacked(name).bias for name in self.shape.first]
         out: Tensor = self.inner(
             *(
                 rows if bias is None else rows + bias.index_select(0, expert)
@@ -135,7 +145,7 @@ class SparseFeedForward(nn.Module):
 
     def _decode(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         numbers = chosen[0].tolist()
-        names, consumer = self.shape.producers, self._stacked(self.shape.consumer).weight
+        names, consumer = self.shape.first, self._stacked(self.shape.consumer).weight
         made = [one_token_products(x[0], self._stacked(name).weight, numbers) for name in names]
         return one_token_sum(self._inner(made, chosen[0]) * weights.mT, consumer, numbers)[None]
 
@@ -146,7 +156,7 @@ class SparseFeedForward(nn.Module):
 
     def _shared(self, x: Tensor) -> Tensor:
         shared = self.shared_expert
-        out: Tensor = shared[self.shape.consumer](self.inner(*(shared[name](x) for name in self.shape.producers)))
+        out: Tensor = shared[self.shape.consumer](self.inner(*(shared[name](x) for name in self.shape.first)))
         return out
 
     def extra_repr(self) -> str:

@@ -1,7 +1,8 @@
 """The edit SplitExperts: a feed-forward's nodes become one call of a module with its channels in stacks.
 
 Shapes: H hidden, I inner channels, E experts of m channels, S shared channels. Producers (I, H) become
-(E, m, H) and (S, H), the consumer (H, I) becomes (E, H, m) and (H, S).
+(E, m, H) and (S, H), the consumer (H, I) becomes (E, H, m) and (H, S). A producer of k parts (k I, H) becomes
+(E, k m, H) and (k S, H). Weights that lie the other way round (Conv1D) are turned: the new ones are (out, in).
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import torch
 from torch import fx, nn
 
 from umcompress.edits import SplitExperts
+from umcompress.graph.linears import Matrix, is_conv1d, outputs
 from umcompress.graph.sites import FeedForwardSite
-from umcompress.graph.split import FeedForwardPart, find_part, linear_names, linear_of, place_of
+from umcompress.graph.split import FeedForwardPart, find_part, inside, linear_names, linear_of, place_of
 from umcompress.nn.experts import ExpertShape, SparseFeedForward
-from umcompress.rewrite.tensors import Expression, Fold, Take, TensorMap, Zeros
+from umcompress.rewrite.tensors import Expression, Flip, Fold, Take, TensorMap, Zeros
 
 
 def sparse_module(
@@ -22,14 +24,15 @@ def sparse_module(
     """The module, its parameters on meta. `bias`: whether the consumer will have one (None: as it is now)."""
     *producers, consumer = (linear_of(block, node) for node in (*part.producers, part.consumer))
     names = linear_names(site)
+    biases = dict(zip(dict.fromkeys(names[:-1]), (linear.bias is not None for linear in producers), strict=True))
     shape = ExpertShape(
-        hidden=consumer.out_features,
+        hidden=outputs(consumer),
         experts=len(edit.experts),
         active=edit.active,
         width=edit.width,
         producers=names[:-1],
         consumer=names[-1],
-        producer_bias=tuple(linear.bias is not None for linear in producers),
+        producer_bias=tuple(biases[name] for name in names[:-1]),
         consumer_bias=consumer.bias is not None if bias is None else bias,
         shared_width=len(edit.shared),
         weighting=edit.weighting,
@@ -67,7 +70,7 @@ def split(
     assert not isinstance(part, str)
     place, module = place_of(graph, block, site, part), sparse_module(block, site, part, edit)
     _as_before(module, linear_of(block, part.producers[0]), linear_of(block, part.consumer))
-    values = _values(site, module, edit, tensors)
+    values = _values(block, site, module, edit, tensors)
     for path in (*site.producers, site.consumer):
         tensors.forget(path)
     for name, value in values.items():
@@ -80,7 +83,7 @@ def split(
     return place
 
 
-def _as_before(module: SparseFeedForward, producer: nn.Linear, consumer: nn.Linear) -> None:
+def _as_before(module: SparseFeedForward, producer: Matrix, consumer: Matrix) -> None:
     """Parameters of the dtype of the linears, trained if they were; the selector never is."""
     last = module.shape.consumer
     for name, parameter in list(module.named_parameters()):
@@ -94,7 +97,7 @@ def _as_before(module: SparseFeedForward, producer: nn.Linear, consumer: nn.Line
 
 
 def _values(
-    site: FeedForwardSite, module: SparseFeedForward, edit: SplitExperts, tensors: TensorMap
+    block: nn.Module, site: FeedForwardSite, module: SparseFeedForward, edit: SplitExperts, tensors: TensorMap
 ) -> dict[str, Expression]:
     """Each tensor of the module from those of the linears; the router starts as zeros."""
     parameters, old, shape = dict(module.named_parameters()), tensors.entries, module.shape
@@ -108,7 +111,18 @@ def _values(
             made[name] = old[f"{site.consumer}.bias"]
         else:
             linear, leaf = rest.rsplit(".", 1)
-            source, dim = old[f"{linears[linear]}.{leaf}"], 1 if linear == shape.consumer else 0
-            stacked = home == "experts"
-            made[name] = Fold(source, dim, edit.experts) if stacked else Take(source, dim, edit.shared)
+            source, last = old[f"{linears[linear]}.{leaf}"], linear == shape.consumer
+            if leaf == "weight" and is_conv1d(block.get_submodule(inside(site, linears[linear]))):
+                source = Flip(source)
+            parts = 1 if last else shape.producers.count(linear)
+            if home == "experts":
+                made[name] = Fold(source, int(last), tuple(_rows(expert, edit, parts) for expert in edit.experts))
+            else:
+                made[name] = Take(source, int(last), _rows(edit.shared, edit, parts))
     return made
+
+
+def _rows(channels: tuple[int, ...], edit: SplitExperts, parts: int) -> tuple[int, ...]:
+    """Where these channels lie in a linear of so many parts, each of which has all channels."""
+    width = len(edit.experts) * edit.width + len(edit.shared)
+    return tuple(part * width + channel for part in range(parts) for channel in channels)
