@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Of H that are taken out at a time.
+ROWS = 2048
+
 
 def _removed(width: int, kept: Sequence[int]) -> Tensor:
     gone = torch.ones(width, dtype=torch.bool)
@@ -32,12 +35,18 @@ def least_squares(
 
     Strong damping shrinks it to plain removal, never to zero.  A consumer with a bias is refitted with it:
     then H is the covariance and b' = b + W m - W' m_S.  Returns (W', b').
+
+    Besides H it takes the memory of H_SS, its factor, and a few W: H is not copied as a whole.
     """
     keep = torch.tensor(list(kept))
     removed = _removed(weight.shape[1], kept)
     w = weight.double().cpu()
-    moment = second if bias is None else second - torch.outer(mean, mean)
-    change = solve(moment[keep][:, keep], moment[keep][:, removed] @ w[:, removed].T, moment, damping).T
+    gram, target, diagonal = second[keep[:, None], keep], _product(second, keep, removed, w), second.diagonal()
+    if bias is not None:
+        gram.addr_(mean[keep], mean[keep], alpha=-1)
+        target.addr_(mean[keep], w[:, removed] @ mean[removed], alpha=-1)
+        diagonal = diagonal - mean.square()
+    change = solve(gram, target, diagonal, damping).T
     refitted = w[:, keep] + change
     if bias is None:
         return refitted.to(weight.dtype), None
@@ -45,19 +54,28 @@ def least_squares(
     return refitted.to(weight.dtype), shifted.to(weight.dtype)
 
 
-def solve(gram: Tensor, target: Tensor, moment: Tensor, damping: float) -> Tensor:
-    """(gram + l I) X = target by Cholesky; l doubles until the factorisation succeeds.
+def _product(second: Tensor, keep: Tensor, removed: Tensor, w: Tensor) -> Tensor:
+    """H_SP W_P', some rows at a time: (S, H)."""
+    wanted = w[:, removed].T
+    parts = (keep[start : start + ROWS] for start in range(0, len(keep), ROWS))
+    return torch.cat([second[rows[:, None], removed] @ wanted for rows in parts])
+
+
+def solve(gram: Tensor, target: Tensor, diagonal: Tensor, damping: float) -> Tensor:
+    """(gram + l I) X = target by Cholesky, l = damping * mean diagonal; l doubles until the factorisation succeeds.
 
     Dead channels leave zero rows in gram and target: l keeps the system definite and their change zero.
     Where nothing is alive there is nothing to learn from, and the change is zero.
     """
-    strength = damping * float(moment.diagonal().mean().clamp(min=0))
+    strength = damping * float(diagonal.mean().clamp(min=0))
     if strength == 0.0:
         return torch.zeros_like(target)
+    own = gram.diagonal().clone()
     while True:
-        damped = gram.clone()
-        damped.diagonal().add_(strength)
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        # On `gram` itself, which may be most of the memory, and taken back.
+        gram.diagonal().copy_(own + strength)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        gram.diagonal().copy_(own)
         if not bool(failed):
             return torch.cholesky_solve(target, factor)
         strength *= 2

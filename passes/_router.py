@@ -27,7 +27,7 @@ def ridge(found: Contributions, damping: float) -> tuple[Tensor, Tensor, float]:
     second, mean = found.second[:-1, :-1], found.second[-1, :-1]
     spread, height = found.cross[:-1], found.cross[-1]
     moment = second - torch.outer(mean, mean)
-    solved = _repair.solve(moment, spread - torch.outer(mean, height), moment, damping)
+    solved = _repair.solve(moment, spread - torch.outer(mean, height), moment.diagonal(), damping)
     intercept = height - mean @ solved
     fitted = _explained(found, torch.cat([solved, intercept[None]]))
     return (solved - solved.mean(1, keepdim=True)).T, intercept - intercept.mean(), fitted
@@ -36,7 +36,7 @@ def ridge(found: Contributions, damping: float) -> tuple[Tensor, Tensor, float]:
 def ridge_logits(found: Contributions, damping: float) -> tuple[Tensor, float]:
     """The same without an intercept, as logits of a softmax that is nearly even: (weight (E, H), R^2)."""
     second = found.second[:-1, :-1]
-    solved = _repair.solve(second, found.cross[:-1], second, damping)
+    solved = _repair.solve(second, found.cross[:-1], second.diagonal(), damping)
     fitted = _explained(found, torch.cat([solved, torch.zeros_like(solved[:1])]))
     centred = solved - solved.mean(1, keepdim=True)
     size = float((centred * (second @ centred)).sum(0).mean().clamp(min=0).sqrt())
@@ -65,7 +65,7 @@ def refit(
         moment = moment.addr_(mean, mean, alpha=-1)
         cross = cross.addr_(lost, mean, alpha=-1)
         missing -= float(lost.square().sum())
-    change = _repair.solve(moment, cross.T, moment, damping).T
+    change = _repair.solve(moment, cross.T, moment.diagonal(), damping).T
     missing += float((change @ moment * change).sum() - 2 * (change * cross).sum())
     refitted = (weight.double() + change).to(weight.dtype)
     shifted = None if bias is None else (bias.double() + lost - change @ mean).to(bias.dtype)

@@ -213,7 +213,9 @@ def test_dead_channels_get_no_weight_and_break_nothing() -> None:
 def test_a_factorisation_that_fails_is_damped_more() -> None:
     gram = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)  # indefinite: -1 is an eigenvalue
     target = torch.eye(2, dtype=torch.float64)
-    found = _repair.solve(gram, target, gram, 0.4)
+    before = gram.clone()
+    found = _repair.solve(gram, target, gram.diagonal(), 0.4)
+    assert torch.equal(gram, before)
     torch.testing.assert_close((gram + 1.6 * torch.eye(2, dtype=torch.float64)) @ found, target)
 
 

@@ -58,6 +58,7 @@ def test_resolved_has_every_default_and_leaves_the_recipe_alone() -> None:
         "seed": 4,
         "source": None,
         "data": None,
+        "memory": 4.0,
     }
     assert resolved["steps"][1] == {
         "name": "last",

@@ -44,7 +44,7 @@ def test_every_reference_resolves() -> None:
         ("component", "one of understanding, generation, shared"),
         ("keep_ratio", "number above 0, at most 1 (Share that stays.)"),
         ("layers", "text or list of whole number"),
-        ("calibration", "mapping with task, samples, seed, source, data"),
+        ("calibration", "mapping with task, samples, seed, source, data, memory"),
         ("first", "whole number"),
         ("nothing", ""),
     ],

@@ -170,7 +170,7 @@ class OutOfCore:
             with streamed(model.model, self.source.family, model.read):
                 self.source.runner(model.model).feed(items)
 
-        return planner.plan(graph, collect(graph, needs, feed, wanted.task))
+        return planner.plan(graph, collect(graph, needs, feed, wanted.task, memory=wanted.memory))
 
     def _weighed(self, model: OnDisk, name: str, started: float) -> StepReport:
         weight = weigh(model.model, self.source.family, self.source.runner(model.model))

@@ -200,7 +200,7 @@ class Pipeline:
             items = self._items(wanted)
             statistics = collect(
                 graph, needs, lambda: self.source.runner(model).feed(items), wanted.task,
-                lambda edits: self._rework(planner.name, model, edits, items),
+                lambda edits: self._rework(planner.name, model, edits, items), wanted.memory,
             )
         return planner.plan(graph, statistics)
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
 from umcompress.documents import TASKS, Component, Document, Ratio, Task
 from umcompress.errors import RecipeError
@@ -35,6 +35,9 @@ class Calibration(Document):
     )
     data: str | None = Field(
         default=None, description="A file of your own: a prompt a line, or JSON lines; instead of a source."
+    )
+    memory: PositiveFloat = Field(
+        default=4.0, description="GB that large statistics may take; layers beyond that wait for another sweep."
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""One sweep for all declared statistics.
+"""One sweep for all declared statistics; more of them where they do not fit into memory together.
 
 Similarities are observed inside the blocks: nodes are put into copies of the traced graphs, which are lowered
 for the length of the sweep.  What enters a Linear (feed-forward channels, heads) is observed by a hook on it,
@@ -7,8 +7,9 @@ because heads are joined inside the attention, which is a leaf.  Afterwards the 
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -24,10 +25,12 @@ from umcompress.calibrate.declare import (
     ContributionMoments,
     Declaration,
     HeadContribution,
+    Heavy,
     RoutedMoments,
 )
 from umcompress.calibrate.expert_sums import ContributionSum, Pairs, RoutedSum, SampleDraw
 from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum
+from umcompress.calibrate.on_demand import OnDemand, Shelf, Values, sizes
 from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
 from umcompress.edits import Edit
 from umcompress.graph.branches import Branch
@@ -47,39 +50,51 @@ def collect(
     feed: Callable[[], None],
     task: str = "understanding",
     rework: Rework | None = None,
+    memory: float = math.inf,
 ) -> Statistics:
-    """Run `feed` once over the instrumented model and return what was declared, frozen.
+    """Run `feed` over the instrumented model and return what was declared, frozen.
 
-    feed: runs the model of `graph` over the calibration items of `task`; not called when nothing is declared.
+    feed: runs the model of `graph` over the calibration items of `task`; not called when nothing is declared. Called
+    once, and again while values are read where heavy declarations need more than `memory` GB for all of their sites.
     rework: edits -> (graph, feed) of an edited copy, which makes `Statistics.remeasure` work.
     """
     wanted = tuple(dict.fromkeys(declarations))
-    sweep = _Sweep(graph)
-    for declaration in wanted:
-        sweep.declare(declaration)
+    heavy = [declaration for declaration in wanted if isinstance(declaration, Heavy)]
+
+    def sweep(declarations: Sequence[Declaration], keys: Collection[Key]) -> Values:
+        watching = _Sweep(graph, keys)
+        for declaration in declarations:
+            watching.declare(declaration)
+        watching.run(feed)
+        return watching.results()
+
+    shelf = Shelf(sizes(graph, heavy), memory * 1e9, lambda keys: sweep(heavy, keys))
+    values: dict[Declaration, Measured] = {}
     if wanted:
-        sweep.run(feed)
+        found = sweep(wanted, first := shelf.first())
+        shelf.put(first, {declaration: found[declaration] for declaration in heavy})
+        for declaration in wanted:
+            kept = found[declaration]
+            if isinstance(declaration, Heavy):
+                kept = OnDemand(shelf, declaration, list(sizes(graph, [declaration])))
+            values[declaration] = Measured(declaration, kept, task)
 
     def again(edits: Sequence[Edit]) -> tuple[ModelGraph, Statistics]:
         assert rework is not None
         edited, feed_edited = rework(edits)
-        return edited, collect(edited, wanted, feed_edited, task)
+        return edited, collect(edited, wanted, feed_edited, task, memory=memory)
 
-    values = {
-        declaration: Measured(declaration, {key: s.result() for key, s in sums.items()}, task)
-        for declaration, sums in sweep.sums.items()
-    }
     return Statistics(
         values, task, again=None if rework is None else again,
-        more=lambda further: collect(graph, further, feed, task, rework),
+        more=lambda further: collect(graph, further, feed, task, rework, memory),
     )  # fmt: skip
 
 
 class _Sweep:
-    """What to watch, and the sums that it goes into."""
+    """What to watch, and the sums that it goes into.  Of heavy declarations only the sites in `keys`."""
 
-    def __init__(self, graph: ModelGraph) -> None:
-        self.graph = graph
+    def __init__(self, graph: ModelGraph, keys: Collection[Key]) -> None:
+        self.graph, self.keys = graph, keys
         self.sums: dict[Declaration, dict[Key, _Sum]] = {}
         # block path -> (branch whose incoming stream is "before", branch whose add is "after", sum)
         self.streams: dict[str, list[tuple[Branch, Branch, SimilaritySum]]] = {}
@@ -105,13 +120,15 @@ class _Sweep:
                 self.inputs.append((place.output, heads.add))
         elif isinstance(declaration, ChannelSamples):
             for site in self.graph.feed_forwards(**query):
-                self._pairs(site, sums, SampleDraw(declaration.tokens, declaration.seed))
+                if site_key(site) in self.keys:
+                    self._pairs(site, sums, SampleDraw(declaration.tokens, declaration.seed))
         else:
-            kind = ChannelSum if isinstance(declaration, ChannelActivation) else MomentSum
+            light = isinstance(declaration, ChannelActivation)
+            kind = ChannelSum if light else MomentSum
             for site in self.graph.feed_forwards(**query):
-                device = self.graph.weight(f"{site.consumer}.weight").device
-                sums[site_key(site)] = channels = kind(site.width, device)
-                self.inputs.append((site.consumer, channels.add))
+                if light or site_key(site) in self.keys:
+                    sums[site_key(site)] = channels = kind(site.width, self._device(site))
+                    self.inputs.append((site.consumer, channels.add))
 
     def _split(self, declaration: ContributionMoments | RoutedMoments, sums: dict[Key, _Sum]) -> None:
         kind = ContributionSum if isinstance(declaration, ContributionMoments) else RoutedSum
@@ -119,6 +136,11 @@ class _Sweep:
             if site.path in declaration.routing:
                 weight = self.graph.weight(f"{site.consumer}.weight")
                 self._pairs(site, sums, kind(weight, declaration.routing[site.path]))
+
+    def _device(self, site: FeedForwardSite) -> torch.device:
+        """Where the channels will be; the weights of a skeleton come into main memory."""
+        device = self.graph.model.get_parameter(f"{site.consumer}.weight").device
+        return torch.device("cpu") if device.type == "meta" else device
 
     def _pairs(
         self, site: FeedForwardSite, sums: dict[Key, _Sum], total: SampleDraw | ContributionSum | RoutedSum
@@ -142,6 +164,9 @@ class _Sweep:
         for name in dict.fromkeys(branch.component for branch in own):
             of_component = [branch for branch in own if branch.component == name]
             yield site_key(found.site, name), of_component[0], of_component[-1]
+
+    def results(self) -> Values:
+        return {declaration: {key: s.result() for key, s in sums.items()} for declaration, sums in self.sums.items()}
 
     def run(self, feed: Callable[[], None]) -> None:
         model = self.graph.model

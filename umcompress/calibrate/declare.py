@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Channels from which sums of width x width are float32: in float64 one site would take gigabytes.
+# Channels from which `RoutedMoments` are float32: in float64 one site would take gigabytes.
 WIDE = 8192
+# Rows of a symmetric sum that are kept together: of each such tile only what lies right of its diagonal is kept.
+TILE = 2048
 BranchKind: TypeAlias = Literal["attention", "feed_forward"]
 
 
@@ -56,9 +58,17 @@ class ChannelActivation:
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """Inner feed-forward channels h as rows: H = sum h h' / T and their mean, for refitting the consumer."""
+    """Inner feed-forward channels h as rows: H = sum h h' / T and their mean, for refitting the consumer.
+
+    What is held of a site grows with the square of its width.  Sites that do not fit into the memory that calibration
+    may take are measured when they are read: read them in depth order, and keep none longer than it is needed.
+    """
 
     scope: Scope = field(default_factory=Scope)
+
+    def bytes_held(self, width: int, hidden: int) -> int:
+        """Of one site: in float64 the upper half of H, in tiles."""
+        return 8 * sum(min(TILE, width - start) * (width - start) for start in range(0, width, TILE))
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,18 @@ class HeadContribution:
 
 @dataclass(frozen=True)
 class ChannelSamples:
-    """Up to `tokens` tokens of each feed-forward, drawn evenly from all: what enters it, and its inner channels."""
+    """Up to `tokens` tokens of each feed-forward, drawn evenly from all: what enters it, and its inner channels.
+
+    Sites that do not fit into the memory that calibration may take are measured when they are read.
+    """
 
     scope: Scope = field(default_factory=Scope)
     tokens: int = 2048
     seed: int = 0
+
+    def bytes_held(self, width: int, hidden: int) -> int:
+        """Of one site, in float32."""
+        return 4 * self.tokens * (width + hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,3 +139,5 @@ Declaration: TypeAlias = (
     | HeadContribution
     | RoutedMoments
 )
+# What is measured a group of sites at a time where it does not fit.
+Heavy: TypeAlias = ChannelMoments | ChannelSamples

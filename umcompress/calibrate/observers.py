@@ -2,6 +2,7 @@
 
 Shapes: T rows of one call, H hidden, I channels, g key-value groups, m query heads a group, d head dim.
 Everything is summed in float64, whatever the model runs in: counts are large and differences small.
+Of a symmetric sum only the upper half is kept, in tiles: that is the memory and the work of a whole one in float32.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from umcompress.calibrate.statistics import Channels, Heads, Moments, Similarity
+from umcompress.calibrate.declare import TILE
+from umcompress.calibrate.statistics import Channels, HalfMoments, Heads, Similarity
 
 # Rows turned to float64 at a time, so that a long call needs no second copy of its activations.
 ROWS = 4096
@@ -59,22 +61,26 @@ class ChannelSum:
 
 
 class MomentSum:
-    """Sums of h h' (I, I) and h (I,)."""
+    """Sums of h h' (I, I), the upper half of it as `HalfMoments` has it, and h (I,)."""
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self.second = torch.zeros(width, width, dtype=torch.float64, device=device)
         self.first = torch.zeros(width, dtype=torch.float64, device=device)
+        self.tiles = [self.first.new_zeros(min(TILE, width - at), width - at) for at in range(0, width, TILE)]
         self.tokens = 0
 
     def add(self, h: Tensor) -> None:
         for rows in _rows(h):
-            self.second.addmm_(rows.T, rows)
+            for number, tile in enumerate(self.tiles):
+                right = rows[:, number * TILE :]
+                tile.addmm_(right[:, : len(tile)].T, right)
             self.first += rows.sum(0)
             self.tokens += len(rows)
 
-    def result(self) -> Moments:
-        count = max(self.tokens, 1)
-        return Moments((self.second / count).cpu(), (self.first / count).cpu(), self.tokens)
+    def result(self) -> HalfMoments:
+        # In place: a second copy of all sites would be the largest thing in memory.
+        for total in (*self.tiles, self.first):
+            total /= max(self.tokens, 1)
+        return HalfMoments(tuple(tile.cpu() for tile in self.tiles), self.first.cpu(), self.tokens)
 
 
 class HeadSum:

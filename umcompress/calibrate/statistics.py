@@ -47,6 +47,31 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class HalfMoments:
+    """Moments as they are held: tile i has the rows of `second` from i * size on, right of their diagonal.
+
+    tiles: float64, (size, width), (size, width - size) and so on, the last one perhaps of fewer rows.
+    """
+
+    tiles: tuple[Tensor, ...]
+    mean: Tensor
+    tokens: int
+
+    def whole(self) -> Moments:
+        """All of the symmetric matrix; a narrow one shares the memory of its only tile."""
+        if len(self.tiles) == 1:
+            return Moments(self.tiles[0], self.mean, self.tokens)
+        width = len(self.mean)
+        second = self.mean.new_empty(width, width)
+        for tile in self.tiles:
+            start = width - tile.shape[1]
+            end = start + len(tile)
+            second[start:end, start:] = tile
+            second[end:, start:end] = tile[:, len(tile) :].T
+        return Moments(second, self.mean, self.tokens)
+
+
+@dataclass(frozen=True)
 class Heads:
     """query_heads: (groups * heads per group,) in projection order; key_value_groups: (groups,); float64."""
 
@@ -109,7 +134,7 @@ class Measured(Mapping[Any, Any]):
     """The values of one declaration.  Index with a site, or with (block, component)."""
 
     def __init__(self, declaration: Declaration, values: Mapping[Key, Any], task: str) -> None:
-        self._declaration, self._values, self._task = declaration, MappingProxyType(dict(values)), task
+        self._declaration, self._values, self._task = declaration, MappingProxyType(values), task
 
     def __getitem__(self, site: Any) -> Any:
         key = site_key(*site) if isinstance(site, tuple) else site_key(site)
