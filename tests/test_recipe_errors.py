@@ -219,8 +219,3 @@ def test_problem_of_an_override_names_the_option(override: str, message: str, hi
 
 def test_problem_of_a_setting_names_its_option() -> None:
     assert only(GOOD, settings={"device": "gpu"}).file == "--device gpu"
-
-
-def test_remote_code_is_refused_and_not_ignored() -> None:
-    with pytest.raises(RecipeError, match="no model's own Python code is run"):
-        parse("model: m\ntrust_remote_code: true\nsteps: [{pass: mend}]")

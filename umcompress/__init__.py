@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(model: str | Path, dtype: str = "float32", device: str = "cpu") -> nn.Module:
+def load(
+    model: str | Path, dtype: str = "float32", device: str = "cpu", *, trust_remote_code: bool = False
+) -> nn.Module:
     """The model at `model`: a built-in name, a model folder, or the output folder of a run.
 
+    trust_remote_code: run Python code that comes with it; without this a model that needs it is refused.
     Raises ModelError (a UsageError) where there is none, or its files are damaged.
     """
     from umcompress.opening import open_source
 
-    loaded: Any = open_source(str(model), dtype, device).load()
+    loaded: Any = open_source(str(model), dtype, device, trust_remote_code=trust_remote_code).load()
     return loaded  # type: ignore[no-any-return]

@@ -30,7 +30,8 @@ def scored(
     if named is None:
         return evaluation.run(runner, out, say)
     say(f"{evaluation.name}: the reference {named}")
-    other = open_source(named, source.dtype, source.device)
+    trust = source.trust_remote_code
+    other = open_source(named, source.dtype, source.device, trust_remote_code=trust)
     evaluation.run(other.runner(other.load()), out / REFERENCE, say)
     return evaluation.compare(runner, out, say, out / REFERENCE)
 

@@ -92,7 +92,7 @@ def _inspect(options: Namespace) -> int:
     from umcompress import commands
     from umcompress.render.plan_view import inspection_view
 
-    found = commands.inspect(options.model, options.graph)
+    found = commands.inspect(options.model, options.graph, options.trust_remote_code)
     _print(found, inspection_view(found), options.format)
     return 0
 
@@ -109,6 +109,7 @@ def _evaluate(options: Namespace) -> int:
         output=options.output,
         device=options.device,
         dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
     )
     if processes.rank() == 0:
         _print(report, evaluation_view(report), options.format)
@@ -171,6 +172,7 @@ def _generate(options: Namespace) -> int:
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,
+        trust_remote_code=options.trust_remote_code,
     )
     print(written)
     return 0
@@ -179,7 +181,7 @@ def _generate(options: Namespace) -> int:
 def _ask(options: Namespace) -> int:
     from umcompress import commands
 
-    print(commands.ask(options.model, Path(options.picture), options.question))
+    print(commands.ask(options.model, Path(options.picture), options.question, options.trust_remote_code))
     return 0
 
 

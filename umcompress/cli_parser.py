@@ -77,6 +77,10 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="what the weights are loaded as")
 
 
+def _trust_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+
+
 def _format_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: table")
 
@@ -100,6 +104,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a built-in name or a folder")
     parser.add_argument("--graph", metavar="PATH", help="print the traced block at this module path")
+    _trust_option(parser)
     _format_option(parser)
 
 
@@ -115,6 +120,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_seed, default=0, help="draws prompts and questions; default: 0")
     parser.add_argument("--limit", type=_whole, help="at most this many prompts and questions")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="keep answers, images and report.json here")
+    _trust_option(parser)
     _machine_options(parser)
     _format_option(parser)
 
@@ -145,12 +151,14 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_seed, default=0, help="draws the noise; default: 0")
     parser.add_argument("--steps", type=_whole, help="denoising steps; default: the model's")
     parser.add_argument("--guidance", type=_guidance, help="text guidance; default: the model's")
+    _trust_option(parser)
 
 
 def _ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
     parser.add_argument("picture", metavar="PICTURE", help="an image file")
     parser.add_argument("question", metavar="QUESTION", help="what to ask about it")
+    _trust_option(parser)
 
 
 COMMANDS = {

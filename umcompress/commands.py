@@ -63,7 +63,9 @@ def apply(
     from umcompress.opening import open_source
 
     device = processes.start(loaded.recipe.device)
-    source = open_source(loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.components)
+    source = open_source(
+        loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.components, loaded.recipe.trust_remote_code
+    )
     check(loaded.recipe, source)
     fingerprint = _fingerprint(loaded, source.fingerprint() + ("/out of core" if out_of_core else ""))
     folder = RunFolder(path)
@@ -106,10 +108,11 @@ def _run_on_disk(loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerpri
     say(f"wrote it in {seconds:.1f} s; at most {peak / 1e9:.2f} GB in memory")
     say("running it a block at a time in a fresh process and comparing outputs bit for bit")
     checkpoint = verify(model, folder.model, plain)
-    report = _report(loaded.recipe.model, run.steps, source, [], loaded.recipe.seed).model_copy(update={
+    report = _report(loaded.recipe.model, run.steps, source, [], loaded.recipe.seed)
+    report = report.model_copy(update={
         "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": fingerprint,
         "checkpoint": checkpoint, "dtype": model.dtype or "as stored",
-        "notes": (f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB",),
+        "notes": (*report.notes, f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB",),
     })
     from umcompress.model_card import write_model_card
 
@@ -228,7 +231,16 @@ def _report(
         model=model, steps=tuple(steps), evaluations={e.name: e.plain() for e in evaluations}, seed=seed,
         device=source.device, dtype=source.dtype, hardware=_hardware(source.device), versions=_versions(),
         commit=_commit(), command=tuple(sys.argv), created=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=_own_code(source),
     )
+
+
+def _own_code(source: Any) -> tuple[str, ...]:
+    """Which code of the model's was run: whoever loads the result runs it as well."""
+    if not (files := source.own_code):
+        return ()
+    digest = hashlib.sha256(b"".join((source.folder / name).read_bytes() for name in files)).hexdigest()
+    return (f"the model runs Python code that came with it: {', '.join(files)} (sha256 {digest[:16]})",)
 
 
 def plan(
@@ -241,11 +253,11 @@ def plan(
     return plan_recipe(loaded.recipe, loaded.file.stem)
 
 
-def inspect(model: str, graph_path: str | None = None) -> Inspection:
+def inspect(model: str, graph_path: str | None = None, trust_remote_code: bool = False) -> Inspection:
     """Components, blocks, sites and sizes; no weights are read."""
     from umcompress.dry import inspect_model
 
-    return inspect_model(model, graph_path)
+    return inspect_model(model, graph_path, trust_remote_code)
 
 
 def evaluate(
@@ -257,6 +269,7 @@ def evaluate(
     output: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Report:
     """Score a model as it is: one step, the baseline.
 
@@ -275,7 +288,7 @@ def evaluate(
     from umcompress.opening import open_source
     from umcompress.report import StepReport, step_report
 
-    source = open_source(model, dtype, device)
+    source = open_source(model, dtype, device, trust_remote_code=trust_remote_code)
     if processes.rank() == 0:
         say(f"umcompress evaluate {model}: {', '.join(evaluations)}, seed {seed}")
     loaded = source.load()
@@ -297,7 +310,8 @@ def evaluate(
 
 
 def generate(
-    model: str, prompt: str, out: Path, *, seed: int = 0, steps: int | None = None, guidance: float | None = None
+    model: str, prompt: str, out: Path, *, seed: int = 0, steps: int | None = None, guidance: float | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Paint one picture and write it."""
     if not out.parent.is_dir():
@@ -308,7 +322,7 @@ def generate(
         raise UsageError(f"write {out}", f"no picture format {out.suffix!r}", "name a file that ends in .png")
     from umcompress.opening import open_source
 
-    source = open_source(model)
+    source = open_source(model, trust_remote_code=trust_remote_code)
     runner: Any = source.runner(source.load())
     if steps is not None or guidance is not None:
         runner.settings(steps=steps, guidance=guidance)
@@ -320,13 +334,13 @@ def generate(
     return out
 
 
-def ask(model: str, picture: Path, question: str) -> str:
+def ask(model: str, picture: Path, question: str, trust_remote_code: bool = False) -> str:
     """Answer one question about one picture."""
     from PIL import Image, UnidentifiedImageError
 
     from umcompress.opening import open_source
 
-    source = open_source(model)
+    source = open_source(model, trust_remote_code=trust_remote_code)
     try:
         with Image.open(picture) as opened:
             image = opened.copy()

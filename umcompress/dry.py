@@ -35,7 +35,10 @@ _NO_VALUES = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)
 def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     """Every step on the shapes that the one before leaves; one that cannot be planned leaves them alone."""
     # The recipe's device is for weights: planning needs none.
-    states = [_Dry(open_source(recipe.model, recipe.dtype, components=recipe.components))]
+    source = open_source(
+        recipe.model, recipe.dtype, components=recipe.components, trust_remote_code=recipe.trust_remote_code
+    )
+    states = [_Dry(source)]
     steps = []
     for step, parent in zip(recipe.steps, recipe.parents(), strict=True):
         states.append(copy.deepcopy(states[parent]))
@@ -45,12 +48,12 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     return PlanReport(model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory)
 
 
-def inspect_model(model: str, graph_path: str | None) -> Inspection:
+def inspect_model(model: str, graph_path: str | None, trust_remote_code: bool = False) -> Inspection:
     """Components, stacks, sites and sizes of a model; with `graph_path` also the code of that block.
 
     Raises UsageError, with the nearest path, where there is no such block.
     """
-    source = open_source(model)
+    source = open_source(model, trust_remote_code=trust_remote_code)
     skeleton = _skeleton(source)
     graph = trace_model(skeleton, source.family)
     text = None if graph_path is None else print_graph(graph.block(graph_path).graph)

@@ -14,6 +14,7 @@ from umcompress.documents import Component
 from umcompress.edits import CompressionRecord
 from umcompress.errors import UsageError
 from umcompress.models.base import Family, Runner
+from umcompress.models.code import code_files
 from umcompress.models.registry import find_family, resolve_folder
 from umcompress.rewrite.apply import shapes_only
 from umcompress.rewrite.store import is_compressed, load_compressed, read_record
@@ -32,6 +33,12 @@ class Source:
     dtype: str = "float32"
     device: str = "cpu"
     components: Mapping[str, Component] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """Python files of the folder that are run, as was consented to."""
+        return code_files(self.folder) if self.trust_remote_code else ()
 
     @property
     def record(self) -> CompressionRecord | None:
@@ -55,9 +62,10 @@ class Source:
         return self.family.runner(model, self.folder)
 
     def fingerprint(self) -> str:
-        """Identifies the weights: names and sizes of all files, and samples of their content."""
+        """Identifies weights, settings and the code that is run: names, sizes and samples of all files' content."""
         digest = hashlib.sha256()
-        for path in sorted(p for p in self.folder.iterdir() if p.suffix in (".safetensors", ".json")):
+        kinds = (".safetensors", ".json", *((".py",) if self.trust_remote_code else ()))
+        for path in sorted(p for p in self.folder.iterdir() if p.suffix in kinds):
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}:".encode())
             with path.open("rb") as file:
@@ -72,12 +80,14 @@ def open_source(
     dtype: str | None = None,
     device: str | None = None,
     components: Mapping[str, Component] | None = None,
+    trust_remote_code: bool = False,
 ) -> Source:
     """Find a model.  ModelError where there is none; UsageError where the device is not there.
 
     components: what its parts are for, where its family does not know; a compressed model remembers.
+    trust_remote_code: consent to run Python code that comes with it. Nothing is ever asked or remembered.
     """
-    folder = resolve_folder(model)
+    folder = resolve_folder(model, trust_remote_code)
     device = device or "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device}", "torch finds no CUDA device here", "leave --device out, or use cpu")
@@ -87,4 +97,6 @@ def open_source(
         raise UsageError(f"components of {model}", "it was compressed with others", "leave `components` out")
     if given := known or components:
         family = family.with_components(given)
-    return Source(model, folder, family, dtype or "float32", device, dict(given or {}))
+    if trust_remote_code:
+        family = family.trusting()
+    return Source(model, folder, family, dtype or "float32", device, dict(given or {}), trust_remote_code)

@@ -206,7 +206,8 @@ def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
             outputs = model.source.runner(model.model).probe()
         save_file({name: tensor.contiguous().cpu() for name, tensor in outputs.items()}, expected)
         exact = isinstance(plain, str) or plain.exact
-        arguments = [str(folder), str(expected), model.dtype or "", "0" if exact else "5e-2"]
+        trust = "trust" if model.source.trust_remote_code else ""
+        arguments = [str(folder), str(expected), model.dtype or "", "0" if exact else "5e-2", trust]
         done = subprocess.run(
             [sys.executable, "-m", "umcompress.out_of_core", *arguments], capture_output=True, text=True, check=False
         )
@@ -226,14 +227,14 @@ def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
 
 
 def main(arguments: list[str]) -> int:
-    """What the fresh process does: `FOLDER EXPECTED DTYPE BAR`; prints one JSON object."""
+    """What the fresh process does: `FOLDER EXPECTED DTYPE BAR TRUST`; prints one JSON object."""
     from safetensors.torch import load_file
 
     from umcompress.opening import open_source
     from umcompress.verify import differing, stored_parameters
 
-    folder, expected, dtype, bar = arguments
-    model = open_on_disk(open_source(folder, dtype or None), dtype or None)
+    folder, expected, dtype, bar, trust = arguments
+    model = open_on_disk(open_source(folder, dtype or None, trust_remote_code=bool(trust)), dtype or None)
     with model.disk, model.running():
         ours = model.source.runner(model.model).probe()
     print(json.dumps({

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
 from umcompress.documents import TASKS, Component, Document, Ratio, Task
 from umcompress.errors import RecipeError
@@ -72,14 +72,9 @@ class RecipeHead(Document):
     components: dict[str, Component] | None = Field(
         default=None, description="Parts of a model that has no family of its own: module path to component."
     )
-    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with a hub model.")
-
-    @field_validator("trust_remote_code")
-    @classmethod
-    def _no_remote_code(cls, trusted: bool) -> bool:
-        if trusted:
-            raise ValueError("no model's own Python code is run so far: leave trust_remote_code out")
-        return trusted
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model (and with an evaluation's `reference`)."
+    )
 
 
 class Step(Document):

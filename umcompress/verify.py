@@ -1,6 +1,6 @@
 """Reload a written model in a fresh process and compare what it computes, bit for bit.
 
-`python -m umcompress.verify FOLDER EXPECTED DTYPE DEVICE THREADS` prints one JSON object; the parent judges.
+`python -m umcompress.verify FOLDER EXPECTED DTYPE DEVICE THREADS BAR TRUST` prints one JSON object; the parent judges.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None =
         expected = Path(temporary) / EXPECTED
         save_file({n: t.contiguous().cpu() for n, t in source.runner(model).probe().items()}, expected)
         bar = ROUNDING.get(source.dtype, 5e-2) if plain is not None and not plain.exact else 0.0
-        arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads()), str(bar)]
+        arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads()), str(bar),
+                     "trust" if source.trust_remote_code else ""]
         done = subprocess.run(
             [sys.executable, "-m", "umcompress.verify", *arguments], capture_output=True, text=True, check=False
         )
@@ -103,9 +104,9 @@ def main(arguments: list[str]) -> int:
 
     from umcompress.opening import open_source
 
-    folder, expected, dtype, device, threads, bar = arguments
+    folder, expected, dtype, device, threads, bar, trust = arguments
     torch.set_num_threads(int(threads))
-    source = open_source(folder, dtype, device)
+    source = open_source(folder, dtype, device, trust_remote_code=bool(trust))
     ours = source.runner(source.load()).probe()
     print(json.dumps({
         "differing": differing(ours, load_file(expected), float(bar)), "parameters": stored_parameters(Path(folder)),

@@ -16,17 +16,19 @@ class Umcompress(Forwarding):
 
     def __init__(
         self, pretrained: str = "", dtype: str | None = None, device: str | None = None,
-        batch_size: int | str | None = None, max_batch_size: int | None = None, **others: Any,
+        batch_size: int | str | None = None, max_batch_size: int | None = None,
+        trust_remote_code: bool | None = False, **others: Any,
     ) -> None:  # fmt: skip
         if not pretrained or others:
             found = f"unknown: {', '.join(others)}" if others else "no pretrained"
-            raise UsageError("model_args of umcompress", found, "give pretrained=PATH, dtype=, device=")
+            do = "give pretrained=PATH, dtype=, device=, trust_remote_code="
+            raise UsageError("model_args of umcompress", found, do)
         if dtype not in (None, "float32", "bfloat16"):
             raise UsageError(f"model_args: dtype={dtype}", "it is unknown here", "use float32 or bfloat16")
         # lm-eval says cuda:0 where nobody has said anything; like its own models we take what there is.
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"
-        source = open_source(str(pretrained), dtype, device)
+        source = open_source(str(pretrained), dtype, device, trust_remote_code=trust_remote_code is True)
         super().__init__(language_model(source.runner(source.load()), _batch(batch_size)))
 
 

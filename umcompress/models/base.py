@@ -210,6 +210,10 @@ class Family(ABC):
             "leave `components` out of the recipe",
         )  # fmt: skip
 
+    def trusting(self) -> Family:
+        """The family that may run Python code which comes with a folder; most have no use for it."""
+        return self
+
     @abstractmethod
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         """Runs the tasks of `model`; tokenizer and settings come from `folder`."""

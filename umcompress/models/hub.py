@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 from umcompress.errors import ModelError
+from umcompress.models.code import missing_code
 from umcompress.say import say
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# No pickled weights, and no code: what a folder needs to be loaded here.
+# No pickled weights: what a folder needs to be loaded here. Code only where it is trusted.
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+CODE = ("*.py",)
 
 
 def is_hub_id(model: str) -> bool:
@@ -18,17 +20,25 @@ def is_hub_id(model: str) -> bool:
     return _ID.fullmatch(model) is not None and not Path(model).parent.is_dir()
 
 
-def hub_folder(model: str) -> Path:
-    """The folder of a model in the local cache of huggingface_hub.  ModelError where it is not to be had."""
+def hub_folder(model: str, code: bool = False) -> Path:
+    """The folder of a model in the local cache of huggingface_hub.  ModelError where it is not to be had.
+
+    code: with the Python files that come with it.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = [*FILES, *(CODE if code else ())]
     try:
-        return Path(snapshot_download(model, allow_patterns=list(FILES), local_files_only=True))
+        folder = Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True))
+        # It may have been fetched without its code before.
+        if not (code and missing_code(folder)):
+            return folder
+        say(f"fetching the code of {model} from the hub")
     except (LocalEntryNotFoundError, HFValidationError):
         say(f"fetching {model} from the hub")
     try:
-        return Path(snapshot_download(model, allow_patterns=list(FILES)))
+        return Path(snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(

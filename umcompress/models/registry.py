@@ -17,8 +17,11 @@ RECORD = "umcompress.json"
 RUN = "run.json"
 
 
-def resolve_folder(model: str) -> Path:
-    """The folder of a built-in model, of a path, or of a hub id.  ModelError where there is none."""
+def resolve_folder(model: str, code: bool = False) -> Path:
+    """The folder of a built-in model, of a path, or of a hub id.  ModelError where there is none.
+
+    code: of a hub id, whether Python files are fetched, too.
+    """
     if model in BUILT_IN:
         return Path(str(resources.files("umcompress.models") / BUILT_IN[model]))
     folder = Path(model)
@@ -27,7 +30,7 @@ def resolve_folder(model: str) -> Path:
     except OSError:  # a name that no file can have
         there = is_folder = False
     if not there and is_hub_id(model):
-        return hub_folder(model)
+        return hub_folder(model, code)
     if not is_folder:
         close = nearest(model, BUILT_IN)
         guess = f"did you mean {close!r}? " if close else ""

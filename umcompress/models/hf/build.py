@@ -6,6 +6,7 @@ real; parameters go to the meta device as soon as they are registered, before an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.models.auto import modeling_auto
 
 from umcompress.errors import ModelError
+from umcompress.models import code
+from umcompress.models.hf import remote
 from umcompress.models.hf.family import CONFIG
 
 # The configuration that a compressed model was made from: its plans start there.
@@ -36,9 +39,15 @@ def config_file(folder: Path) -> Path:
     return base if base.is_file() else folder / CONFIG
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder. Code that comes with a model is never run."""
+def read_config(folder: Path, trust: bool = False) -> PreTrainedConfig:
+    """The configuration of a folder. Code that comes with a model is run only with consent (`trust`)."""
     file = config_file(folder)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _refused(file, error) from error
+    if (own := remote.own_config(content, file, trust)) is not None:
+        return own
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except WRONG as error:
@@ -46,14 +55,21 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def model_class(config: PreTrainedConfig, file: Path) -> type[PreTrainedModel]:
-    """The class that the configuration names, else the first that transformers' auto classes offer."""
+def model_class(config: PreTrainedConfig, file: Path, trust: bool = False) -> type[PreTrainedModel]:
+    """The class that the configuration names, else the first that transformers' auto classes offer.
+
+    With consent (`trust`) a class of the code that comes with the model goes first.
+    """
     import transformers
 
+    if trust and (own := remote.own_model_class(config, file.parent)) is not None:
+        return own
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found
+    if remote.has_model(config):
+        raise code.refused(file.parent, "the model")
     for task in _TASKS:
         names: Any = getattr(modeling_auto, f"MODEL_{task}MAPPING_NAMES", {})
         offered = names.get(config.model_type)
@@ -63,24 +79,39 @@ def model_class(config: PreTrainedConfig, file: Path) -> type[PreTrainedModel]:
     raise ModelError(
         f"build the model of {file}",
         f"architectures {', '.join(config.architectures or ()) or 'not given'} (model_type {config.model_type})",
-        "transformers must know the class; code that comes with a model is not run",
+        "transformers must know the class, or the folder bring its code and name it in auto_map",
     )
 
 
-def build(folder: Path) -> PreTrainedModel:
+def build(folder: Path, trust: bool = False) -> PreTrainedModel:
     """The model of a folder's configuration, in eval mode, with its generation settings."""
-    config, file = read_config(folder), config_file(folder)
-    cls = model_class(config, file)
+    config, file = read_config(folder, trust), config_file(folder)
+    cls = model_class(config, file, trust)
     config.architectures = [cls.__name__]
+    model = build_own(cls, config, folder) if cls.is_custom_code() else _build_known(cls, config, file)
     try:
-        with parameters_on_meta():
-            model: PreTrainedModel = cls(config)
         if model.can_generate() and (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except WRONG as error:
         raise _refused(file, error) from error
     model.train(False)
     return model
+
+
+def build_own(cls: type[PreTrainedModel], config: Any, folder: Path) -> PreTrainedModel:
+    """A model whose code is not transformers'."""
+    with remote.errors_of(folder), parameters_on_meta(), remote.older_code():
+        model = cls(config)
+        remote.mend(model)
+    return model
+
+
+def _build_known(cls: type[PreTrainedModel], config: Any, file: Path) -> PreTrainedModel:
+    try:
+        with parameters_on_meta():
+            return cls(config)
+    except WRONG as error:
+        raise _refused(file, error) from error
 
 
 @contextmanager

@@ -39,8 +39,8 @@ class TransformersFamily(Family):
     main_stack: ClassVar[str] = "main"
     general: ClassVar[bool] = True
 
-    def __init__(self, components: Mapping[str, Component] | None = None) -> None:
-        self.components = components
+    def __init__(self, components: Mapping[str, Component] | None = None, trusts: bool = False) -> None:
+        self.components, self.trusts = components, trusts
 
     def matches(self, folder: Path) -> bool:
         try:
@@ -50,9 +50,11 @@ class TransformersFamily(Family):
         return isinstance(content, dict) and isinstance(content.get("model_type"), str)
 
     def skeleton(self, folder: Path) -> nn.Module:
-        from umcompress.models.hf import build, disk
+        from umcompress.models.hf import build, disk, remote
 
-        model = build.build(folder)
+        model = build.build(folder, self.trusts)
+        if self.trusts:
+            remote.consent(model)
         disk.learn_names(model, folder)
         return self.adopt(model)
 
@@ -127,7 +129,10 @@ class TransformersFamily(Family):
         return component_of(path, self.components)
 
     def with_components(self, components: Mapping[str, Component]) -> TransformersFamily:
-        return TransformersFamily(components)
+        return TransformersFamily(components, self.trusts)
+
+    def trusting(self) -> TransformersFamily:
+        return TransformersFamily(self.components, trusts=True)
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         from umcompress.models.hf import unified

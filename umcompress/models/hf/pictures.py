@@ -18,6 +18,7 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from umcompress.errors import ModelError
 from umcompress.models.hf.build import WRONG
+from umcompress.models.hf.remote import trusted
 
 Call = dict[str, Tensor]
 _FILES = ("processor_config.json", "preprocessor_config.json")
@@ -48,7 +49,7 @@ class Pictures(ABC):
             raise ModelError(f"the processor of {self.folder}", f"no {' or '.join(_FILES)}", _COPY)
         try:
             auto: Any = AutoProcessor
-            return auto.from_pretrained(self.folder, trust_remote_code=False)
+            return auto.from_pretrained(self.folder, trust_remote_code=trusted(self.model))
         except WRONG as error:
             lines = str(error).splitlines() or [type(error).__name__]
             raise ModelError(f"the processor of {self.folder}", lines[0][:200], _COPY) from error

@@ -27,6 +27,7 @@ from umcompress.models.base import (
 )
 from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
 from umcompress.models.hf.inputs import picture, plain_ids, reads_text, speaks
+from umcompress.models.hf.remote import trusted
 from umcompress.models.hf.words import Words
 
 PASS_TOKENS = 64
@@ -47,7 +48,7 @@ class TransformersRunner:
     @cached_property
     def words(self) -> Words:
         """The tokenizer; sizes and workloads need none."""
-        return Words(self.folder)
+        return Words(self.folder, trusted(self.model))
 
     @property
     def device(self) -> torch.device:

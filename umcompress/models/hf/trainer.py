@@ -18,6 +18,7 @@ from umcompress.documents import Task
 from umcompress.errors import ModelError
 from umcompress.models.base import TextSample, TrainingBatch, TrainingForward, TrainingItem, UnderstandingItem
 from umcompress.models.hf.inputs import speaks
+from umcompress.models.hf.remote import trusted
 from umcompress.models.hf.words import Words
 
 
@@ -31,7 +32,7 @@ class TextTrainer:
 
     @cached_property
     def words(self) -> Words:
-        return Words(self.folder)
+        return Words(self.folder, trusted(self.model))
 
     def batch(self, items: Sequence[TrainingItem], draws: Sequence[np.random.Generator]) -> TrainingBatch:
         """Nothing is drawn."""

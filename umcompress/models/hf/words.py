@@ -18,11 +18,12 @@ _COPY = "copy the tokenizer files of the model into its folder"
 class Words:
     """Text to ids and back."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: bool = False) -> None:
+        """trust: consent to run Python code that comes with the folder."""
         if not any(file.is_file() for pattern in _FILES for file in folder.glob(pattern)):
             raise ModelError(f"the tokenizer of {folder}", "no tokenizer files", _COPY)
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
             raise ModelError(

@@ -1,0 +1,189 @@
+"""Code that comes with a model, run with consent: classes by transformers' dynamic modules, errors that name the file.
+
+What such code raises is nobody's choice, so everything is caught, but only around calls into it or where it is in the
+traceback. Code written for transformers 4 is mended where the mending is sure.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils.hub import HF_MODULES_CACHE
+
+import umcompress
+from umcompress.errors import ModelError, UmcompressError
+from umcompress.models import code
+
+_CONSENT, _MENDED = "umcompress_runs_own_code", "umcompress_mended"
+_TASKS = (
+    "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForMultimodalLM",
+    "AutoModelForSeq2SeqLM", "AutoModel",
+)  # fmt: skip
+_OURS = str(Path(umcompress.__file__).parent)
+
+
+def consent(model: nn.Module) -> None:
+    """Remember, on the model in memory and nowhere else, that what belongs to its folder may run code."""
+    setattr(model, _CONSENT, True)
+
+
+def trusted(model: nn.Module) -> bool:
+    """Whether tokenizer and processor of the model may run the code of its folder."""
+    return bool(getattr(model, _CONSENT, False))
+
+
+def own_config(content: dict[str, Any], file: Path, trust: bool) -> PreTrainedConfig | None:
+    """The configuration `content` of `file` by the folder's own class; None where that is not wanted or not given.
+
+    ModelError where there is no other class, and no consent.
+    """
+    reference = _map(content).get("AutoConfig")
+    if not isinstance(reference, str):
+        return None
+    if not trust:
+        if content.get("model_type") in CONFIG_MAPPING:
+            return None
+        raise code.refused(file.parent, "the model")
+    cls = _own_class(reference, file.parent)
+    with errors_of(file.parent):
+        config: PreTrainedConfig = cls.from_pretrained(file)
+    return config
+
+
+def own_model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel] | None:
+    """The class in the folder's code for the configuration's architecture, else for the first task there is."""
+    references = _models(getattr(config, code.MAP, None))
+    named = config.architectures or ()
+    reference = next((found for found in references if found.rpartition(".")[2] in named), None)
+    if reference is None and not references:
+        return None
+    found: Any = _own_class(reference or references[0], folder)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise _failed(folder, f"{reference or references[0]} is no model of transformers")
+    made: type[PreTrainedModel] = add_generation_mixin_to_remote_model(found)  # type: ignore[no-untyped-call]
+    return made
+
+
+def has_model(config: PreTrainedConfig) -> bool:
+    """Whether the folder's code has a class for the model."""
+    return bool(_models(getattr(config, code.MAP, None)))
+
+
+def _map(content: dict[str, Any]) -> dict[str, Any]:
+    found = content.get(code.MAP)
+    return found if isinstance(found, dict) else {}
+
+
+def _models(found: Any) -> list[str]:
+    mapping = found if isinstance(found, dict) else {}
+    return [mapping[task] for task in _TASKS if isinstance(mapping.get(task), str)]
+
+
+def _own_class(reference: str, folder: Path) -> Any:
+    code.require_here(folder)
+    if len(reference.split(".")) != 2:
+        raise _failed(folder, f"{reference!r} in {code.MAP} is not module.Class")
+    with errors_of(folder):
+        return get_class_from_dynamic_module(reference, str(folder), local_files_only=True)
+
+
+# -- errors ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def errors_of(folder: Path, only_inside: bool = False) -> Iterator[None]:
+    """Whatever the folder's code raises, as a ModelError with its place.
+
+    only_inside: the call runs code of ours, too, whose errors stay what they are.
+    """
+    try:
+        yield
+    except UmcompressError:
+        raise
+    except Exception as error:  # the code is somebody else's and may raise anything at all
+        place = _place(error)
+        if only_inside and place is None:
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
+        raise _failed(folder, f"{place}: {said}" if place else said) from error
+
+
+def _failed(folder: Path, found: str) -> ModelError:
+    return ModelError(
+        f"run the code that comes with the model in {folder}", found,
+        "install what it needs, or ask its authors for code that this version of transformers runs",
+    )  # fmt: skip
+
+
+def _place(error: BaseException) -> str | None:
+    """File and line in the model's code, where that raised; None where code of ours did."""
+    ours_or_theirs = [
+        frame for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith((_OURS, HF_MODULES_CACHE))
+    ]  # fmt: skip
+    if not ours_or_theirs or not ours_or_theirs[-1].filename.startswith(HF_MODULES_CACHE):
+        return None
+    return f"{Path(ours_or_theirs[-1].filename).name}, line {ours_or_theirs[-1].lineno}"
+
+
+# -- code for transformers 4 ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def older_code() -> Iterator[None]:
+    """Models built inside may list their tied weights; transformers 5 wants to know what each is tied to."""
+    expanded = PreTrainedModel.get_expanded_tied_weights_keys
+
+    def told(self: PreTrainedModel, all_submodels: bool = False) -> dict[str, str]:
+        keys: Any = self._tied_weights_keys
+        if isinstance(keys, list | tuple | set):
+            self._tied_weights_keys = _tied_to(self, [str(key) for key in keys])
+        return dict(expanded(self, all_submodels))
+
+    PreTrainedModel.get_expanded_tied_weights_keys = told  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PreTrainedModel.get_expanded_tied_weights_keys = expanded  # type: ignore[method-assign]
+
+
+def mend(model: PreTrainedModel) -> None:
+    """Do what its constructor left out; note what transformers itself would stumble over."""
+    mended = []
+    if not hasattr(model, "all_tied_weights_keys"):
+        model.post_init()
+        mended.append("its constructor does not call post_init")
+    if isinstance(type(model)._tied_weights_keys, list | tuple | set) and model.config.tie_word_embeddings:
+        mended.append("it lists tied weights without saying what each is tied to")
+    setattr(model, _MENDED, tuple(mended))
+
+
+def stumbles(model: nn.Module) -> tuple[str, ...]:
+    """Why transformers by itself does not load the model's code."""
+    found: tuple[str, ...] = getattr(model, _MENDED, ())
+    return found
+
+
+def _tied_to(model: PreTrainedModel, listed: list[str]) -> dict[str, str]:
+    """In transformers 4 a head is tied to the embedding of the tokens, and so is what has its shape."""
+    embedding: Any = model.get_input_embeddings()
+    weight = getattr(embedding, "weight", None)
+    names = dict(model.named_parameters(remove_duplicate=False))
+    source = next((name for name, parameter in names.items() if parameter is weight), None)
+    if source is None:
+        return {}
+    return {
+        name: source for name, parameter in names.items()
+        if name != source and parameter.shape == names[source].shape and any(re.search(key, name) for key in listed)
+    }  # fmt: skip
