@@ -55,10 +55,13 @@ def random_scores(seed: int, site: str, component: str, count: int) -> list[floa
 def unmatched(
     graph: ModelGraph, scope: Scope, kind: BranchKind, sites: Iterable[Any], reason: str
 ) -> list[Declined]:
-    """Branches of `kind` in scope at which no site was found."""
+    """Branches of `kind` in scope at which no site was found, for `reason` or since they are experts already."""
     found = {(site.block, site.component) for site in sites}
+    already = "its feed-forward is a mixture of experts already"
     return [
-        Declined(site=branch.block, component=branch.component, reason=reason)
+        Declined(
+            site=branch.block, component=branch.component, reason=already if graph.is_mixture(branch) else reason
+        )
         for branch in graph.branches(kind, **scope.query())
         if (branch.block, branch.component) not in found
     ]

@@ -170,14 +170,15 @@ def _classify(
         linears = [node for node, module in calls.items() if isinstance(module, nn.Linear)]
         return Branch("attention", _agreed(linears, path, component_of), add, stream, branch, own, None)
     inner = [node for node, module in calls.items() if is_matrix(module)]
-    experts = [node for node, module in calls.items() if _is_mixture(module)]
+    experts = [node for node, module in calls.items() if is_mixture(module)]
     if len(inner) >= 2 or experts:
         component = _agreed(inner + experts, path, component_of)
         return Branch("feed_forward", component, add, stream, branch, own, None)
     return None
 
 
-def _is_mixture(module: nn.Module) -> bool:
+def is_mixture(module: nn.Module) -> bool:
+    """Whether a module holds experts: ours, or the model's own."""
     return isinstance(module, RoutedFeedForward) or "Experts" in type(module).__name__
 
 

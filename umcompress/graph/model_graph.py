@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor, fx, nn
 
 from umcompress.errors import UsageError, did_you_mean
-from umcompress.graph.branches import Branch, find_branches
+from umcompress.graph.branches import Branch, find_branches, is_mixture
 from umcompress.graph.channels import channel_groups
 from umcompress.graph.linears import is_conv1d
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
@@ -115,6 +115,13 @@ class ModelGraph:
         """Feed-forwards that were split into experts, in depth order."""
         found = self._narrow((s for b in self._blocks.values() for s in b.experts), stack, layers)
         return tuple(site for site in found if component is None or site.component == component)
+
+    def is_mixture(self, site: BranchSite) -> bool:
+        """Whether a branch has experts, the model's own or split ones."""
+        block = self.model.get_submodule(site.block)
+        own = (b.own for b in self.block(site.block).branches if (b.kind, b.component) == (site.kind, site.component))
+        nodes = (node for part in own for node in part if node.op == "call_module")
+        return any(is_mixture(block.get_submodule(str(node.target))) for node in nodes)
 
     def split_place(self, site: FeedForwardSite) -> SplitPlace | str:
         """Where the experts of a feed-forward would go; or, in words, why it cannot be split."""

@@ -36,11 +36,9 @@ def plain_folder(
     config, reasons = plain_config(model, family)
     if reasons:
         return "; ".join(reasons)
-    weights = disk.sources(model) if values is None else disk.renamed(model, values)
-    if weights is None:
-        return "its weight files hold tensors cut up, which takes the whole model in memory"
     text = as_text(config.to_diff_dict())
-    return Plain({WEIGHTS: weights}, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
+    weights = {WEIGHTS: disk.sources(model, values)}
+    return Plain(weights, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
 
 
 def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> dict[str, str]:
@@ -118,7 +116,7 @@ def _set_widths(config: Any, graph: ModelGraph, stack: str) -> list[str]:
 
 
 def _set_width(config: Any, width: int) -> None:
-    field = next((name for name in _WIDTHS if hasattr(config, name)), None)
+    field = _width_field(config)
     if field is not None:
         # A width that is left out is computed, so it is written only where it has to be.
         if getattr(config, field) is not None or width != 4 * config.hidden_size:
@@ -126,6 +124,10 @@ def _set_width(config: Any, width: int) -> None:
     elif hasattr(config, "mlp_ratio"):
         whole = width % config.hidden_size == 0 and isinstance(config.mlp_ratio, int)
         config.mlp_ratio = width // config.hidden_size if whole else width / config.hidden_size
+
+
+def _width_field(config: Any) -> str | None:
+    return next((name for name in _WIDTHS if hasattr(config, name)), None)
 
 
 def _set_heads(config: Any, graph: ModelGraph, stack: str) -> list[str]:
@@ -190,28 +192,37 @@ def differing_setting(ours: nn.Module, theirs: nn.Module) -> str | None:
 
 
 def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFamily) -> None:
-    """transformers' own schema for layers that differ, in the part that the main stack reads."""
+    """transformers' own schema for layers that differ, in the parts that the stacks read."""
     graph = trace_model(model, family)
-    path = graph.stacks[family.main_stack]
-    part = _json_part(written, model.config, owner_of(model, path)[1])
+    for stack, path in graph.stacks.items():
+        config = owner_of(model, path)[1]
+        if layers := _layers(graph, stack, config):
+            _json_part(written, model.config, config)["per_layer_config"] = layers
+
+
+def _layers(graph: ModelGraph, stack: str, config: Any) -> dict[str, dict[str, Any]]:
     layers: dict[str, dict[str, Any]] = {}
-    widths = {site.index: site.width for site in graph.feed_forwards()}
-    heads = {site.index: site for site in graph.attentions()}
-    for block in graph.blocks():
+    widths = {site.index: site.width for site in graph.feed_forwards(stack=stack)}
+    heads = {site.index: site for site in graph.attentions(stack=stack)}
+    split = {site.index for site in graph.experts(stack=stack)}
+    field = _width_field(config) or ("mlp_ratio" if hasattr(config, "mlp_ratio") else _WIDTHS[0])
+    for block in graph.blocks(stack=stack):
         kinds = {branch.kind for branch in block.branches}
         entry: dict[str, Any] = {}
         if len(set(widths.values())) > 1 and block.index in widths:
-            entry["intermediate_size"] = widths[block.index]
+            entry[_WIDTHS[0] if field == "mlp_ratio" else field] = widths[block.index]
         entry |= _head_entry(heads.get(block.index), list(heads.values()))
         # A size of nothing as well: readers that do not know `skip` must not take the layer for a whole one.
         if "attention" not in kinds:
             entry |= {"skip": ["attention"], "num_attention_heads": 0, "num_key_value_heads": 0}
         if "feed_forward" not in kinds:
-            entry |= {"skip": [*entry.get("skip", ()), "mlp"], "intermediate_size": 0}
+            entry |= {"skip": [*entry.get("skip", ()), "mlp"], field: 0}
+        if block.index in split:
+            # No channels of the dense kind: else transformers would load it with weights at random in their place.
+            entry[field] = 0
         if entry:
             layers[str(block.index)] = entry
-    if layers:
-        part["per_layer_config"] = layers
+    return layers
 
 
 def _head_entry(site: AttentionSite | None, every: Sequence[AttentionSite]) -> dict[str, int]:
