@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from umcompress.checkpoint.parts import PIECE
 from umcompress.extend import ChannelMoments, ChannelSamples, Pass
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
-from umcompress.rewrite.rows import PIECE
 from umcompress.streamed import block_paths
 from umcompress.views import Memory
 
@@ -37,7 +37,9 @@ def predicted(model: nn.Module, family: ModelFamily, passes: Iterable[Pass]) -> 
         else:
             sizes[path] += count
     inner = [p for path in sizes for p in model.get_submodule(path).parameters()]
-    scored = max((p.numel() * (p.element_size() + SCORING) for p in inner), default=0)
+    scored = max((p.numel() * (p.element_size() + SCORING) for p in inner if p.ndim < 3), default=0)
+    # Stacked experts are scored by nobody, but where they are cut up on disk one stack at a time may be joined.
+    scored = max(scored, max((p.numel() * p.element_size() for p in inner if p.ndim > 2), default=0))
     streamed = BASE + 4 * PIECE + max(scored, outside + max(sizes.values(), default=0) if any(needs) else 0)
     whole = BASE + 2 * (outside + sum(sizes.values())) + statistics
     return Memory(in_memory=whole, out_of_core=streamed + statistics)

@@ -12,20 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from umcompress.calibrate.collect import collect
 from umcompress.calibrate.statistics import Statistics
 from umcompress.checkpoint.disk import Disk, open_disk
+from umcompress.checkpoint.fill import OwnLayout
 from umcompress.checkpoint.folder import atomic_folder
 from umcompress.checkpoint.writer import Source as Written
+from umcompress.checkpoint.writer import in_parts
 from umcompress.edits import CompressionRecord, Plan
 from umcompress.errors import CheckError, PlanError
 from umcompress.extend import Pass, Proposal
@@ -35,10 +34,10 @@ from umcompress.opening import DTYPES, Source
 from umcompress.pipeline import BASELINE, calibration_source, describe
 from umcompress.recipe import Recipe, Step
 from umcompress.report import Checkpoint, StepReport, step_report
-from umcompress.rewrite.rows import pieces
+from umcompress.rewrite.rows import NewTensor
 from umcompress.rewrite.store import save_plain, write_compressed
 from umcompress.rewrite.structure import reshape
-from umcompress.rewrite.tensors import Same, TensorMap, evaluate
+from umcompress.rewrite.tensors import TensorMap, evaluate
 from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
 from umcompress.streamed import streamed
 
@@ -74,28 +73,25 @@ class OnDisk:
 
     def values(self) -> dict[str, Written]:
         """What to write for every tensor of the model as it is now."""
-        found = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            expression, shape, dtype = self.tensors.entries[name], tuple(tensor.shape), tensor.dtype
-            part = partial(pieces, expression, shape, dtype, self.disk, self.blobs)
-            stored = self.disk.stored(expression.name, dtype) if isinstance(expression, Same) else None
-            found[name] = Written(dtype, shape, lambda part=part: _joined(part()), part, stored)  # type: ignore[misc]
-        return found
+        entries = self.tensors.entries
+        return {
+            name: in_parts(NewTensor(entries[name], tuple(tensor.shape), tensor.dtype, self.disk, self.blobs))
+            for name, tensor in self.model.state_dict(keep_vars=True).items()
+        }
 
     def running(self) -> AbstractContextManager[None]:
         """A context in which the skeleton can be run, a block in memory at a time."""
         return streamed(self.model, self.source.family, self.read)
 
 
-def _joined(parts: Iterator[Tensor]) -> Tensor:
-    found = list(parts)
-    return found[0] if len(found) == 1 else torch.cat(found)
-
-
 def open_on_disk(source: Source, dtype: str | None = None) -> OnDisk:
     """The model of a folder, nothing of it read but headers. `dtype`: None keeps each tensor's own."""
     model = source.skeleton()
-    disk = open_disk(model, source.folder, source.family.weight_files(model))
+    family = source.family
+    if isinstance(family, OwnLayout):
+        disk = family.open_disk(model, source.folder)
+    else:
+        disk = open_disk(model, source.folder, family.weight_files(model))
     if dtype is not None:
         model = source.family.cast(model, DTYPES[dtype])
     else:

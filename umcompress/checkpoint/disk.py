@@ -1,4 +1,4 @@
-"""Tensors of weight files read by position, whole or some rows of them, and never mapped into memory.
+"""Tensors of weight files read by position, whole or some parts of them, and never mapped into memory.
 
 A mapped file counts as resident for as long as its pages are warm; what is read here is gone with the tensor.
 """
@@ -6,8 +6,10 @@ A mapped file counts as resident for as long as its pages are warm; what is read
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,80 +18,181 @@ from torch import Tensor, nn
 
 from umcompress.checkpoint.fill import Part, Target, WeightFiles, target_name, tied_names
 from umcompress.checkpoint.index import Entry, open_folder, shards_of
-from umcompress.checkpoint.writer import NAMES, Stored
+from umcompress.checkpoint.joins import stacked
+from umcompress.checkpoint.parts import (
+    Parts,
+    Pick,
+    Picks,
+    Region,
+    Stored,
+    cut_out,
+    extent,
+    sides,
+    taken,
+    whole,
+)
+from umcompress.checkpoint.writer import NAMES
 from umcompress.errors import ModelError
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
+# Rows that lie apart are read alone where reading what is between them would be more than this many times as much.
+_SPARSE = 4
 
 
-class Disk:
-    """The tensors of a model, by their names in the module. A context manager.
+class Files:
+    """Weight files, opened when they are first read. A context manager."""
 
-    `places`: name in the module -> entry, or for a tensor that the module stacks, one entry a part.
-    """
-
-    def __init__(self, places: Mapping[str, Entry | tuple[Entry, ...]]) -> None:
-        self.places = dict(places)
+    def __init__(self) -> None:
         self._open: dict[Path, BinaryIO] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> Disk:
+    def __enter__(self) -> Files:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.clear()
         self._stack.close()
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        place = self.places[name]
-        return (len(place), *place[0].shape) if isinstance(place, tuple) else place.shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        place = self.places[name]
-        return DTYPES[(place[0] if isinstance(place, tuple) else place).dtype]
-
-    def stored(self, name: str, dtype: torch.dtype) -> Stored | None:
-        """Where the bytes of a tensor of that dtype lie in one piece."""
-        place = self.places[name]
-        if isinstance(place, tuple) or DTYPES[place.dtype] != dtype:
-            return None
-        return Stored(place.file, place.offset, place.bytes)
-
-    def read(self, name: str) -> Tensor:
-        """One whole tensor, in memory of its own."""
-        place = self.places[name]
-        if isinstance(place, tuple):
-            return self.rows(name, 0, len(place))
-        return self._read(place, 0, place.bytes).reshape(place.shape)
-
-    def rows(self, name: str, low: int, high: int) -> Tensor:
-        """Entries [low, high) of the first axis."""
-        place = self.places[name]
-        if isinstance(place, tuple):
-            return torch.stack([self._read(part, 0, part.bytes).reshape(part.shape) for part in place[low:high]])
-        each = place.bytes // place.shape[0] if place.shape[0] else 0
-        return self._read(place, low * each, (high - low) * each).reshape(high - low, *place.shape[1:])
-
-    def _read(self, entry: Entry, start: int, count: int) -> Tensor:
+    def read(self, entry: Entry, start: int, data: Tensor) -> None:
+        """Bytes of a tensor from `start` on, into `data`."""
         if entry.file not in self._open:
             self._open[entry.file] = self._stack.enter_context(entry.file.open("rb", buffering=0))
-        data = torch.empty(count, dtype=torch.uint8)
         view, done = data.numpy().data, 0
-        while done < count:
+        while done < len(data):
             got = os.preadv(self._open[entry.file].fileno(), [view[done:]], entry.offset + start + done)
             if got == 0:
                 raise ModelError(f"read the tensor {entry.name} of {entry.file}", "the file was cut short",
                                  "get the file again")
             done += got
-        return data.view(DTYPES[entry.dtype])
 
 
-def open_disk(model: nn.Module, folder: Path, files: WeightFiles) -> Disk:
+@dataclass(frozen=True, eq=False)
+class OnFile:
+    """A tensor as it lies in a file."""
+
+    entry: Entry
+    files: Files
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if (name := self.entry.dtype) not in DTYPES:
+            entry = self.entry
+            raise ModelError(f"read the tensor {entry.name} of {entry.file}", f"elements of type {name}",
+                             f"known are {', '.join(DTYPES)}")
+        return DTYPES[name]
+
+    def part(self, region: Region) -> Tensor:
+        start, shape = self._span(region)
+        read = self._read(start, shape)
+        for axis, span in enumerate(region):
+            if len(span) != shape[axis]:
+                read = read.narrow(axis, span.start, len(span))
+        return read
+
+    def cost(self, region: Region) -> int:
+        return prod(self._span(region)[1]) * self.dtype.itemsize
+
+    def stored(self, region: Region) -> Stored | None:
+        start, shape = self._span(region)
+        if shape != sides(region):
+            return None
+        return Stored(self.entry.file, self.entry.offset + start, prod(shape) * self.dtype.itemsize)
+
+    def rows(self, picked: Sequence[int]) -> Tensor:
+        """Entries of the first axis, each run of neighbours read alone."""
+        out = torch.empty((len(picked), *self.shape[1:]), dtype=self.dtype)
+        width = prod(self.shape[1:]) * self.dtype.itemsize
+        data, start = out.view(-1).view(torch.uint8) if out.numel() else None, 0
+        for end in range(1, len(picked) + 1) if data is not None else ():
+            if end == len(picked) or picked[end] != picked[end - 1] + 1:
+                self.files.read(self.entry, picked[start] * width, data[start * width : end * width])  # type: ignore[index]
+                start = end
+        return out
+
+    def _span(self, region: Region) -> tuple[int, tuple[int, ...]]:
+        """The smallest span of the file that holds a region: where it starts, in bytes, and its shape."""
+        shape, start, width = list(self.shape), 0, self.dtype.itemsize * prod(self.shape)
+        for axis, span in enumerate(region):
+            width //= max(1, self.shape[axis])
+            start += span.start * width
+            shape[axis] = len(span)
+            if len(span) != 1:
+                break
+        return start, tuple(shape)
+
+    def _read(self, start: int, shape: tuple[int, ...]) -> Tensor:
+        data = torch.empty(prod(shape) * self.dtype.itemsize, dtype=torch.uint8)
+        self.files.read(self.entry, start, data)
+        return data.view(self.dtype).reshape(shape)
+
+
+class Disk:
+    """The tensors of a model, by their names in the module. A context manager."""
+
+    def __init__(self, places: Mapping[str, Parts], files: Files) -> None:
+        self.places, self.files = dict(places), files
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.__exit__()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.places[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.places[name].dtype
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor, in memory of its own."""
+        return self.places[name].part(whole(self.shape(name))).contiguous()
+
+    def stored(self, name: str, region: Region) -> Stored | None:
+        """Where the elements of a region lie in one piece."""
+        return self.places[name].stored(region)
+
+    def pick(self, name: str, picks: Picks) -> Tensor:
+        """Any entries of each axis."""
+        place, first = self.places[name], picks[0] if picks else range(0)
+        if isinstance(place, OnFile) and _is_sparse(first):
+            every = range(len(first))
+            return _chosen(place.rows(first), (every, *picks[1:]), (every, *whole(place.shape[1:])))
+        spans = tuple(map(extent, picks))
+        return _chosen(place.part(spans), picks, spans)
+
+    def cost(self, name: str, picks: Picks) -> int:
+        """Bytes that `pick` reads."""
+        place = self.places[name]
+        if isinstance(place, OnFile) and picks and _is_sparse(picks[0]):
+            return len(picks[0]) * prod(place.shape[1:]) * place.dtype.itemsize
+        return place.cost(tuple(map(extent, picks)))
+
+
+def _is_sparse(pick: Pick) -> bool:
+    return isinstance(pick, tuple) and len(extent(pick)) > _SPARSE * len(pick)
+
+
+def _chosen(found: Tensor, picks: Picks, spans: Region) -> Tensor:
+    """What was picked, from the elements of these spans."""
+    for axis, (pick, span) in enumerate(zip(picks, spans, strict=True)):
+        if isinstance(pick, tuple):
+            found = taken(found, axis, [position - span.start for position in pick])
+        elif len(pick) != len(span):
+            found = cut_out(found, (*whole(found.shape[:axis]), pick, *whole(found.shape[axis + 1 :])))
+    return found
+
+
+def open_disk(model: nn.Module, folder: Path, weight_files: WeightFiles) -> Disk:
     """Where the tensors of `model` lie in the weight files of `folder`; a tied one is found by each name."""
-    places: dict[str, Entry | tuple[Entry, ...]] = {}
-    parts: dict[str, dict[int, Entry]] = {}
+    files, places = Files(), dict[str, Parts]()
+    parts: dict[str, dict[int, Parts]] = {}
     tied = tied_names(model)
-    for file, names in files.items():
+    for file, names in weight_files.items():
         if not shards_of(folder, file)[0].is_file():
             raise ModelError(f"the weights of the model in {folder}", f"no {file}", "get the folder again")
         stored = open_folder(folder, file)
@@ -97,19 +200,24 @@ def open_disk(model: nn.Module, folder: Path, files: WeightFiles) -> Disk:
         if absent := [disk for disk, _ in wanted if disk not in stored.entries]:
             raise ModelError(
                 f"read the weights in {folder} a tensor at a time",
-                f"{len(absent)} tensors are not there as the model has them, such as {absent[0]}: they are joined "
-                "from several when it is loaded, or missing",
-                "leave --out-of-core out: the model is then loaded as a whole, and what is missing is listed",
+                f"{len(absent)} tensors are missing, such as {absent[0]}",
+                "get the folder again, or check that its configuration belongs to these weights",
             )
         for disk, target in wanted:
-            entry = stored.entry(disk)
+            place = OnFile(stored.entry(disk), files)
             if isinstance(target, Part):
-                parts.setdefault(target.name, {})[target.index] = entry
+                parts.setdefault(target.name, {})[target.index] = place
             else:
-                places[target] = entry
+                places[target] = place
     for name, found in parts.items():
-        places[name] = tuple(found[index] for index in sorted(found))
-    return Disk(places | {name: places[first] for name, first in tied.items() if first in places})
+        places[name] = stacked([found[index] for index in sorted(found)])
+    return Disk(with_tied(places, tied), files)
+
+
+def with_tied(places: Mapping[str, Parts], tied: Mapping[str, str]) -> dict[str, Parts]:
+    """The same place by each name of a parameter that has several; `tied`: further name -> first."""
+    first = {tied.get(name, name): place for name, place in places.items()}
+    return first | {name: first[other] for name, other in tied.items() if other in first}
 
 
 def _stored_once(names: Mapping[str, Target], tied: Mapping[str, str]) -> Iterable[tuple[str, Target]]:

@@ -11,14 +11,18 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from umcompress.checkpoint.index import Checkpoint, open_folder, shards_of
-from umcompress.checkpoint.writer import ALIGNMENT, Source, held
+from umcompress.checkpoint.joins import entry_of
+from umcompress.checkpoint.writer import ALIGNMENT, Source, held, in_parts
 from umcompress.errors import ModelError
+
+if TYPE_CHECKING:
+    from umcompress.checkpoint.disk import Disk
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,13 @@ WeightFiles = Mapping[str, Mapping[str, Target]]
 class OwnLayout(Protocol):
     """A family whose weight files hold tensors cut up or joined otherwise than the module, beyond names."""
 
-    def sources(self, model: nn.Module) -> dict[str, dict[str, Source]]:
-        """What to write for a live model: file -> name on disk -> tensor."""
+    def sources(
+        self, model: nn.Module, values: Mapping[str, Source] | None = None
+    ) -> dict[str, dict[str, Source]]:
+        """What to write: file -> name on disk -> tensor. values: the tensors of a skeleton."""
+
+    def open_disk(self, model: nn.Module, folder: Path) -> Disk:
+        """Where the tensors of `model` lie in the weight files of `folder`. ModelError where they do not fit."""
 
     def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
         """What is missing, unexpected or wrongly shaped in a folder, by the files' headers."""
@@ -92,6 +101,8 @@ def sources(
 
 def part_of(source: Source, index: int) -> Source:
     """Entry `index` on the first axis of a tensor to write."""
+    if source.parts is not None:
+        return in_parts(entry_of(source.parts, index))
     return Source(source.dtype, source.shape[1:], lambda: source.make()[index])
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from umcompress.checkpoint.ahead import ahead
+from umcompress.checkpoint.parts import Parts, Stored, joined, pieces, whole
 from umcompress.errors import CheckError
 
 NAMES: dict[torch.dtype, str] = {
@@ -31,20 +32,11 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Bytes in a file."""
-
-    file: Path
-    offset: int
-    bytes: int
-
-
-@dataclass(frozen=True)
 class Source:
     """A tensor to write; `make` is called when its turn comes and the result is not kept.
 
     stored: where the very same bytes lie in a file already. pieces: the same in parts along the first axis, for tensors
-    that need not be in memory as a whole.
+    that need not be in memory as a whole; `parts`: any part of it.
     """
 
     dtype: torch.dtype
@@ -52,6 +44,7 @@ class Source:
     make: Callable[[], Tensor]
     pieces: Callable[[], Iterator[Tensor]] | None = None
     stored: Stored | None = None
+    parts: Parts | None = None
 
     @property
     def bytes(self) -> int:
@@ -61,6 +54,12 @@ class Source:
 def held(tensor: Tensor) -> Source:
     """A tensor that is in memory already."""
     return Source(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def in_parts(parts: Parts) -> Source:
+    """A tensor that is made a few rows at a time, or copied from where it lies."""
+    stored = parts.stored(whole(parts.shape))
+    return Source(parts.dtype, parts.shape, lambda: joined(pieces(parts)), lambda: pieces(parts), stored, parts)
 
 
 def write_file(

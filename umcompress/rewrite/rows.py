@@ -1,78 +1,96 @@
-"""New tensors a few rows at a time, for writing what would not fit into memory.
+"""New tensors a part at a time, for writing what would not fit into memory.
 
-The same bits as `tensors.evaluate`: only the order in which rows are read differs.
+The same bits as `tensors.evaluate`: only what is read of the old ones, and in which order, differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from umcompress.rewrite.tensors import Blob, Blobs, Expression, Same, Take, Zeros, evaluate
-
-# Bytes that one piece of a tensor may take; a few such pieces are in memory at once.
-PIECE = 32 << 20
+from umcompress.checkpoint.parts import Pick, Picks, Region, Stored, sides, taken
+from umcompress.rewrite.tensors import Blob, Blobs, Expression, Flip, Fold, Same, Take, Zeros
 
 
-class Rows(Protocol):
+class Old(Protocol):
     """Old tensors, whole or in part; see `checkpoint.disk.Disk`."""
 
-    def read(self, name: str) -> Tensor: ...
+    def dtype(self, name: str) -> torch.dtype: ...
 
-    def rows(self, name: str, low: int, high: int) -> Tensor: ...
+    def pick(self, name: str, picks: Picks) -> Tensor: ...
 
+    def cost(self, name: str, picks: Picks) -> int: ...
 
-def pieces(
-    expression: Expression, shape: tuple[int, ...], dtype: torch.dtype, old: Rows, blobs: Blobs = ()
-) -> Iterator[Tensor]:
-    """The tensor of `expression`, cut along its first axis, each piece cast to `dtype`."""
-    if not shape or not _by_rows(expression):
-        yield evaluate(expression, old.read, blobs).to(dtype)
-        return
-    width = dtype.itemsize
-    for side in shape[1:]:
-        width *= side
-    step = max(1, PIECE // max(width, 1))
-    for low in range(0, shape[0], step):
-        yield rows(expression, low, min(low + step, shape[0]), old, blobs).to(dtype)
+    def stored(self, name: str, region: Region) -> Stored | None: ...
 
 
-def rows(expression: Expression, low: int, high: int, old: Rows, blobs: Blobs = ()) -> Tensor:
-    """Entries [low, high) of the first axis of what `expression` stands for."""
+@dataclass(frozen=True, eq=False)
+class NewTensor:
+    """What an expression stands for, cast to `dtype`; made when a part of it is asked for."""
+
+    expression: Expression
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    old: Old
+    blobs: Blobs = ()
+
+    def part(self, region: Region) -> Tensor:
+        return pick(self.expression, region, self.old, self.blobs).to(self.dtype)
+
+    def cost(self, region: Region) -> int:
+        return _cost(self.expression, region, self.old)
+
+    def stored(self, region: Region) -> Stored | None:
+        expression = self.expression
+        if not isinstance(expression, Same) or self.old.dtype(expression.name) != self.dtype:
+            return None
+        return self.old.stored(expression.name, region)
+
+
+def pick(expression: Expression, picks: Picks, old: Old, blobs: Blobs = ()) -> Tensor:
+    """Any entries of each axis of what `expression` stands for."""
     if isinstance(expression, Same):
-        return old.rows(expression.name, low, high)
+        return old.pick(expression.name, picks)
     if isinstance(expression, Zeros):
-        return torch.zeros((high - low, *expression.shape[1:]), dtype=expression.dtype)
+        return torch.zeros(sides(picks), dtype=expression.dtype)
     if isinstance(expression, Blob):
-        return blobs[expression.plan][expression.name][low:high].detach()
-    assert isinstance(expression, Take)
-    if expression.dim != 0:
-        source = rows(expression.source, low, high, old, blobs)
-        return _taken(source, expression.dim, expression.index)
-    index = torch.tensor(expression.index[low:high])
-    first = int(index.min())
-    source = rows(expression.source, first, int(index.max()) + 1, old, blobs)
-    return source.index_select(0, index - first)
+        found = blobs[expression.plan][expression.name].detach()
+        for axis, picked in enumerate(picks):
+            if len(picked) != found.shape[axis] or isinstance(picked, tuple):
+                found = taken(found, axis, picked)
+        return found
+    parts = [pick(source, inner, old, blobs) for source, inner in _needs(expression, picks)]
+    if isinstance(expression, Fold):
+        return torch.stack(parts) if parts else torch.empty(sides(picks))
+    return parts[0].t() if isinstance(expression, Flip) else parts[0]
 
 
-_WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+def _needs(expression: Take | Fold | Flip, picks: Picks) -> Iterator[tuple[Expression, Picks]]:
+    """What an expression needs of the one below it; once for each group of a Fold."""
+    if isinstance(expression, Flip):
+        yield expression.source, picks[::-1]
+    elif isinstance(expression, Take):
+        yield expression.source, _through(expression.index, expression.dim, picks)
+    else:
+        for number in picks[0]:
+            yield expression.source, _through(expression.groups[number], expression.dim, picks[1:])
 
 
-def _taken(source: Tensor, dim: int, index: tuple[int, ...]) -> Tensor:
-    """`index_select`; numpy's way is three times as fast along a later axis, and half of what is written needs it."""
-    whole = source.contiguous().view(_WHOLE_NUMBERS[source.dtype.itemsize])
-    found = whole.numpy().take(np.asarray(index), axis=dim, mode="clip")
-    return torch.from_numpy(found).view(source.dtype)
+def _through(index: tuple[int, ...], dim: int, picks: Picks) -> Picks:
+    """Picks among the entries `index` as picks among all."""
+    picked = picks[dim]
+    if isinstance(picked, range):
+        chosen: Pick = index[picked.start : picked.stop]
+    else:
+        chosen = tuple(index[position] for position in picked)
+    return (*picks[:dim], chosen, *picks[dim + 1 :])
 
 
-def _by_rows(expression: Expression) -> bool:
-    """Whether a few new rows need only a few old ones: what is taken along the first axis is ascending."""
-    while isinstance(expression, Take):
-        if expression.dim == 0 and any(a >= b for a, b in zip(expression.index, expression.index[1:], strict=False)):
-            return False
-        expression = expression.source
-    return isinstance(expression, Same | Zeros | Blob)
+def _cost(expression: Expression, picks: Picks, old: Old) -> int:
+    if isinstance(expression, Take | Fold | Flip):
+        return sum(_cost(source, inner, old) for source, inner in _needs(expression, picks))
+    return old.cost(expression.name, picks) if isinstance(expression, Same) else 0

@@ -76,8 +76,8 @@ def write_compressed(
         for name, text in family.texts(model, source).items():
             (folder / name).write_text(text, encoding="utf-8")
     weights: list[Path] = []
-    own = family if values is None and isinstance(family, OwnLayout) else None
-    for file, tensors in (own.sources(model) if own else sources(model, files, values)).items():
+    own = family if isinstance(family, OwnLayout) else None
+    for file, tensors in (own.sources(model, values) if own else sources(model, files, values)).items():
         weights += write_shards(folder, tensors, file, max_shard_bytes)
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return weights

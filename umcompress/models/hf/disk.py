@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from umcompress.checkpoint.disk import DTYPES, Disk, Files, OnFile, with_tied
 from umcompress.checkpoint.fill import aligned, tied_names
 from umcompress.checkpoint.index import Checkpoint, open_folder, shards_of
-from umcompress.checkpoint.writer import NAMES, Source, held
+from umcompress.checkpoint.recorder import CannotFollow, Recorder
+from umcompress.checkpoint.writer import Source, held, in_parts
 from umcompress.errors import ModelError
 from umcompress.models.hf.build import kept_float32
 from umcompress.models.hf.family import WEIGHTS
 
-_DTYPES = {name: dtype for dtype, name in NAMES.items()}
 Read = Callable[[str], Tensor]
 
 
@@ -115,12 +117,7 @@ def problems(model: PreTrainedModel, folder: Path) -> list[str]:
 
 def fill(model: PreTrainedModel, folder: Path, dtype: torch.dtype, device: str) -> None:
     """Give a skeleton of any structure its tensors. ModelError that lists all that does not fit."""
-    if listed := problems(model, folder):
-        more = f"\n    and {len(listed) - 40} more" if len(listed) > 40 else ""
-        raise ModelError(
-            f"load the weights of the model in {folder}", "\n    ".join(listed[:40]) + more,
-            "get the folder again, or check that its configuration belongs to these weights",
-        )  # fmt: skip
+    raise_problems(model, folder)
     float32, tied = kept_float32(model, dtype), tied_names(model)
     with _open(folder) as stored:
         layout = Layout(model, stored.entries)
@@ -135,6 +132,16 @@ def fill(model: PreTrainedModel, folder: Path, dtype: torch.dtype, device: str) 
     nn.Module.to(model, device)
 
 
+def raise_problems(model: PreTrainedModel, folder: Path) -> None:
+    """ModelError that lists all of a folder's weights that does not fit."""
+    if listed := problems(model, folder):
+        more = f"\n    and {len(listed) - 40} more" if len(listed) > 40 else ""
+        raise ModelError(
+            f"load the weights of the model in {folder}", "\n    ".join(listed[:40]) + more,
+            "get the folder again, or check that its configuration belongs to these weights",
+        )  # fmt: skip
+
+
 def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
     """Name on disk -> name in the module; a tensor that is cut up on disk goes by its own name."""
     state = {name: tensor.detach().to("meta") for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -145,22 +152,44 @@ def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
     return names | {name: name for name in state.keys() - set(names.values())}
 
 
-def sources(model: PreTrainedModel) -> dict[str, Source]:
-    """What to write: name on disk -> tensor. Tied parameters are stored once."""
+def sources(model: PreTrainedModel, values: Mapping[str, Source] | None = None) -> dict[str, Source]:
+    """What to write: name on disk -> tensor. Tied parameters are stored once. values: the tensors of a skeleton."""
     tied = tied_names(model)
+    if values is not None:
+        return _recorded_sources(model, {name: source for name, source in values.items() if name not in tied})
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     return {disk: held(tensor) for disk, tensor in revert_weight_conversion(model, state).items()}
 
 
-def renamed(model: PreTrainedModel, values: Mapping[str, Source]) -> dict[str, Source] | None:
-    """What to write of tensors that come from elsewhere; None where names on disk are not all that differs."""
-    tied = tied_names(model)
-    state = {name: tensor.detach().to("meta") for name, tensor in model.state_dict(keep_vars=True).items()}
-    on_disk = revert_weight_conversion(model, {name: tensor for name, tensor in state.items() if name not in tied})
-    of = {id(tensor): name for name, tensor in state.items()}
-    if any(id(tensor) not in of for tensor in on_disk.values()):
-        return None
-    return {disk: values[of[id(tensor)]] for disk, tensor in on_disk.items()}
+def _recorded_sources(model: PreTrainedModel, values: Mapping[str, Source]) -> dict[str, Source]:
+    recorder = Recorder()
+    state = {name: recorder.watch(source.parts) for name, source in values.items() if source.parts is not None}
+    assert state.keys() == values.keys()
+    with _followed(recorder, "write"):
+        on_disk = revert_weight_conversion(model, state)
+    return {disk: in_parts(recorder.made(tensor)) for disk, tensor in on_disk.items()}
+
+
+def open_disk(model: PreTrainedModel, folder: Path) -> Disk:
+    """Where the tensors of a model lie; what conversions make of several is made when a part of it is asked for."""
+    raise_problems(model, folder)
+    files, stored, recorder = Files(), _open(folder), Recorder()
+    with _followed(recorder, "read"):
+        layout = Layout(model, stored.entries)
+        found = dict(layout.tensors(lambda disk: recorder.watch(OnFile(stored.entry(disk), files))))
+    return Disk(with_tied({name: recorder.made(tensor) for name, tensor in found.items()}, tied_names(model)), files)
+
+
+@contextmanager
+def _followed(recorder: Recorder, verb: str) -> Iterator[None]:
+    try:
+        with recorder:
+            yield
+    except CannotFollow as error:
+        raise ModelError(
+            f"{verb} the weights a tensor at a time", f"transformers converts them otherwise: {error}",
+            "leave --out-of-core out: the model is then loaded as a whole",
+        ) from None
 
 
 def learn_names(model: PreTrainedModel, folder: Path) -> None:
@@ -203,7 +232,7 @@ def _open(folder: Path) -> Checkpoint:
 
 def _shape(stored: Checkpoint, disk: str) -> Tensor:
     entry = stored.entry(disk)
-    return torch.empty(entry.shape, dtype=_DTYPES.get(entry.dtype, torch.float32), device="meta")
+    return torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype, torch.float32), device="meta")
 
 
 def _excused(model: PreTrainedModel, found: Iterable[str]) -> set[str]:

@@ -18,6 +18,7 @@ from umcompress.models.base import Family, Runner, Trainer
 from umcompress.models.hf.components import component_of
 
 if TYPE_CHECKING:
+    from umcompress.checkpoint.disk import Disk
     from umcompress.checkpoint.fill import WeightFiles
     from umcompress.checkpoint.writer import Source
     from umcompress.edits import Plan
@@ -94,10 +95,17 @@ class TransformersFamily(Family):
 
         return disk.problems(_of_transformers(model), folder)
 
-    def sources(self, model: nn.Module) -> dict[str, dict[str, Source]]:
+    def sources(
+        self, model: nn.Module, values: Mapping[str, Source] | None = None
+    ) -> dict[str, dict[str, Source]]:
         from umcompress.models.hf import disk
 
-        return {WEIGHTS: disk.sources(_of_transformers(model))}
+        return {WEIGHTS: disk.sources(_of_transformers(model), values)}
+
+    def open_disk(self, model: nn.Module, folder: Path) -> Disk:
+        from umcompress.models.hf import disk
+
+        return disk.open_disk(_of_transformers(model), folder)
 
     def texts(self, model: nn.Module, folder: Path) -> dict[str, str]:
         from umcompress.models.hf import plain

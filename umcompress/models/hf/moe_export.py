@@ -16,11 +16,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import transformers
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from umcompress.checkpoint.fill import part_of, tied_names
+from umcompress.checkpoint.parts import joined
 from umcompress.checkpoint.writer import Source, held
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.models.hf import plain
@@ -199,5 +202,12 @@ def _filled(source: Source, axis: int, factor: int) -> Source:
     shape = list(source.shape)
     missing = filled(shape[axis]) - shape[axis]
     shape[axis] += missing
-    sides = [0, missing] if axis == 1 else [0, 0, 0, missing]
-    return Source(source.dtype, tuple(shape), lambda: functional.pad(source.make() * factor, sides))
+    columns = missing if axis == 1 else 0
+
+    def pieces() -> Iterator[Tensor]:
+        for piece in source.pieces() if source.pieces is not None else (source.make(),):
+            yield functional.pad(piece * factor, [0, columns])
+        if axis == 0 and missing:
+            yield torch.zeros(missing, *shape[1:], dtype=source.dtype)
+
+    return Source(source.dtype, tuple(shape), lambda: joined(pieces()), pieces)
