@@ -27,10 +27,15 @@ def chosen(names: Sequence[str], seed: int, limit: int | None) -> list[Evaluatio
     return found
 
 
+def bare_name(text: str) -> str:
+    """An evaluation without its options, as a recipe names it."""
+    match = _NAMED.fullmatch(text)
+    return match["name"] if match else text
+
+
 def _one(text: str, seed: int, limit: int | None) -> Evaluation:
     asked = f"--evaluation {text}"
-    match = _NAMED.fullmatch(text)
-    name = match["name"] if match else text
+    match, name = _NAMED.fullmatch(text), bare_name(text)
     kind = find_evaluation(name, Path())
     known = [field.alias or key for key, field in kind.model_fields.items()]
     options: dict[str, Any] = {}

@@ -66,6 +66,17 @@ def _print(document: Document, view: View, style: str) -> None:
         terminal.show(view)
 
 
+def _init(options: Namespace) -> int:
+    from umcompress.render import terminal
+    from umcompress.render.plan_view import starter_view
+    from umcompress.starting import start
+
+    output = Path(options.output)
+    found, starter = start(options.model, options.evaluations or ["scenes"], output, options.trust_remote_code)
+    terminal.show(starter_view(found, starter, output))
+    return 0
+
+
 def _apply(options: Namespace) -> int:
     from umcompress import commands
     from umcompress.render.report_view import report_view
@@ -84,7 +95,7 @@ def _plan(options: Namespace) -> int:
     from umcompress.render.plan_view import plan_view
 
     plan = commands.plan(options.recipe, options.overrides, options.device, options.dtype)
-    _print(plan, plan_view(plan), options.format)
+    _print(plan, plan_view(plan, options.recipe), options.format)
     return UsageError.exit_code if any(step.problem for step in plan.steps) else 0
 
 
@@ -186,6 +197,7 @@ def _ask(options: Namespace) -> int:
 
 
 _COMMANDS = {
+    "init": _init,
     "apply": _apply,
     "plan": _plan,
     "inspect": _inspect,

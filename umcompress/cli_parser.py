@@ -108,8 +108,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     _format_option(parser)
 
 
-def _evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
+def _evaluation_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluation",
         dest="evaluations",
@@ -117,6 +116,18 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:KEY=VALUE,...]",
         help="an evaluation and its options, as mme:data=PATH; default: scenes; repeatable",
     )
+
+
+def _init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a built-in name or a folder")
+    _evaluation_option(parser)
+    parser.add_argument("-o", "--output", default="recipe.yaml", metavar="FILE", help="default: recipe.yaml")
+    _trust_option(parser)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
+    _evaluation_option(parser)
     parser.add_argument("--seed", type=_seed, default=0, help="draws prompts and questions; default: 0")
     parser.add_argument("--limit", type=_whole, help="at most this many prompts and questions")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="keep answers, images and report.json here")
@@ -162,6 +173,7 @@ def _ask(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
+    "init": ("write a first recipe for a model, to be changed", _init),
     "apply": ("compress a model as a recipe says, and report what it cost", _apply),
     "plan": ("what a recipe would do: sizes and shapes, no weights read", _plan),
     "inspect": ("components, blocks, sites and sizes of a model", _inspect),

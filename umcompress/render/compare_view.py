@@ -24,7 +24,7 @@ def compare_view(comparison: Comparison) -> View:
         parts.append(_differences(comparison))
     elif len(comparison.runs) > 1:
         parts += ["", "the recipes say the same"]
-    return tuple(parts)
+    return (*parts, f"next: umcompress report {comparison.runs[-1].name} --html report.html")
 
 
 def _legend(run: ComparedRun) -> str:

@@ -16,7 +16,7 @@ def passes_view(passes: Mapping[str, type[Document]]) -> View:
     """One line a pass."""
     rows = tuple((name, summary(cls)) for name, cls in passes.items())
     table = Table("Passes", (words("pass"), words("what it does")), rows)
-    return (table, "options of one: umcompress passes NAME")
+    return (table, "next: umcompress passes NAME shows the options of one")
 
 
 def pass_view(name: str, cls: type[Document]) -> View:
@@ -29,7 +29,8 @@ def pass_view(name: str, cls: type[Document]) -> View:
         rows.append((option, type_text(prop, schema.get("$defs")), default, prop.get("description", "")))
     columns = (words("option"), words("type"), words("default"), words("meaning"))
     about = inspect.cleandoc(cls.__doc__ or "")
-    return (f"{name}: {about}", Table("", columns, tuple(rows)))
+    example = ", ".join([f"pass: {name}", *(f"{option}: ..." for option in required)])
+    return (f"{name}: {about}", Table("", columns, tuple(rows)), f"in a recipe: steps: [{{{example}}}]")
 
 
 def summary(cls: type[Document]) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from umcompress.documents import TASKS, Task
 from umcompress.render.table import Table, View, amount, numbers, words
 from umcompress.report import Size
+from umcompress.starter import Starter
 from umcompress.views import Inspection, PlanReport, PlanStep
 
 
-def plan_view(plan: PlanReport) -> View:
-    """Sizes before and after each step, then each step's sites, and what it leaves alone or cannot do."""
+def plan_view(plan: PlanReport, recipe: str | None = None) -> View:
+    """Sizes before and after each step, then each step's sites, and what it leaves alone or cannot do.
+
+    recipe: as the command line names it, for the closing line.
+    """
     named = f"{plan.recipe_name} on " if plan.recipe_name else ""
     parts: list[Table | str] = [
         f"{named}{plan.model}: planned on shapes alone, no weights read",
@@ -23,7 +28,8 @@ def plan_view(plan: PlanReport) -> View:
         refused = by_layers((item.site, item.reason) for item in step.declined)
         parts += [f"{step.name} leaves {site} alone: {reason}" for site, reason in refused]
         parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
-    return (*parts, *_memory(plan))
+    possible = recipe is not None and not any(step.problem for step in plan.steps)
+    return (*parts, *_memory(plan), *([f"next: umcompress apply {recipe}"] if possible else []))
 
 
 def _memory(plan: PlanReport) -> list[str]:
@@ -97,7 +103,22 @@ def inspection_view(found: Inspection) -> View:
     rows = by_layers((site.path, site.kind, site.component, site.shape) for site in found.sites)
     if rows:
         parts.append(Table("Sites", (words("path"), words("kind"), words("component"), words("shape")), rows))
-    return tuple(parts)
+    return (*parts, "", f"next: umcompress init {found.model}")
+
+
+def starter_view(found: Inspection, starter: Starter, file: Path) -> View:
+    """What the model has, what the recipe in `file` begins with, and what to do next."""
+    rows = []
+    for one in starter.suggestions:
+        where = " ".join(str(one.step[key]) for key in ("component", "stack") if key in one.step)
+        options = (f"{key} {value}" for key, value in one.step.items() if key not in ("pass", "component", "stack"))
+        rows.append((str(one.step["pass"]), where, ", ".join(options), one.task))
+    columns = (words("pass"), words("part"), words("options"), words("calibrated on"))
+    notes = tuple(f"left out: {note}" for note in starter.notes)
+    return (
+        f"{found.model} ({found.family})", _components(found), Table(f"Steps of {file}", columns, tuple(rows), notes),
+        "", f"next: umcompress plan {file}; then umcompress apply {file}",
+    )  # fmt: skip
 
 
 def _components(found: Inspection) -> Table:

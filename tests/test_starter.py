@@ -1,0 +1,158 @@
+"""`umcompress init`: a recipe that fits the model, whatever it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hf_models import write_folder
+from hf_zoo import ZOO
+from hypothesis import given
+from hypothesis import strategies as st
+
+from umcompress.cli import main
+from umcompress.documents import Task
+from umcompress.report import Size, read_report
+from umcompress.starter import Starter, recipe_text, suggest
+from umcompress.views import Inspection, SiteInfo
+
+
+def sites(stack: str, component: str, blocks: int, width: int | None) -> Iterator[SiteInfo]:
+    for index in range(blocks):
+        place = {"component": component, "stack": stack, "index": index}
+        yield SiteInfo(path=f"{stack}.{index}", kind="block", shape="attention + feed_forward", **place)
+        if width:
+            yield SiteInfo(path=f"{stack}.{index}.mlp", kind="feed_forward", shape=f"{width} channels, gelu", **place)
+
+
+def model(*parts: tuple[str, str, int, int | None]) -> Inspection:
+    """(stack, component, blocks, channels) each."""
+    size = Size(total=8, by_component={component: 4 for _, component, _, _ in parts})  # type: ignore[misc]
+    stacks = {stack: blocks for stack, _, blocks, _ in parts}
+    found = tuple(site for part in parts for site in sites(*part))
+    return Inspection(model="m", family="f", stacks=stacks, parameters=size, bytes=size, sites=found)
+
+
+BOTH: tuple[Task, ...] = ("understanding", "generation")
+
+
+def passes(starter: Starter) -> list[tuple[str, str, str | None]]:
+    steps = [one.step for one in starter.suggestions]
+    return [(step["pass"], step["component"], step.get("stack")) for step in steps]
+
+
+def test_understanding_is_cut_and_generation_split() -> None:
+    decoder = ("decoder", "understanding", 8, 512), ("decoder", "generation", 8, 512)
+    starter = suggest(model(*decoder, ("vision", "understanding", 2, 90)), BOTH)
+    assert passes(starter) == [
+        ("layer_drop", "understanding", None), ("channel_prune", "understanding", None),
+        ("moe_split", "generation", None), ("channel_prune", "understanding", "vision"),
+    ]  # fmt: skip
+    assert [one.task for one in starter.suggestions] == [*BOTH[:1], *BOTH, *BOTH[:1]]
+    assert starter.suggestions[1].step["multiple_of"] == 64
+    assert "multiple_of" not in starter.suggestions[3].step
+    assert "uniform" not in starter.suggestions[1].step
+
+
+def test_a_model_of_one_part_stays_plain() -> None:
+    drop, prune = suggest(model(("main", "shared", 8, 48)), ["understanding"]).suggestions
+    assert drop.step["unit"] == "block"
+    assert prune.step["uniform"] is True
+
+
+def test_what_cannot_be_calibrated_is_left_out_with_its_reason() -> None:
+    starter = suggest(model(("decoder", "generation", 8, 512)), ["understanding"])
+    assert starter.suggestions == ()
+    assert starter.notes == ("generation in decoder: no calibration data for generation; no evaluation here has any",)
+
+
+def test_widths_that_experts_do_not_divide_are_not_split() -> None:
+    starter = suggest(model(("decoder", "generation", 8, 90)), BOTH)
+    assert starter.suggestions == () and "generation in decoder" in starter.notes[0]
+
+
+WIDTH = st.one_of(st.none(), st.integers(1, 2048))
+PART = st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["shared", *BOTH]), st.integers(1, 12), WIDTH)
+
+
+@given(st.lists(PART, min_size=1, max_size=4, unique_by=lambda part: part[:2]), st.sampled_from([BOTH, BOTH[:1]]))
+def test_any_text_reads_back_as_what_was_suggested(
+    parts: list[tuple[str, str, int, int | None]], tasks: tuple[Task, ...]
+) -> None:
+    starter = suggest(model(*parts), tasks)
+    assert starter.suggestions or starter.notes
+    sources: dict[Task, str] = {"understanding": "one", "generation": "two"}
+    text = recipe_text("m: #x", starter, {"one": {"data": "a: b"}, "two": {}}, sources)
+    read = yaml.safe_load(text)
+    assert read["model"] == "m: #x"
+    assert read["evaluate"] == [{"one": {"data": "a: b"}}, "two"]
+    steps = read["steps"] or []
+    assert len(steps) == len(starter.suggestions)
+    for step, one in zip(steps, starter.suggestions, strict=True):
+        wanted = step.pop("calibration", read["calibration"])
+        assert step == one.step
+        assert wanted["task"] == one.task
+        assert wanted.get("source", "one") == ("one" if one.task == "understanding" else "two")
+
+
+def test_a_plain_language_model_from_init_to_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(ZOO["llama"].build(), tmp_path / "llama")
+    Path("text.txt").write_text("A line of words, and one more. " * 200 + "\n" + "Other words to score. " * 200)
+    named = "perplexity:data=text.txt,window=32,sample_characters=100"
+    assert main(["init", "llama", "--evaluation", named, "-o", "mine.yaml"]) == 0
+    printed = capsys.readouterr().out
+    assert "next: umcompress plan mine.yaml; then umcompress apply mine.yaml" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert main(["plan", "mine.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: umcompress apply mine.yaml"
+    assert main(["apply", "mine.yaml", "-o", "out"]) == 0
+    report = read_report(Path("out"))
+    assert [step.pass_ for step in report.steps] == [None, "layer_drop", "channel_prune"]
+    assert report.checkpoint is not None and report.checkpoint.loads_with == "transformers"
+
+
+def test_steps_that_a_model_has_nothing_for_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mixtral's feed-forwards are experts already: its layers can go, its channels cannot."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(ZOO["mixtral"].build(), tmp_path / "mixtral")
+    Path("text.txt").write_text("A line of words, and one more.\n" * 300)
+    assert main(["init", "mixtral", "--evaluation", "perplexity:data=text.txt,window=32"]) == 2
+    assert "a sample has 2000" in capsys.readouterr().err
+    named = "perplexity:data=text.txt,window=32,sample_characters=100"
+    assert main(["init", "mixtral", "--evaluation", named]) == 0
+    assert [step["pass"] for step in yaml.safe_load(Path("recipe.yaml").read_text())["steps"]] == ["layer_drop"]
+    assert main(["plan", "recipe.yaml"]) == 0
+
+
+def test_the_built_in_model_needs_no_options(tmp_path: Path) -> None:
+    file = tmp_path / "first.yaml"
+    assert main(["init", "bagel-mini", "-o", str(file)]) == 0
+    assert main(["plan", str(file)]) == 0
+    before = file.read_bytes()
+    assert main(["init", "bagel-mini", "-o", str(file)]) == 2
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bagel-mini", "-o", "no/such/recipe.yaml"], "there is no folder"),
+        (["bagel-mini", "--evaluation", "perplexity:data=nothing.txt"], "nothing.txt"),
+        (["no-such-model"], "no such built-in model"),
+        (["bagel-mini", "--evaluation", "clip_score"], "clip_score"),
+    ],
+)
+def test_what_cannot_be_begun_is_said(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

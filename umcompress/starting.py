@@ -1,0 +1,98 @@
+"""`umcompress init`: a first recipe for a model, every step of it planned before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from umcompress.chosen import bare_name, chosen
+from umcompress.documents import TASKS, Task
+from umcompress.errors import PlanError, UsageError
+from umcompress.extend import Evaluation, find_evaluation, find_pass
+from umcompress.starter import Starter, recipe_text, suggest
+from umcompress.views import Inspection
+
+
+def start(
+    model: str, names: Sequence[str], output: Path, trust_remote_code: bool = False
+) -> tuple[Inspection, Starter]:
+    """Write a recipe for `model` that the evaluations `names` score and calibrate; what it was made from.
+
+    Raises UsageError where the file is there already, or where no evaluation can calibrate any step.
+    """
+    if output.exists():
+        raise UsageError(f"write {output}", "it is there already", "name another file with -o")
+    if not output.parent.is_dir():
+        raise UsageError(f"write {output}", f"there is no folder {output.parent}", "make it first, or change -o")
+    evaluations = {bare_name(name): evaluation for name, evaluation in zip(names, chosen(names, 0, None), strict=True)}
+    for evaluation in evaluations.values():
+        evaluation.check()
+    from umcompress.dry import inspect_model
+    from umcompress.opening import open_source
+
+    source = open_source(model, trust_remote_code=trust_remote_code)
+    found = inspect_model(model, None, trust_remote_code)
+    tasks = source.runner(source.skeleton()).tasks
+    sources, refusals = _sources(evaluations, tasks)
+    starter = suggest(found, list(sources), refusals)
+    if not starter.suggestions:
+        what = "; ".join(starter.notes) or "no block of it has a part that passes know"
+        do = f"see umcompress inspect {model}, and name evaluations whose data can calibrate"
+        raise UsageError(f"a first recipe for {model}", what, do)
+    head: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    options = {name: _given(evaluation) for name, evaluation in evaluations.items()}
+    starter = _planned(model, starter, options, sources, head, output)
+    output.write_text(recipe_text(model, starter, options, sources, head), encoding="utf-8")
+    return found, starter
+
+
+def _given(evaluation: Evaluation) -> dict[str, Any]:
+    plain = evaluation.plain()
+    return {key: plain[key] for key in plain if key in evaluation.model_fields_set and key != "seed"}
+
+
+def _sources(
+    evaluations: Mapping[str, Evaluation], tasks: Sequence[Task]
+) -> tuple[dict[Task, str], dict[Task, str]]:
+    """For each task the first evaluation that has calibration data for it; else why those that were asked have none."""
+    found: dict[Task, str] = {}
+    refusals: dict[Task, str] = {}
+    for task in (task for task in TASKS if task in tasks):
+        for name, evaluation in evaluations.items():
+            if task not in evaluation.tasks:
+                continue
+            try:
+                evaluation.calibration_items(task, 1, 0)
+            except PlanError as error:
+                refusals.setdefault(task, f"{name}: {error.found}")
+                continue
+            found[task] = name
+            break
+    return found, refusals
+
+
+def _planned(
+    model: str, starter: Starter, options: Mapping[str, Mapping[str, Any]], sources: Mapping[Task, str],
+    head: Mapping[str, Any], output: Path,
+) -> Starter:
+    """Without the steps that this model has nothing for; each as a note."""
+    from umcompress.dry import plan_recipe
+    from umcompress.recipe import parse_recipe
+
+    text = recipe_text(model, starter, options, sources, head)
+    recipe = parse_recipe(
+        text, str(output), passes=lambda name: find_pass(name, output.parent),
+        evaluations=lambda name: find_evaluation(name, output.parent),
+    )
+    planned = zip(starter.suggestions, plan_recipe(recipe, output.stem).steps, strict=True)
+    kept, notes = [], list(starter.notes)
+    for suggestion, step in planned:
+        if step.problem is None:
+            kept.append(suggestion)
+        else:
+            notes.append(f"{step.pass_}: {' '.join(step.problem.split())}")
+    return replace(starter, suggestions=tuple(kept), notes=tuple(notes))
+
+
