@@ -77,5 +77,7 @@ def solve(gram: Tensor, target: Tensor, diagonal: Tensor, damping: float) -> Ten
         factor, failed = torch.linalg.cholesky_ex(gram)
         gram.diagonal().copy_(own)
         if not bool(failed):
-            return torch.cholesky_solve(target, factor)
+            # Not cholesky_solve, which copies the factor.
+            half = torch.linalg.solve_triangular(factor, target, upper=False)
+            return torch.linalg.solve_triangular(factor.mT, half, upper=True)
         strength *= 2

@@ -44,7 +44,8 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         states.append(copy.deepcopy(states[parent]))
         steps.append(states[-1].step(step, recipe.calibration))
     passes = [step.pass_ for step in recipe.steps if isinstance(step.pass_, Pass)]
-    memory = predicted(states[0].model, states[0].source.family, passes)
+    calibrated = [(one, getattr(one, "calibration", None) or recipe.calibration) for one in passes]
+    memory = predicted(states[0].model, states[0].source.family, calibrated)
     return PlanReport(model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from umcompress.calibrate.declare import Declaration, Heavy
+from umcompress.calibrate.on_demand import groups, sizes
 from umcompress.checkpoint.parts import PIECE
-from umcompress.extend import ChannelMoments, ChannelSamples, Pass
+from umcompress.extend import Calibration, ChannelMoments, Pass
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.streamed import block_paths
 from umcompress.views import Memory
@@ -16,44 +18,50 @@ from umcompress.views import Memory
 BASE = 500_000_000
 # A pass scores weights in float64, next to a temporary of the same size.
 SCORING = 16
+# A pass that reads second moments (width x width) solves with them: the whole matrix, a system cut from it, its factor.
+SOLVING = 3 * 8
 
 
-def predicted(model: nn.Module, family: ModelFamily, passes: Iterable[Pass]) -> Memory:
+def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass, Calibration]]) -> Memory:
     """Peak bytes of resident memory on the CPU; activations of calibration and evaluation come on top.
 
-    In memory: the model, the unpruned one that it is timed against, and statistics. Out of core: some pieces of a
-    tensor, one tensor while it is scored; where something is measured also statistics, what lies outside of the
-    blocks, and the largest block.
+    In memory: the model, the unpruned one that it is timed against, statistics and what is solved with them, and the
+    refitted weights of all steps. Out of core: some pieces of a tensor, one tensor while it is scored or solved for;
+    where something is measured also statistics, what lies outside of the blocks, and the largest block.
     """
     graph = trace_model(model, family)
-    needs = [list(one.needs()) for one in passes]
-    statistics = max((sum(_held(graph, need) for need in of_step) for of_step in needs), default=0)
-    sizes, outside = dict.fromkeys(block_paths(model, family), 0), 0
+    needs = [(list(one.needs()), calibration.memory * 1e9) for one, calibration in steps]
+    statistics = max((_held(graph, of_step, memory) for of_step, memory in needs), default=0)
+    refitted = [_refitted(graph, need) for of_step, _ in needs for need in of_step if isinstance(need, ChannelMoments)]
+    solved, tensors = max((part[0] for part in refitted), default=0), sum(part[1] for part in refitted)
+    of_blocks, outside = dict.fromkeys(block_paths(model, family), 0), 0
     for name, parameter in model.named_parameters():
-        path = next((path for path in sizes if name.startswith(f"{path}.")), None)
+        path = next((path for path in of_blocks if name.startswith(f"{path}.")), None)
         count = parameter.numel() * parameter.element_size()
         if path is None:
             outside += count
         else:
-            sizes[path] += count
-    inner = [p for path in sizes for p in model.get_submodule(path).parameters()]
+            of_blocks[path] += count
+    inner = [p for path in of_blocks for p in model.get_submodule(path).parameters()]
     scored = max((p.numel() * (p.element_size() + SCORING) for p in inner if p.ndim < 3), default=0)
     # Stacked experts are scored by nobody, but where they are cut up on disk one stack at a time may be joined.
     scored = max(scored, max((p.numel() * p.element_size() for p in inner if p.ndim > 2), default=0))
-    streamed = BASE + 4 * PIECE + max(scored, outside + max(sizes.values(), default=0) if any(needs) else 0)
-    whole = BASE + 2 * (outside + sum(sizes.values())) + statistics
-    return Memory(in_memory=whole, out_of_core=streamed + statistics)
+    measured = any(of_step for of_step, _ in needs)
+    running = outside + max(of_blocks.values(), default=0) if measured else 0
+    streamed = BASE + 4 * PIECE + max(scored, running, solved)
+    whole = BASE + 2 * (outside + sum(of_blocks.values())) + solved
+    return Memory(in_memory=whole + statistics + tensors, out_of_core=streamed + statistics + tensors)
 
 
-def _held(graph: ModelGraph, need: object) -> int:
-    """Bytes of what one declaration keeps; sums over tokens that grow with the width only are small beside these."""
-    if not isinstance(need, ChannelMoments | ChannelSamples):
-        return 0
-    total = 0
-    for site in graph.feed_forwards(**need.scope.query()):
-        if isinstance(need, ChannelMoments):
-            total += 8 * site.width**2
-        else:
-            hidden = graph.model.get_parameter(f"{site.consumer}.weight").shape[0]
-            total += 4 * need.tokens * (site.width + hidden)
-    return total
+def _held(graph: ModelGraph, needs: Sequence[Declaration], memory: float) -> int:
+    """Bytes of the largest group of sites that is measured at once; other statistics are small beside these."""
+    of = sizes(graph, [need for need in needs if isinstance(need, Heavy)])
+    return max((sum(of[key] for key in group) for group in groups(of, memory)), default=0)
+
+
+def _refitted(graph: ModelGraph, need: ChannelMoments) -> tuple[int, int]:
+    """Bytes in use while one site is solved for, and of all consumers, as a pass hands them back."""
+    sites = graph.feed_forwards(**need.scope.query())
+    consumers = [graph.model.get_parameter(f"{site.consumer}.weight") for site in sites]
+    solved = max((SOLVING * site.width**2 for site in sites), default=0)
+    return solved, sum(weight.numel() * weight.element_size() for weight in consumers)
