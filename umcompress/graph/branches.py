@@ -10,6 +10,7 @@ from torch import fx, nn
 from umcompress.graph.linears import is_matrix
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 from umcompress.graph.sites import BranchKind
+from umcompress.graph.tail import without_tail
 from umcompress.graph.trace import call_name, is_attention, module_of
 
 _ADDS = {"add", "iadd", "add_", "__add__", "__iadd__"}
@@ -52,7 +53,7 @@ def find_branches(
     """Branches in the order of the graph."""
     found: dict[fx.Node, tuple[Branch, ...]] = {}
     above = _ancestors(graph)
-    for output in graph.output_node().all_input_nodes:
+    for output in _returned(graph):
         node: fx.Node | None = output
         while node is not None:
             operands = _operands(node)
@@ -67,6 +68,13 @@ def find_branches(
                 found[node] = tuple(_branches(node, stream, branch, above, block, path, component_of))
             node = stream
     return tuple(branch for node in graph.nodes for branch in found.get(node, ()))
+
+
+def _returned(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that the block returns in any case."""
+    found = [without_tail(node) for node in graph.output_node().all_input_nodes]
+    parts = [part for one in found for part in (one if isinstance(one, tuple | list) else (one,))]
+    return [part for part in parts if isinstance(part, fx.Node)]
 
 
 def _branches(

@@ -18,12 +18,15 @@ from typing import Any
 
 from torch import fx, nn
 
-_NONE, _ITEM = "_umcompress_is_none", "_umcompress_set_item"
+from umcompress.graph.tail import added, more
+
+_NONE, _ITEM, _MORE = "_umcompress_is_none", "_umcompress_set_item", "_umcompress_more"
 
 
 class _Questions(ast.NodeTransformer):
     def __init__(self) -> None:
         self.found = False
+        self.arguments: set[str] = set()
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         self.found |= node.id in ("isinstance", "len")
@@ -51,12 +54,19 @@ class _Questions(ast.NodeTransformer):
         made = ast.Call(ast.Name(_ITEM, ast.Load()), [ast.Name(name, ast.Load()), index, node.value], [])
         return ast.Assign([ast.Name(name, ast.Store())], made)
 
+    def visit_If(self, node: ast.If) -> ast.AST:
+        if (tail := added(node, self.arguments, _MORE)) is None:
+            return self.generic_visit(node)
+        self.found = True
+        return self.generic_visit(tail)
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.decorator_list, node.returns = [], None
         every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
         for argument in every:
             if argument is not None:
                 argument.annotation = None
+                self.arguments.add(argument.arg)
         return self.generic_visit(node)
 
 
@@ -109,7 +119,7 @@ def rewritten(function: FunctionType, answers: Mapping[str, Callable[..., Any]])
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     made: FunctionType = space["_factory"](*cells)
     made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-    space |= {_NONE: answers["is_none"], _ITEM: set_item, "isinstance": answers["isinstance"], "len": answers["len"]}
+    space |= {_NONE: answers["is_none"], _ITEM: set_item, _MORE: more, "isinstance": answers["isinstance"], "len": answers["len"]}
     return made
 
 

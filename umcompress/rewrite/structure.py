@@ -21,6 +21,7 @@ from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.graph.protocol import StreamAttention, StreamLayout
 from umcompress.graph.settling import SettlingFamily
+from umcompress.graph.tail import is_tail, let_go, without_tail
 from umcompress.rewrite.check import Blocks, check_plan
 from umcompress.rewrite.experts import split
 from umcompress.rewrite.tensors import TensorMap
@@ -67,6 +68,8 @@ class _Work:
         before = _references(graph)
         branch.add.replace_all_uses_with(branch.stream)
         graph.erase_node(branch.add)
+        if branch.leaf is not None and branch.kind == "attention":
+            let_go(graph, branch.leaf, block.get_submodule(str(branch.leaf.target)))
         remove_dead(graph)
         if branch.leaf is not None and branch.leaf in graph.nodes:
             self._leave_joint_attention(block, branch.leaf, edit.component)
@@ -222,9 +225,10 @@ def remove_dead(graph: fx.Graph) -> None:
 def is_identity(graph: fx.Graph) -> bool:
     """Whether the forward returns its first arguments as they are, in their order."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if any(node.op not in ("placeholder", "output") and not is_guard(node) for node in graph.nodes):
+    idle = ("placeholder", "output")
+    if any(node.op not in idle and not is_guard(node) and not is_tail(node) for node in graph.nodes):
         return False
-    returned = graph.output_node().args[0]
+    returned = without_tail(graph.output_node().args[0])
     outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
     return outputs == inputs[: len(outputs)]
 
