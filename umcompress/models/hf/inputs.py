@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.image_processing_utils import select_best_resolution
 
 Call = dict[str, Any]
 
@@ -43,26 +44,56 @@ def _special(config: dict[str, Any]) -> set[int]:
     return found
 
 
-def picture(model: PreTrainedModel, fill: float | None = None) -> Call | None:
-    """One picture as the vision tower takes it: a ramp, or one value everywhere. None where there is no tower."""
+def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1) -> Call | None:
+    """One picture as the vision tower takes it: a ramp, or one value everywhere. None where there is no tower.
+
+    patches: how many rows and columns of them where a tower takes any number, as far as its config has them in groups.
+    """
     vision = getattr(model.config, "vision_config", None)
     if vision is None and "pixel_values" in inspect.signature(type(model).forward).parameters:
         vision = getattr(model.config, "vq_config", model.config)
     if vision is None:
         return None
-    if hasattr(vision, "spatial_merge_size"):
-        return _patches(vision, fill)
+    takes = _takes(model)
+    if hasattr(vision, "spatial_merge_size") and "image_sizes" not in takes:
+        return _patches(vision, fill, patches)
     size = getattr(vision, "image_size", None) or getattr(vision, "resolution", None)
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
     channels = int(getattr(vision, "num_channels", getattr(vision, "in_channels", 3)))
+    grids = getattr(model.config, "image_grid_pinpoints", None)
+    if grids and "image_sizes" in takes:
+        # The whole and its parts.
+        high, wide = select_best_resolution((height, width), grids)
+        parts = 1 + (high // height) * (wide // width)
+        values = ramp((1, parts, channels, height, width), fill)
+        return {"pixel_values": values, "image_sizes": torch.tensor([[height, width]])}
+    if "image_sizes" in takes:
+        # Pixtral: rows of patches, later in groups.
+        side = int(vision.patch_size) * int(getattr(model.config, "spatial_merge_size", 1)) * 2
+        return {"pixel_values": ramp((1, channels, side, side), fill), "image_sizes": torch.tensor([[side, side]])}
+    if "pixel_attention_mask" in takes:
+        return {"pixel_values": ramp((1, 1, channels, height, width), fill)}
     return {"pixel_values": ramp((1, channels, height, width), fill)}
 
 
-def _patches(vision: Any, fill: float | None) -> Call:
+def _takes(model: PreTrainedModel) -> set[str]:
+    """Names of what the vision tower is given."""
+    found = seer(model)
+    return set() if found is None else set(inspect.signature(found.get_image_features).parameters)
+
+
+def seer(model: PreTrainedModel) -> Any:
+    """The module whose `get_image_features` the forward calls; None where there is none."""
+    parts = (model.base_model, model)
+    return next((part for part in parts if hasattr(part, "get_image_features")), None)
+
+
+def _patches(vision: Any, fill: float | None, patches: int) -> Call:
     """Qwen's layout: (patches, channels * frames * side * side) and how many patches there are each way."""
-    side = 2 * int(vision.spatial_merge_size)
+    group = int(vision.spatial_merge_size)
+    side = max(2, patches // group) * group
     width = int(getattr(vision, "in_channels", 3)) * int(vision.temporal_patch_size) * int(vision.patch_size) ** 2
     return {"pixel_values": ramp((side * side, width), fill), "image_grid_thw": torch.tensor([[1, side, side]])}
 

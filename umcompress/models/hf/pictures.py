@@ -14,15 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from umcompress.errors import ModelError
-from umcompress.models.hf.build import WRONG
+from umcompress.models.hf.processors import COPY, open_processor
 from umcompress.models.hf.remote import trusted
 
 Call = dict[str, Tensor]
-_FILES = ("processor_config.json", "preprocessor_config.json")
-_COPY = "copy the processor and tokenizer files of the model into its folder"
 # What a processor gives for pictures.
 _PIXELS = ("pixel_values", "image_sizes")
 
@@ -45,14 +43,7 @@ class Pictures(ABC):
         return self._opened()
 
     def _opened(self) -> Any:
-        if not any((self.folder / name).is_file() for name in _FILES):
-            raise ModelError(f"the processor of {self.folder}", f"no {' or '.join(_FILES)}", _COPY)
-        try:
-            auto: Any = AutoProcessor
-            return auto.from_pretrained(self.folder, trust_remote_code=trusted(self.model))
-        except WRONG as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise ModelError(f"the processor of {self.folder}", lines[0][:200], _COPY) from error
+        return open_processor(self.folder, trusted(self.model))
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +90,7 @@ class Pictures(ABC):
         tokenizer = self.processor.tokenizer
         found = tokenizer.convert_tokens_to_ids(token)
         if not isinstance(found, int) or found == tokenizer.unk_token_id:
-            raise ModelError(f"the tokenizer of {self.folder}", f"no token {token!r}", _COPY)
+            raise ModelError(f"the tokenizer of {self.folder}", f"no token {token!r}", COPY)
         return found
 
     # -- what differs ----------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class TransformersRunner:
             do_sample=False, max_new_tokens=max_new_tokens
         )
         answers: list[str] = []
-        rows = [self.words.question(question) for question in questions]
+        rows = [self.question_ids(question) for question in questions]
         for part in _by_tokens(rows, max_new_tokens):
             ids, mask = self.words.left_padded(part)
             out = self.model.generate(
@@ -74,6 +74,10 @@ class TransformersRunner:
             )
             answers += [self.words.text(row[ids.shape[1] :]).strip() for row in out]
         return answers
+
+    def question_ids(self, question: str) -> list[int]:
+        """A question without pictures, as the model was taught to be asked."""
+        return self.words.question(question)
 
     def generate(self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None) -> list[Picture]:
         raise UsageError("generate pictures", f"{type(self.model).__name__} is run on text here", "leave the task out")
@@ -133,7 +137,7 @@ class TransformersRunner:
         if isinstance(item, TextSample):
             return self.words.ids(item.text)
         if isinstance(item, UnderstandingItem) and item.image is None:
-            return self.words.question(item.question) + self.words.more_ids(item.answer)
+            return self.question_ids(item.question) + self.words.more_ids(item.answer)
         raise UsageError(
             f"calibrate {type(self.model).__name__}", f"an item of kind {type(item).__name__}",
             "name a source of plain text: calibration: {source: perplexity}",

@@ -32,6 +32,7 @@ from umcompress.models.hf.painting import Sampling, generator_of, paint
 from umcompress.models.hf.pictures import Call, Pictures
 from umcompress.models.hf.reading import left_padded, positions
 from umcompress.models.hf.runner import NEW_TOKENS, PASS_TOKENS, TransformersRunner, experts_by_product
+from umcompress.models.hf.seeing import SeeingRunner, sees
 
 # Codes that are painted in one batch, over all of its branches.
 PAINTED_TOKENS = 16384
@@ -48,7 +49,9 @@ _KINDS: tuple[tuple[type[PreTrainedModel], type[Pictures]], ...] = (
 def runner(model: PreTrainedModel, folder: Path) -> TransformersRunner:
     """By the model's class."""
     found = next((pictures for kind, pictures in _KINDS if isinstance(model, kind)), None)
-    return TransformersRunner(model, folder) if found is None else UnifiedRunner(model, folder, found)
+    if found is not None:
+        return UnifiedRunner(model, folder, found)
+    return SeeingRunner(model, folder) if sees(model) else TransformersRunner(model, folder)
 
 
 class UnifiedRunner(TransformersRunner):

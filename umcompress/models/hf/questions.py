@@ -1,0 +1,144 @@
+"""Questions about pictures as a model's own processor prepares them, one at a time; those of one layout in batches.
+
+T tokens of a question, P pictures (or rows of patches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from umcompress.errors import UsageError
+from umcompress.models.hf.build import WRONG
+from umcompress.models.hf.pictures import to_image
+from umcompress.models.hf.processors import has_processor, open_processor
+from umcompress.models.hf.remote import trusted
+from umcompress.models.hf.runner import BATCH_TOKENS
+
+# Of a processor's output: what this module makes itself, and targets of training.
+_APART = ("input_ids", "attention_mask", "labels")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A question with its pictures. each: (1, T, ...), an entry a token. pictures: (P, ...)."""
+
+    ids: list[int]
+    each: dict[str, Tensor]
+    pictures: dict[str, Any]
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What has to be equal in questions that share a batch: all but the numbers of tokens and of pictures."""
+        seen = tuple((name, _inner(value, 1)) for name, value in sorted(self.pictures.items()))
+        return seen, tuple((name, _inner(value, 2)) for name, value in sorted(self.each.items()))
+
+
+def _inner(value: Any, start: int) -> Any:
+    return tuple(value.shape[start:]) if isinstance(value, Tensor) else type(value).__name__
+
+
+class Sight:
+    """Prepares questions for one model. The processor is opened when the first comes."""
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        self.model: Any = model
+        self.folder = folder
+
+    @cached_property
+    def processor(self) -> Any:
+        return open_processor(self.folder, trusted(self.model))
+
+    @cached_property
+    def chats(self) -> bool:
+        """Whether the processor knows how a question is put."""
+        return has_processor(self.folder) and bool(getattr(self.processor, "chat_template", None))
+
+    def asked(self, images: Sequence[Any], question: str) -> Seen:
+        """Pictures, then the question; where its text has the processor's token for each picture, they are there."""
+        shown = [to_image(image) for image in images]
+        text = self._rendered(question, len(shown))
+        options: dict[str, Any] = {"images": [shown]} if shown else {}
+        begin = self.processor.tokenizer.bos_token
+        if begin and text.startswith(begin):
+            options["add_special_tokens"] = False
+        try:
+            made = self.processor(text=[text], return_tensors="pt", **options)
+        except WRONG as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise UsageError(
+                f"ask about {len(shown)} pictures: {question[:80]!r}",
+                f"{type(self.processor).__name__}: {lines[0][:200]}", "ask with pictures as this model takes them",
+            ) from error
+        ids = made["input_ids"][0].tolist()
+        rest = {name: value for name, value in made.items() if name not in _APART}
+        of_pictures = set(self.processor.image_processor.model_input_names)
+        each = {
+            name: value for name, value in rest.items()
+            if name not in of_pictures and isinstance(value, Tensor) and value.shape[:2] == (1, len(ids))
+        }  # fmt: skip
+        return Seen(ids, each, {name: value for name, value in rest.items() if name not in each})
+
+    def _rendered(self, question: str, images: int) -> str:
+        token = getattr(self.processor, "image_token", None)
+        token = "" if token is None else str(getattr(token, "content", token))
+        if images and token and question.count(token) == images:
+            images = 0
+        if not self.chats:
+            return token * images + question
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        chat = [{"role": "user", "content": content}]
+        return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    def longer(self, seen: Seen, more: Sequence[int]) -> Seen:
+        """With tokens that answer: marked as the model's own generation marks what it has decoded."""
+        each: dict[str, Any] = dict(seen.each)
+        nothing = ModelOutput()  # type: ignore[no-untyped-call]
+        for _ in more:
+            each = self.model._update_model_kwargs_for_generation(nothing, each)
+        return replace(seen, ids=[*seen.ids, *more], each={name: each[name] for name in seen.each})
+
+
+def together(seen: Sequence[Seen], left: bool) -> dict[str, Any]:
+    """A call: tokens padded on one side, pictures one after the other, as their places in the text."""
+    longest = max(len(one.ids) for one in seen)
+    call: dict[str, Any] = {"input_ids": _padded([torch.tensor([one.ids]) for one in seen], longest, left)}
+    call["attention_mask"] = _padded([torch.ones(1, len(one.ids), dtype=torch.long) for one in seen], longest, left)
+    for name in seen[0].each:
+        call[name] = _padded([one.each[name] for one in seen], longest, left)
+    for name, first in seen[0].pictures.items():
+        call[name] = torch.cat([one.pictures[name] for one in seen]) if isinstance(first, Tensor) else first
+    return call
+
+
+def _padded(rows: list[Tensor], longest: int, left: bool) -> Tensor:
+    """(1, T, ...) each -> (B, longest, ...), zeros where there is nothing."""
+    whole = rows[0].new_zeros(len(rows), longest, *rows[0].shape[2:])
+    for place, row in enumerate(rows):
+        start = longest - row.shape[1] if left else 0
+        whole[place, start : start + row.shape[1]] = row[0]
+    return whole
+
+
+def shared(asked: Mapping[int, Seen], more: int, padded: bool, alone: bool) -> Iterator[list[int]]:
+    """Keys of what is read at once, about so many tokens; unpadded: of one length. alone: one at a time."""
+    groups: dict[Any, list[int]] = {}
+    for index, seen in sorted(asked.items(), key=lambda item: len(item[1].ids)):
+        single = alone or any(not isinstance(value, Tensor) for value in seen.pictures.values())
+        groups.setdefault(index if single else (seen.layout, None if padded else len(seen.ids)), []).append(index)
+    for group in groups.values():
+        batch: list[int] = []
+        for index in group:
+            if batch and (len(asked[index].ids) + more) * (len(batch) + 1) > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(index)
+        yield batch

@@ -1,0 +1,217 @@
+"""Models of transformers that answer questions about pictures: prepared by their own processors, seen by every task."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from umcompress.documents import Task
+from umcompress.models.base import GenerationItem, Likelihood, TextSample, UnderstandingItem, Work, likelihood
+from umcompress.models.hf.asked import several, split_by_pictures
+from umcompress.models.hf.build import is_shapes_only
+from umcompress.models.hf.inputs import Call, picture, plain_ids, seer, speaks
+from umcompress.models.hf.questions import Seen, Sight, shared, together
+from umcompress.models.hf.runner import NEW_TOKENS, TransformersRunner, experts_by_product
+from umcompress.models.hf.shapes import OnShapes
+
+# Kinds whose batches the tests hold equal to single questions, and whose pictures are known without a processor.
+# Others are asked one question at a time; sizes and speed are those of text.
+PROVED = frozenset({
+    "aya_vision", "gemma3", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "paligemma", "qwen2_5_vl",
+    "qwen2_vl", "qwen3_vl",
+})  # fmt: skip
+QUESTION_TOKENS = 6
+# Rows and columns of patches in the picture that sizes and speed are measured with, where a tower takes any number.
+COUNTED_PATCHES = 16
+# Questions that an evaluation hands over at once.
+TOGETHER = 32
+
+
+def sees(model: PreTrainedModel) -> bool:
+    """Whether pictures and text go in together and text comes out."""
+    takes = inspect.signature(type(model).forward).parameters
+    return speaks(model) and "pixel_values" in takes and not model.config.is_encoder_decoder
+
+
+class SeeingRunner(TransformersRunner):
+    """Understanding: pictures and text in, text out. What shares a batch changes results only by rounding."""
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        super().__init__(model, folder)
+        self.sight = Sight(model, folder)
+        self.proved = str(model.config.model_type) in PROVED
+
+    @property
+    def batch(self) -> int:
+        """Questions that are worth having at once."""
+        return TOGETHER if self.proved else 1
+
+    # -- questions -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
+        """Greedy answers, pictures first, then the question, in the words of the processor's chat template."""
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False, max_new_tokens=max_new_tokens
+        )
+        answers = [""] * len(questions)
+        shown, bare = split_by_pictures(images)
+        asked = {index: self.sight.asked(several(images[index]), questions[index]) for index in shown}
+        for part in self._shared(asked, max_new_tokens):
+            call = self._on_device(together([asked[index] for index in part], left=True))
+            out = self.model.generate(**call, generation_config=settings)
+            for index, ids, row in zip(part, call["input_ids"].tolist(), out, strict=True):
+                # Some give the question back.
+                begin = len(ids) if row[: len(ids)].tolist() == ids else 0
+                answers[index] = self.words.text(row[begin:]).strip()
+        texts = super().answer([None] * len(bare), [questions[index] for index in bare], max_new_tokens)
+        for index, text in zip(bare, texts, strict=True):
+            answers[index] = text
+        return answers
+
+    def question_ids(self, question: str) -> list[int]:
+        """By the processor's template, which may want a list of parts where the tokenizer's takes a text."""
+        return self.sight.asked([], question).ids if self.sight.chats else super().question_ids(question)
+
+    @torch.no_grad()
+    def score(
+        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        """As `Runner.score`. After pictures in a chat a continuation is an answer, a turn of its own."""
+        shown, bare = split_by_pictures(images)
+        found: list[list[Likelihood]] = [[] for _ in prompts]
+        texts = super().score(
+            [None] * len(bare), [prompts[index] for index in bare], [continuations[index] for index in bare]
+        )
+        for index, likelihoods in zip(bare, texts, strict=True):
+            found[index] = likelihoods
+        wanted: dict[int, tuple[int, list[int]]] = {}
+        asked: dict[int, Seen] = {}
+        for index in shown:
+            seen = self.sight.asked(several(images[index]), prompts[index] or "")
+            for text in continuations[index]:
+                more = self.words.more_ids(text.lstrip() if self.sight.chats else text)
+                asked[len(wanted)], wanted[len(wanted)] = self.sight.longer(seen, more), (index, more)
+        scored: dict[int, Likelihood] = {}
+        for part in self._shared(asked, 0):
+            for place, rows in zip(part, self._read([asked[place] for place in part]), strict=True):
+                more = wanted[place][1]
+                end = len(asked[place].ids) - 1
+                scored[place] = likelihood(rows[end - len(more) : end], torch.tensor(more, dtype=torch.long))
+        for place, (index, _) in wanted.items():
+            found[index].append(scored[place])
+        return found
+
+    def _read(self, seen: Sequence[Seen]) -> Tensor:
+        """(B, T, V) logits; the shorter rows are padded on the right, which no token before looks at."""
+        call = self._on_device(together(seen, left=False))
+        logits: Tensor = self.model(**call, use_cache=False).logits
+        return logits
+
+    def _shared(self, asked: Mapping[int, Seen], more: int, padded: bool = True) -> Iterator[list[int]]:
+        return shared(asked, more, padded, alone=not self.proved)
+
+    def _on_device(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._placed(value) if isinstance(value, Tensor) else value for name, value in call.items()}
+
+    # -- calibration and counting ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def feed(
+        self,
+        items: Sequence[UnderstandingItem | GenerationItem | TextSample],
+        at_time: Callable[[float], None] | None = None,
+    ) -> None:
+        """Pictures, question and answer through vision tower and language model; items of one length share a batch."""
+        pictured = [item for item in items if isinstance(item, UnderstandingItem) and several(item.image)]
+        theirs = {id(item) for item in pictured}
+        super().feed([item for item in items if id(item) not in theirs])
+        asked: dict[int, Seen] = {}
+        for index, item in enumerate(pictured):
+            seen = self.sight.asked(several(item.image), item.question)
+            asked[index] = self.sight.longer(seen, self.words.more_ids(item.answer))
+        for part in self._shared(asked, 0, padded=False):
+            call = self._on_device(together([asked[index] for index in part], left=False))
+            # No logits: no statistic reads them.
+            self.model.base_model(**call, use_cache=False)
+
+    @cached_property
+    def counted(self) -> Call | None:
+        """The picture that sizes and speed are measured with, where one is known."""
+        return picture(self.model, 0.0, COUNTED_PATCHES) if self.proved else None
+
+    @torch.no_grad()
+    def pass_tokens(self, task: Task) -> int:
+        """A picture and a short question. What the tower's patches cost is spread over the tokens read."""
+        if self.counted is None:
+            return super().pass_tokens(task)
+        with ExitStack() as shapes:
+            if is_shapes_only(self.model):
+                shapes.enter_context(experts_by_product(self.model))
+                shapes.enter_context(OnShapes())
+            return self._see(self.counted, QUESTION_TOKENS)[1]
+
+    def _see(self, pictures: Call, words: int) -> tuple[Any, int]:
+        """A picture as the tower takes it and a question of no particular words: the output, and how many tokens."""
+        if not is_shapes_only(self.model):
+            pictures = {name: self._placed(value) for name, value in pictures.items()}
+        with _seen_once(seer(self.model), pictures) as rows:
+            places = torch.full((1, rows), int(self.model.config.image_token_id))
+            ids = torch.cat([places, plain_ids(self.model, 1, words)], dim=1)
+            # Of token types Gemma's 1 is a picture; PaliGemma's 1 is an answer.
+            kinds = {"mm_token_type_ids"} | ({"token_type_ids"} if self.model.config.model_type == "gemma3" else set())
+            kinds &= inspect.signature(type(self.model).forward).parameters.keys()
+            call = {"input_ids": ids} | dict.fromkeys(kinds, (ids == places[0, 0]).long())
+            if not is_shapes_only(self.model):
+                call = self._on_device(call)
+            out = self.model(**call, **pictures, use_cache=True, logits_to_keep=1)
+        return out, ids.shape[1]
+
+    @torch.no_grad()
+    def workload(self, task: Task) -> Work:
+        """Read a picture and a question, decode eight tokens."""
+        if self.counted is None:
+            return super().workload(task)
+        started = time.perf_counter()
+        out, _ = self._see(self.counted, QUESTION_TOKENS)
+        self._wait()
+        first = time.perf_counter()
+        token = plain_ids(self.model, 1, 1).to(self.device)
+        for _ in range(NEW_TOKENS):
+            out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        self._wait()
+        ended = time.perf_counter()
+        measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
+        return Work(ended - started, measures)
+
+    @torch.no_grad()
+    def probe(self) -> dict[str, Tensor]:
+        """Two texts; a ramp through the vision tower; a question about that ramp."""
+        found = super().probe()
+        ramp = picture(self.model) if self.proved else None
+        if ramp is not None:
+            found["question.logits"] = self._see(ramp, QUESTION_TOKENS)[0].logits
+        return found
+
+
+@contextmanager
+def _seen_once(part: Any, pictures: Call) -> Iterator[int]:
+    """How many rows of the language model a picture has; the forward inside takes what was seen to know it."""
+    given = inspect.signature(part.get_image_features).parameters
+    features = part.get_image_features(**{name: value for name, value in pictures.items() if name in given})
+    rows = features.pooler_output if hasattr(features, "pooler_output") else features
+    rows = rows if isinstance(rows, (list, tuple)) else [rows]
+    part.get_image_features = lambda *_, **__: features
+    try:
+        yield sum(one.shape[:-1].numel() for one in rows)
+    finally:
+        del part.get_image_features
