@@ -65,7 +65,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _made(func: Any, called: tuple[Any, Any], place: int, result: Tensor) -> Parts:
     """called: arguments and keyword arguments, with what each tensor is made of in its place."""
     constant = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(called))
-    known = None if constant or called[1] else _KNOWN.get(func)
+    # How elements lie in memory is nobody's business here.
+    known = None if constant or called[1].keys() - {"memory_format"} else _KNOWN.get(func)
     if known is not None and (found := known(called[0], place, result)) is not None:
         return found
     return Called(func, called, place, tuple(result.shape), result.dtype)
@@ -139,6 +140,5 @@ _KNOWN: dict[Any, Callable[[Any, int, Tensor], Parts | None]] = {
     aten.split.Tensor: _split, aten.split_with_sizes.default: _split, aten.slice.Tensor: _slice,
     aten.select.int: _select, aten.unbind.int: _unbind, aten.squeeze.dim: _squeeze, aten.unsqueeze.default: _unsqueeze,
     aten.transpose.int: _transpose, aten.t.default: _transpose, aten.permute.default: _permute,
-    # How elements lie in memory is nobody's business here.
     aten.clone.default: _same, aten.detach.default: _same, aten.alias.default: _same,
 }  # fmt: skip

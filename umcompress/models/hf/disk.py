@@ -185,9 +185,10 @@ def _followed(recorder: Recorder, verb: str) -> Iterator[None]:
     try:
         with recorder:
             yield
-    except CannotFollow as error:
+    except (CannotFollow, RuntimeError) as error:
+        found = f"transformers converts them otherwise: {str(error).splitlines()[0]}"
         raise ModelError(
-            f"{verb} the weights a tensor at a time", f"transformers converts them otherwise: {error}",
+            f"{verb} the weights a tensor at a time", found,
             "leave --out-of-core out: the model is then loaded as a whole",
         ) from None
 
