@@ -79,5 +79,6 @@ def solve(gram: Tensor, target: Tensor, diagonal: Tensor, damping: float) -> Ten
         if not bool(failed):
             # Not cholesky_solve, which copies the factor.
             half = torch.linalg.solve_triangular(factor, target, upper=False)
-            return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+            found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+            return found
         strength *= 2

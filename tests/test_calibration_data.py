@@ -160,3 +160,39 @@ def test_the_run_warns_with_the_count(
     recipe = write_recipe(tmp_path, tiny_bagel, step, evaluate=evaluate, calibration=calibration)
     assert main(["apply", str(recipe), "-o", str(tmp_path / "few")]) == 2
     assert "set samples: 2, or give more" in capsys.readouterr().err
+
+
+SOURCE = """
+from typing import ClassVar
+from umcompress.extend import Evaluation, PlanError
+
+class Mine(Evaluation):
+    name: ClassVar[str] = "mine"
+
+    def run(self, runner, out, progress):
+        return {}
+
+    def calibration_items(self, task, samples, seed):
+        raise PlanError("items", f"mine was asked for {samples} of {task}")
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("--out-of-core",)])
+def test_a_source_by_path_is_relative_to_the_recipe(
+    tiny_bagel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+) -> None:  # fmt: skip
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "recipes" / "mine.py").write_text(SOURCE, encoding="utf-8")
+    step = {"pass": "channel_prune", "component": "understanding", "keep_ratio": 0.5}
+    calibration = {"source": "mine.py:Mine", "samples": 3}
+    recipe = write_recipe(tmp_path / "recipes", tiny_bagel, step, evaluate=[], calibration=calibration)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["apply", str(recipe), "-o", "out", *more]) == 2
+    assert "mine was asked for 3 of understanding" in capsys.readouterr().err
+    # A run of the source as it was is no run of the source as it is.
+    with (tmp_path / "recipes" / "mine.py").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    assert main(["apply", str(recipe), "-o", "out", *more]) == 2
+    assert "a run of another recipe" in capsys.readouterr().err

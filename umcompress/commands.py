@@ -129,9 +129,10 @@ def _check_evaluations(evaluations: Sequence[Any]) -> None:
 def _fingerprint(loaded: LoadedRecipe, weights: str) -> str:
     """Recipe, weights, version, code and calibration data of the user's; a change of any makes another run."""
     files = [step.reference.rpartition(":")[0] for step in loaded.recipe.steps if ".py" in step.reference]
-    code = [hashlib.sha256((loaded.file.parent / file).read_bytes()).hexdigest() for file in files]
     own = (getattr(step.pass_, "calibration", None) for step in loaded.recipe.steps)
     calibrations = [wanted for wanted in (loaded.recipe.calibration, *own) if wanted is not None]
+    files += sorted({w.source.rpartition(":")[0] for w in calibrations if w.source is not None and ".py" in w.source})
+    code = [hashlib.sha256((loaded.file.parent / file).read_bytes()).hexdigest() for file in files]
     data = sorted({Path(wanted.data) for wanted in calibrations if wanted.data is not None})
     code += [hashlib.sha256(file.read_bytes()).hexdigest() for file in data if file.is_file()]
     parts = [loaded.recipe.fingerprint(), weights, version("umcompress"), *code]

@@ -281,7 +281,7 @@ def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequenc
         return CalibrationFile(data=Path(wanted.data))
     if wanted.source is not None:
         named = dict(zip(recipe.evaluation_names, evaluations, strict=True))
-        return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source)()
+        return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source, recipe.base)()
     if evaluations:
         return evaluations[0]
     raise PlanError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
@@ -97,8 +98,12 @@ class Step(Document):
 
 
 class Recipe(RecipeHead):
-    """A validated recipe. `evaluation_names[i]` is how the recipe names `evaluate[i]`."""
+    """A validated recipe. `evaluation_names[i]` is how the recipe names `evaluate[i]`.
 
+    base: the folder that `file.py:Class` in it is relative to; None: the current one. It does not change the run.
+    """
+
+    base: Path | None = Field(default=None, exclude=True)
     evaluate: tuple[SerializeAsAny[Document], ...] = ()
     evaluation_names: tuple[str, ...] = ()
     steps: tuple[Step, ...]

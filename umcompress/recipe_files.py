@@ -73,4 +73,4 @@ def load_recipe(
         models=models,
         settings=settings,
     )
-    return LoadedRecipe(recipe, file, text)
+    return LoadedRecipe(recipe.model_copy(update={"base": folder}), file, text)
