@@ -58,6 +58,7 @@ class Counted:
 
     def __init__(self, pico: Bench) -> None:
         self.pico, self.sweeps = pico, 0
+        self.said: list[str] = []
 
     def __call__(self) -> None:
         self.sweeps += 1
@@ -65,7 +66,7 @@ class Counted:
 
     def measure(self, *needs: Declaration, sites: float = math.inf) -> Statistics:
         """With memory for so many sites of MOMENTS."""
-        return collect(self.pico.graph, needs, self, memory=sites * held(self.pico) / 1e9)
+        return collect(self.pico.graph, needs, self, memory=sites * held(self.pico) / 1e9, say=self.said.append)
 
 
 def held(pico: Bench) -> int:
@@ -86,7 +87,8 @@ def test_sites_in_order_are_those_of_one_sweep_and_cost_a_sweep_a_group(pico: Be
     for site in every:
         assert equal(found[moments][site], whole[moments][site])
         assert equal(found[moments][site], whole[moments][site])
-    assert feed.sweeps == math.ceil(LAYERS / max(1, math.floor(sites)))
+    assert feed.sweeps == math.ceil(LAYERS / max(1, math.floor(sites))) == len(feed.said) + 1
+    assert all(f"of {LAYERS} feed-forwards" in line for line in feed.said)
     h = inputs_of(pico, every[-1].consumer)
     torch.testing.assert_close(found[moments][every[-1]].second, h.T @ h / len(h), rtol=1e-12, atol=1e-14)
 

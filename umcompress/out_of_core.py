@@ -166,7 +166,10 @@ class OutOfCore:
             with streamed(model.model, self.source.family, model.read):
                 self.source.runner(model.model).feed(items)
 
-        return planner.plan(graph, collect(graph, needs, feed, wanted.task, memory=wanted.memory))
+        statistics = collect(
+            graph, needs, feed, wanted.task, memory=wanted.memory, say=lambda text: self.say(f"{place}: {text}")
+        )
+        return planner.plan(graph, statistics)
 
     def _weighed(self, model: OnDisk, name: str, started: float) -> StepReport:
         weight = weigh(model.model, self.source.family, self.source.runner(model.model))

@@ -201,6 +201,7 @@ class Pipeline:
             statistics = collect(
                 graph, needs, lambda: self.source.runner(model).feed(items), wanted.task,
                 lambda edits: self._rework(planner.name, model, edits, items), wanted.memory,
+                lambda text: self.say(f"{self._place(index)} {step.name}: {text}"),
             )
         return planner.plan(graph, statistics)
 

@@ -51,12 +51,14 @@ def collect(
     task: str = "understanding",
     rework: Rework | None = None,
     memory: float = math.inf,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Statistics:
     """Run `feed` over the instrumented model and return what was declared, frozen.
 
     feed: runs the model of `graph` over the calibration items of `task`; not called when nothing is declared. Called
     once, and again while values are read where heavy declarations need more than `memory` GB for all of their sites.
     rework: edits -> (graph, feed) of an edited copy, which makes `Statistics.remeasure` work.
+    say: is told of each further sweep.
     """
     wanted = tuple(dict.fromkeys(declarations))
     heavy = [declaration for declaration in wanted if isinstance(declaration, Heavy)]
@@ -68,7 +70,12 @@ def collect(
         watching.run(feed)
         return watching.results()
 
-    shelf = Shelf(sizes(graph, heavy), memory * 1e9, lambda keys: sweep(heavy, keys))
+    def sweep_again(keys: Collection[Key]) -> Values:
+        say(f"another sweep, for {len(keys)} of {len(every)} feed-forwards")
+        return sweep(heavy, keys)
+
+    every = sizes(graph, heavy)
+    shelf = Shelf(every, memory * 1e9, sweep_again)
     values: dict[Declaration, Measured] = {}
     if wanted:
         found = sweep(wanted, first := shelf.first())
@@ -82,11 +89,11 @@ def collect(
     def again(edits: Sequence[Edit]) -> tuple[ModelGraph, Statistics]:
         assert rework is not None
         edited, feed_edited = rework(edits)
-        return edited, collect(edited, wanted, feed_edited, task, memory=memory)
+        return edited, collect(edited, wanted, feed_edited, task, memory=memory, say=say)
 
     return Statistics(
         values, task, again=None if rework is None else again,
-        more=lambda further: collect(graph, further, feed, task, rework, memory),
+        more=lambda further: collect(graph, further, feed, task, rework, memory, say),
     )  # fmt: skip
 
 
