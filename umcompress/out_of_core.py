@@ -29,6 +29,7 @@ from umcompress.edits import CompressionRecord, Plan
 from umcompress.errors import CheckError, PlanError
 from umcompress.extend import Pass, Proposal
 from umcompress.graph.model_graph import trace_model
+from umcompress.lockstep import Lockstep
 from umcompress.measure import weigh
 from umcompress.opening import DTYPES, Source
 from umcompress.pipeline import BASELINE, calibration_source, describe
@@ -39,7 +40,7 @@ from umcompress.rewrite.store import save_plain, write_compressed
 from umcompress.rewrite.structure import reshape
 from umcompress.rewrite.tensors import TensorMap, evaluate
 from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
-from umcompress.streamed import streamed
+from umcompress.streamed import feed_together, streamed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +80,7 @@ class OnDisk:
             for name, tensor in self.model.state_dict(keep_vars=True).items()
         }
 
-    def running(self) -> AbstractContextManager[None]:
+    def running(self) -> AbstractContextManager[Lockstep]:
         """A context in which the skeleton can be run, a block in memory at a time."""
         return streamed(self.model, self.source.family, self.read)
 
@@ -163,8 +164,9 @@ class OutOfCore:
         )
 
         def feed() -> None:
-            with streamed(model.model, self.source.family, model.read):
-                self.source.runner(model.model).feed(items)
+            runner = self.source.runner(model.model)
+            with streamed(model.model, self.source.family, model.read) as lockstep:
+                feed_together(runner, items, lockstep)
 
         statistics = collect(
             graph, needs, feed, wanted.task, memory=wanted.memory, say=lambda text: self.say(f"{place}: {text}")

@@ -5,44 +5,82 @@ What lies outside of the blocks (embeddings, final norm, head) is held for the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from umcompress.graph.model_graph import ModelFamily
+from umcompress.lockstep import Lockstep
+from umcompress.models.base import Portions, Runner
 
 Read = Callable[[str], Tensor]
+# Portions of calibration data that pass the blocks together: what each needs between two blocks is held for all.
+TOGETHER = 32
+Held = list[tuple[nn.Module, str, nn.Parameter]]
 
 
 @contextmanager
-def streamed(model: nn.Module, family: ModelFamily, read: Read) -> Iterator[None]:
+def streamed(model: nn.Module, family: ModelFamily, read: Read) -> Iterator[Lockstep]:
     """Give the skeleton `model` its weights while it runs; afterwards it is a skeleton again.
 
-    read: name of a parameter in the module -> its tensor, of the dtype to compute in. A block is read anew
-    each time that it is called: feed it few, large batches.
+    read: name of a parameter in the module -> its tensor, of the dtype to compute in. A block stays until another
+    one is called. Runs that go by the lockstep which this gives pass each block together: it is read once for all.
     """
     blocks = block_paths(model, family)
     inside = {id(module) for path in blocks for module in model.get_submodule(path).modules()}
-    hooks = []
-    outside: list[tuple[nn.Module, str, nn.Parameter]] = []
+    outside: Held = []
     shared: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         if id(module) not in inside:
             outside += _load(module, path, read, shared)
-    for path in blocks:
-        held: list[tuple[nn.Module, str, nn.Parameter]] = []
-        block = model.get_submodule(path)
-        hooks.append(block.register_forward_pre_hook(partial(_enter, path, read, held)))
-        hooks.append(block.register_forward_hook(partial(_leave, held), always_call=True))
+    shelf = _OneBlock(read)
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(partial(shelf.enter, path)) for path in blocks
+    ]
     try:
-        yield
+        yield shelf.lockstep
     finally:
         for hook in hooks:
             hook.remove()
+        shelf.clear()
         _restore(outside)
+
+
+class _OneBlock:
+    """The weights of the block that was called last."""
+
+    def __init__(self, read: Read) -> None:
+        self.read, self.lockstep = read, Lockstep()
+        self._path: str | None = None
+        self._held: Held = []
+
+    def enter(self, path: str, block: nn.Module, _: object) -> None:
+        self.lockstep.pause()
+        if self._path == path:
+            return
+        self.clear()
+        shared: dict[int, nn.Parameter] = {}
+        for name, module in block.named_modules(prefix=path):
+            self._held += _load(module, name, self.read, shared)
+        self._path = path
+
+    def clear(self) -> None:
+        _restore(self._held)
+        self._held, self._path = [], None
+
+
+def feed_together(runner: Runner, items: Sequence[Any], lockstep: Lockstep) -> None:
+    """Calibration items through the model block by block: each block is read once for as many as `TOGETHER` portions.
+
+    What a portion needs between two blocks is held for all of them at once.
+    """
+    portions = runner.portions(items) if isinstance(runner, Portions) else [[item] for item in items]
+    for start in range(0, len(portions), TOGETHER):
+        lockstep.run([partial(runner.feed, portion) for portion in portions[start : start + TOGETHER]])
 
 
 def block_paths(model: nn.Module, family: ModelFamily) -> list[str]:
@@ -55,22 +93,7 @@ def block_paths(model: nn.Module, family: ModelFamily) -> list[str]:
     return paths
 
 
-def _enter(
-    path: str, read: Read, held: list[tuple[nn.Module, str, nn.Parameter]], block: nn.Module, _: object
-) -> None:
-    shared: dict[int, nn.Parameter] = {}
-    for name, module in block.named_modules(prefix=path):
-        held += _load(module, name, read, shared)
-
-
-def _leave(held: list[tuple[nn.Module, str, nn.Parameter]], *_: object) -> None:
-    _restore(held)
-    held.clear()
-
-
-def _load(
-    module: nn.Module, path: str, read: Read, shared: dict[int, nn.Parameter]
-) -> list[tuple[nn.Module, str, nn.Parameter]]:
+def _load(module: nn.Module, path: str, read: Read, shared: dict[int, nn.Parameter]) -> Held:
     """Put weights into one module; what was there before. Tied parameters stay one tensor."""
     before = []
     for name, parameter in list(module.named_parameters(recurse=False)):
@@ -85,6 +108,6 @@ def _load(
     return before
 
 
-def _restore(before: list[tuple[nn.Module, str, nn.Parameter]]) -> None:
+def _restore(before: Held) -> None:
     for module, name, parameter in before:
         module._parameters[name] = parameter

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -162,6 +162,14 @@ class Runner(Protocol):
 
     def probe(self) -> dict[str, Tensor]:
         """Outputs of every task on fixed inputs: what a reloaded model must reproduce to the last bit."""
+
+
+@runtime_checkable
+class Portions(Protocol):
+    """A runner that can say what of some calibration items goes through the model together."""
+
+    def portions(self, items: Sequence[Any]) -> list[list[Any]]:
+        """All items, in parts that `feed` would each send through the model once."""
 
 
 class Family(ABC):

@@ -125,18 +125,29 @@ class TransformersRunner:
         items: Sequence[UnderstandingItem | GenerationItem | TextSample],
         at_time: Callable[[float], None] | None = None,
     ) -> None:
-        """Texts as they are; of a question and its answer, both."""
-        rows = [self._text_ids(item) for item in items]
-        for length, alike in groupby(sorted(rows, key=len), key=len):
+        """Texts as they are; of a question and its answer, both. What is of one length shares a batch."""
+        for portion in self._alike([(item, self._text_ids(item)) for item in items]):
+            self._encode(torch.tensor([ids for _, ids in portion]))
+
+    def portions(self, items: Sequence[Any]) -> list[list[Any]]:
+        """As `Portions`: texts that share a batch, anything else by itself."""
+        texts = [item for item in items if _is_text(item)]
+        alike = self._alike([(item, self._text_ids(item)) for item in texts])
+        return [[item for item, _ in portion] for portion in alike] + [[i] for i in items if not _is_text(i)]
+
+    def _alike(self, rows: list[tuple[Any, list[int]]]) -> list[list[tuple[Any, list[int]]]]:
+        """Rows of one length together, about so many tokens at most."""
+        found = []
+        for length, alike in groupby(sorted(rows, key=lambda row: len(row[1])), key=lambda row: len(row[1])):
             batch = list(alike)
             each = max(1, BATCH_TOKENS // max(1, length))
-            for start in range(0, len(batch), each):
-                self._encode(torch.tensor(batch[start : start + each]))
+            found += [batch[start : start + each] for start in range(0, len(batch), each)]
+        return found
 
     def _text_ids(self, item: object) -> list[int]:
         if isinstance(item, TextSample):
             return self.words.ids(item.text)
-        if isinstance(item, UnderstandingItem) and item.image is None:
+        if isinstance(item, UnderstandingItem) and _is_text(item):
             return self.question_ids(item.question) + self.words.more_ids(item.answer)
         raise UsageError(
             f"calibrate {type(self.model).__name__}", f"an item of kind {type(item).__name__}",
@@ -233,6 +244,13 @@ def _no_pictures(model: PreTrainedModel, images: Sequence[Any]) -> None:
             "ask about pictures", f"{type(model).__name__} is run on text here",
             "use an evaluation that asks without pictures, such as perplexity",
         )  # fmt: skip
+
+
+def _is_text(item: object) -> bool:
+    """Whether an item has no picture."""
+    if isinstance(item, UnderstandingItem):
+        return item.image is None or (isinstance(item.image, list | tuple) and not item.image)
+    return isinstance(item, TextSample)
 
 
 def _by_tokens(rows: list[list[int]], more: int) -> Iterator[list[list[int]]]:
