@@ -119,7 +119,8 @@ def rewritten(function: FunctionType, answers: Mapping[str, Callable[..., Any]])
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     made: FunctionType = space["_factory"](*cells)
     made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-    space |= {_NONE: answers["is_none"], _ITEM: set_item, _MORE: more, "isinstance": answers["isinstance"], "len": answers["len"]}
+    space |= {_NONE: answers["is_none"], _ITEM: set_item, _MORE: more}
+    space |= {"isinstance": answers["isinstance"], "len": answers["len"]}
     return made
 
 

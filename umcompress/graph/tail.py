@@ -63,6 +63,7 @@ def added(node: ast.If, arguments: set[str], name: str) -> ast.stmt | None:
     if node.orelse or len(node.body) != 1 or not isinstance(node.test, ast.Name) or node.test.id not in arguments:
         return None
     (statement,) = node.body
+    target: ast.expr
     if isinstance(statement, ast.AugAssign):
         target, operator, values = statement.target, statement.op, statement.value
     elif isinstance(statement, ast.Assign) and isinstance(statement.value, ast.BinOp) and len(statement.targets) == 1:

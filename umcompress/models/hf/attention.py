@@ -53,10 +53,15 @@ class OneStream:
         numbers = dict.fromkeys(_HEADS, heads) | dict.fromkeys(_GROUPS, groups)
         numbers |= dict.fromkeys(("embed_dim", "split_size"), heads * head_dim)
         numbers["num_key_value_groups"] = heads // groups
+        kind: Any = type(module)
+        if not known_code(kind):
+            # Code of the model's own may call the width of all heads anything: `reshape(b, t, self.hidden_size)`.
+            own = {name: value for name, value in vars(module).items() if type(value) is int}
+            whole = [name for name, value in own.items() if value == before[0] * head_dim]
+            numbers = {name: heads * head_dim for name in whole if f"self.{name}" in source_of(kind)} | numbers
         for name, number in numbers.items():
             if isinstance(getattr(module, name, None), int):
                 setattr(module, name, number)
-        kind: Any = type(module)
         if reads_config(kind):
             module.config = copy.copy(module.config)
             module.config.num_attention_heads, module.config.num_key_value_heads = heads, groups
@@ -120,6 +125,9 @@ def _checked(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
     plain: list[str] = []
     if any(True for _ in module.parameters(recurse=False)):
         return "it has parameters of its own besides its linears"
+    buffers = () if known_code(type(module)) else module.buffers(recurse=False)
+    if any(layout.query_heads in buffer.shape for buffer in buffers):
+        return "it has a buffer of its own with something for each head"
     for name, child in module.named_children():
         kind = next((kind for norm, kind in _NORMS if norm == name), None)
         weights = list(child.parameters())
@@ -149,8 +157,19 @@ def _with_stream(cls: Any) -> Any:
 @cache
 def reads_config(cls: Any) -> bool:
     """Whether the forward takes head counts from the configuration, which all layers share."""
+    return "config.num_" in source_of(cls)
+
+
+@cache
+def source_of(cls: Any) -> str:
+    """The text of a forward."""
     forward: Any = inspect.unwrap(cls.forward)
-    return "config.num_" in inspect.getsource(forward)
+    return inspect.getsource(forward)
+
+
+def known_code(cls: Any) -> bool:
+    """Whether a class is one of transformers, and does not come with a model."""
+    return str(cls.__module__).startswith("transformers.")
 
 
 def _class_name(module: nn.Module) -> str:

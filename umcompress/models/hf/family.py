@@ -143,14 +143,16 @@ class TransformersFamily(Family):
         return TransformersFamily(self.components, trusts=True)
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
-        from umcompress.models.hf import unified
+        from umcompress.models.hf import remote, unified
 
-        return unified.runner(_of_transformers(model), folder)
+        found: Runner = unified.runner(_of_transformers(model), folder)
+        return remote.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
 
     def trainer(self, model: nn.Module, folder: Path) -> Trainer:
-        from umcompress.models.hf import trainer
+        from umcompress.models.hf import remote, trainer
 
-        return trainer.trainer(model, folder)
+        found: Trainer = trainer.trainer(model, folder)
+        return remote.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
 
 
 def _of_transformers(model: nn.Module) -> Any:

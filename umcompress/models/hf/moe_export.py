@@ -108,6 +108,8 @@ def plain_folder(
 ) -> Plain | str:
     """A folder that AutoModelForCausalLM loads, or why there is none. values: the tensors of a skeleton."""
     name = type(model).__name__
+    if type(model).is_custom_code():
+        return f"model/ needs umcompress: {name} is code that came with the model, and no class of transformers"
     if name not in MIXTURES:
         return f"model/ needs umcompress: of experts, transformers can load those of {', '.join(MIXTURES)} ({name})"
     mixture = MIXTURES[name]

@@ -17,10 +17,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from umcompress.checkpoint.writer import Source
+from umcompress.errors import ModelError
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.graph.sites import AttentionSite
-from umcompress.models.hf import disk
-from umcompress.models.hf.build import BASE_CONFIG, WRONG, config_file, parameters_on_meta
+from umcompress.models.hf import attention, disk, remote
+from umcompress.models.hf.build import BASE_CONFIG, WRONG, build_own, config_file, parameters_on_meta
 from umcompress.models.hf.family import CONFIG, WEIGHTS
 from umcompress.models.hf.settle import owner_of
 from umcompress.models.plain import Plain
@@ -34,9 +35,11 @@ def plain_folder(
 ) -> Plain | str:
     """A folder that transformers loads by itself, or why there is none. values: the tensors of a skeleton."""
     config, reasons = plain_config(model, family)
+    if unread := remote.stumbles(model):
+        reasons = [f"transformers does not load the model's code by itself: {' and '.join(unread)}", *reasons]
     if reasons:
         return "; ".join(reasons)
-    text = as_text(config.to_diff_dict())
+    text = as_text(_content(config))
     weights = {WEIGHTS: disk.sources(model, values)}
     return Plain(weights, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
 
@@ -48,9 +51,20 @@ def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> di
     weights at random where there are none.
     """
     config, _ = plain_config(model, family)
-    written = json.loads(as_text(config.to_diff_dict()))
+    written = json.loads(as_text(_content(config)))
     _add_layers(written, model, family)
     return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: as_text(written)}
+
+
+def _content(config: Any) -> dict[str, Any]:
+    """What is not as it is by default; of code that cannot be asked for defaults, everything."""
+    try:
+        found: dict[str, Any] = config.to_diff_dict()
+    except Exception:  # a class that comes with a model may need arguments, and may raise anything without them
+        if attention.known_code(type(config)):
+            raise
+        found = config.to_dict()
+    return found
 
 
 def as_text(content: dict[str, Any]) -> str:
@@ -154,9 +168,12 @@ def _set_head_counts(config: Any, heads: int, groups: int, head_dim: int) -> Non
 def _differences(model: PreTrainedModel, config: Any) -> Iterator[str]:
     """What a model built from `config` has otherwise than `model`."""
     try:
-        with parameters_on_meta():
-            built = type(model)(copy.deepcopy(config))
-    except WRONG as error:
+        if type(model).is_custom_code():
+            built = build_own(type(model), copy.deepcopy(config), Path(str(config.name_or_path)).parent)
+        else:
+            with parameters_on_meta():
+                built = type(model)(copy.deepcopy(config))
+    except (ModelError, *WRONG) as error:
         yield f"transformers does not build it: {(str(error).splitlines() or [''])[0][:120]}"
         return
     built.train(model.training)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,12 @@ _TASKS = (
     "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForMultimodalLM",
     "AutoModelForSeq2SeqLM", "AutoModel",
 )  # fmt: skip
-_OURS = str(Path(umcompress.__file__).parent)
+# Where code of ours is, and what lowered blocks call theirs.
+_OURS, _LOWERED = str(Path(umcompress.__file__).parent), "<lowered "
+# Methods of runners and trainers that run a model.
+_RUNNING = (
+    "answer", "score", "generate", "logits", "feed", "pass_tokens", "probe", "workload", "batch", "forward",
+)  # fmt: skip
 
 
 def consent(model: nn.Module) -> None:
@@ -119,6 +125,23 @@ def errors_of(folder: Path, only_inside: bool = False) -> Iterator[None]:
         raise _failed(folder, f"{place}: {said}" if place else said) from error
 
 
+def guarded(runner: Any, folder: Path) -> Any:
+    """A runner or trainer whose model runs code of its own: what that raises becomes a ModelError."""
+    cls = type(runner)
+    body = {name: _guarding(getattr(cls, name), folder) for name in _RUNNING if hasattr(cls, name)}
+    runner.__class__ = type(cls.__name__, (cls,), {**body, "__module__": cls.__module__})
+    return runner
+
+
+def _guarding(method: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    @wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with errors_of(folder, only_inside=True):
+            return method(*args, **kwargs)
+
+    return run
+
+
 def _failed(folder: Path, found: str) -> ModelError:
     return ModelError(
         f"run the code that comes with the model in {folder}", found,
@@ -130,7 +153,7 @@ def _place(error: BaseException) -> str | None:
     """File and line in the model's code, where that raised; None where code of ours did."""
     ours_or_theirs = [
         frame for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith((_OURS, HF_MODULES_CACHE))
+        if frame.filename.startswith((_OURS, _LOWERED, HF_MODULES_CACHE))
     ]  # fmt: skip
     if not ours_or_theirs or not ours_or_theirs[-1].filename.startswith(HF_MODULES_CACHE):
         return None
@@ -162,7 +185,7 @@ def mend(model: PreTrainedModel) -> None:
     """Do what its constructor left out; note what transformers itself would stumble over."""
     mended = []
     if not hasattr(model, "all_tied_weights_keys"):
-        model.post_init()
+        model.post_init()  # type: ignore[no-untyped-call]
         mended.append("its constructor does not call post_init")
     if isinstance(type(model)._tied_weights_keys, list | tuple | set) and model.config.tie_word_embeddings:
         mended.append("it lists tied weights without saying what each is tied to")

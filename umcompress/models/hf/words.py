@@ -9,6 +9,8 @@ from torch import Tensor, tensor
 from transformers import AutoTokenizer
 
 from umcompress.errors import ModelError
+from umcompress.models.code import references, refused
+from umcompress.models.hf import remote
 
 # Without any of these transformers may make up a tokenizer that knows no word.
 _FILES = ("tokenizer.*", "tokenizer_config.json", "vocab.*", "*.tiktoken", "*.model")
@@ -23,8 +25,11 @@ class Words:
         if not any(file.is_file() for pattern in _FILES for file in folder.glob(pattern)):
             raise ModelError(f"the tokenizer of {folder}", "no tokenizer files", _COPY)
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+            with remote.errors_of(folder, only_inside=True):
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+            if not trust and any("okeniz" in name for name in references(folder)):
+                raise refused(folder, "the tokenizer") from error
             lines = str(error).splitlines() or [type(error).__name__]
             raise ModelError(
                 f"the tokenizer of {folder}", lines[0][:200], _COPY

@@ -1,0 +1,69 @@
+"""Folders of models that bring their own Python code, as repositories on the hub have them.
+
+The code is in tests/data/remote: written as for transformers 4, imports a helper beside it, knows nothing of
+transformers' attention interface.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from hf_models import randomise, tokenizer
+from safetensors.torch import save_file
+
+CODE = Path(__file__).parent / "data" / "remote"
+AUTO_MAP = {
+    "AutoConfig": "configuration_toy.ToyConfig", "AutoModel": "modeling_toy.ToyModel",
+    "AutoModelForCausalLM": "modeling_toy.ToyForCausalLM",
+}  # fmt: skip
+FILES = ("configuration_toy", "modeling_toy", "toy_rotary")
+
+
+def write_code(folder: Path, *, rest: str = "-1", post_init: bool = True) -> None:
+    """rest: how the attention says the width of its heads together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        text = (CODE / f"{name}.py.txt").read_text(encoding="utf-8").replace("REST", rest)
+        text = text.replace("POST_INIT", "self.post_init()" if post_init else "self.training = False")
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+
+
+def write_toy(folder: Path, *, rest: str = "-1", post_init: bool = True, **config: Any) -> Path:
+    """A folder with code, configuration, random weights and a tokenizer; nothing is left imported."""
+    write_code(folder, rest=rest, post_init=post_init)
+    model = own_model(folder, **config)
+    state = model.state_dict()
+    if config.get("tie_word_embeddings"):
+        del state["lm_head.weight"]
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    content = model.config.to_dict() | {"auto_map": AUTO_MAP, "architectures": ["ToyForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def own_model(folder: Path, **config: Any) -> Any:
+    """The model of the folder's code with random weights, imported by Python's own means."""
+    name = f"toy_{abs(hash(str(folder)))}"
+    package = ModuleType(name)
+    package.__path__ = [str(folder)]
+    sys.modules[name] = package
+    try:
+        modeling = importlib.import_module(f"{name}.modeling_toy")
+        settings = importlib.import_module(f"{name}.configuration_toy").ToyConfig(**config)
+        torch.manual_seed(0)
+        if config.get("tie_word_embeddings"):
+            modeling.ToyForCausalLM._tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+        model = modeling.ToyForCausalLM(settings)
+    finally:
+        for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+            del sys.modules[loaded]
+    randomise(model)
+    return model.eval()
