@@ -24,7 +24,7 @@ _DONE = ["cut and split", "cut", "split", "keep", "drop"]
 def draw_any_plan(data: Draw, model: nn.Module, family: ModelFamily, name: str) -> tuple[Plan, dict[str, Tensor]]:
     """New values for some tensors, then structural edits on the model as it is. The first block of a stack stays."""
     graph, dice = trace_model(model, family), random.Random(data.draw(st.integers(0, 999)))
-    edits, values = list[Edit](), _values(dice, model)
+    edits, values = list[Edit](), some_values(dice, model)
     for block in graph.blocks(stack="all"):
         if block.index > 0 and data.draw(st.integers(0, 4)) == 4:
             edits.append(DropBlock(block=block.path))
@@ -46,7 +46,7 @@ def draw_any_plan(data: Draw, model: nn.Module, family: ModelFamily, name: str) 
     return Plan(pass_name=name, edits=tuple(edits)), values
 
 
-def _values(dice: random.Random, model: nn.Module) -> dict[str, Tensor]:
+def some_values(dice: random.Random, model: nn.Module) -> dict[str, Tensor]:
     """For a few parameters, whatever they belong to."""
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     seed = torch.Generator().manual_seed(dice.randrange(1000))
