@@ -128,8 +128,11 @@ def test_portions_are_all_items_and_each_passes_once(tmp_path: Path) -> None:
     assert [items[0], items[3]] in portions and len(portions) == 3
 
 
-def test_pictures_in_the_making_share_each_step(tiny_bagel: Path) -> None:
-    """Blocks are read for every step of sampling, not for every step of every picture."""
+def test_pictures_in_the_making_share_each_step(tiny_bagel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are read for every step of sampling, not for every step of every picture, also of pictures so large
+    that each has a batch of its own.
+    """
+    monkeypatch.setattr("umcompress.models.bagel.runner.BATCH_TOKENS", 1)
     counts = {}
     for number in (1, 3):
         source = open_source(str(tiny_bagel))

@@ -172,15 +172,20 @@ class BagelRunner:
         self, items: Sequence[UnderstandingItem | GenerationItem], at_time: Callable[[float], None] | None = None
     ) -> None:
         """Answers are fed as text after the question; prompts are sampled to the end."""
-        read = [item for item in items if isinstance(item, UnderstandingItem)]
-        painted = [item for item in items if isinstance(item, GenerationItem)]
-        for part in self._batches(len(read)):
-            questions = [self.words.ids(item.question) for item in read[part]]
-            cache = self._read([item.image for item in read[part]], questions)
-            self.model.absorb_text(cache, [self.words.ids(item.answer) for item in read[part]])
-        for part in self._batches(len(painted)):
-            ids = [self.words.ids(item.prompt) for item in painted[part]]
-            self._paint(ids, [self.noise(item.seed, 0) for item in painted[part]], at_time)
+        for portion in self.portions(items):
+            read = [item for item in portion if isinstance(item, UnderstandingItem)]
+            painted = [item for item in portion if isinstance(item, GenerationItem)]
+            if read:
+                cache = self._read([item.image for item in read], [self.words.ids(item.question) for item in read])
+                self.model.absorb_text(cache, [self.words.ids(item.answer) for item in read])
+            if painted:
+                ids = [self.words.ids(item.prompt) for item in painted]
+                self._paint(ids, [self.noise(item.seed, 0) for item in painted], at_time)
+
+    def portions(self, items: Sequence[Any]) -> list[list[Any]]:
+        """As `Portions`: each of items of one kind."""
+        kinds = [[item for item in items if isinstance(item, kind)] for kind in (UnderstandingItem, GenerationItem)]
+        return [list(some[part]) for some in kinds for part in self._batches(len(some))]
 
     @torch.no_grad()
     def probe(self) -> dict[str, Tensor]:
