@@ -27,6 +27,7 @@ from umcompress.extend import (
     SetTensors,
     SitePass,
     Statistics,
+    TensorFile,
 )
 
 from ._common import alike, exact, half_up, kept_count, legal, nothing, random_scores, top, unmatched
@@ -98,7 +99,7 @@ class ChannelPrune(SitePass):
             alike(self.name, "channels", widths, "set layers: all, or leave `uniform` out")
         edits: list[Edit] = []
         evidence: list[Evidence] = []
-        tensors: dict[str, Tensor] = {}
+        tensors = TensorFile()
         for site in sites:
             count = counts[site.path]
             if count == site.width:

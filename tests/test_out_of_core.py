@@ -187,4 +187,4 @@ def test_a_plan_predicts_memory(tiny_bagel: Path, tmp_path: Path) -> None:
     assert found[1].in_memory == BASE + 2 * every + square + SOLVING * 96**2 + refitted
     largest = max(p.numel() for n, p in model.named_parameters() if ".layers." in n) * (4 + SCORING)
     assert found[0].out_of_core == BASE + 4 * parts.PIECE + largest
-    assert found[1].out_of_core >= found[0].out_of_core + square + refitted
+    assert found[1].out_of_core > found[0].out_of_core + square

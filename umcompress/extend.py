@@ -38,6 +38,7 @@ from umcompress.calibrate.statistics import (
     Similarity,
     Statistics,
 )
+from umcompress.checkpoint.tensor_file import TensorFile
 from umcompress.discover import entries, load_class
 from umcompress.edits import (
     Declined,
@@ -71,7 +72,10 @@ INNER = "inner"
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a pass hands back: the plan, and the values of the tensors that its SetTensors edits name."""
+    """What a pass hands back: the plan, and the values of the tensors that its SetTensors edits name.
+
+    A `TensorFile` keeps values that are large together out of memory.
+    """
 
     plan: Plan
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -369,6 +373,7 @@ __all__ = [
     "SplitPlace",
     "Statistics",
     "Task",
+    "TensorFile",
     "TrainingOptions",
     "TrainingPass",
     "evaluations",

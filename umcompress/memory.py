@@ -26,8 +26,9 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
     """Peak bytes of resident memory on the CPU; activations of calibration and evaluation come on top.
 
     In memory: the model, the unpruned one that it is timed against, statistics and what is solved with them, and the
-    refitted weights of all steps. Out of core: some pieces of a tensor, one tensor while it is scored or solved for;
-    where something is measured also statistics, what lies outside of the blocks, and the largest block.
+    refitted weights of all steps, which out of core stay on disk. Out of core: some pieces of a tensor, one tensor
+    while it is scored or solved for; where something is measured also statistics, what lies outside of the blocks, and
+    the largest block.
     """
     graph = trace_model(model, family)
     needs = [(list(one.needs()), calibration.memory * 1e9) for one, calibration in steps]
@@ -50,7 +51,7 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
     running = outside + max(of_blocks.values(), default=0) if measured else 0
     streamed = BASE + 4 * PIECE + max(scored, running, solved)
     whole = BASE + 2 * (outside + sum(of_blocks.values())) + solved
-    return Memory(in_memory=whole + statistics + tensors, out_of_core=streamed + statistics + tensors)
+    return Memory(in_memory=whole + statistics + tensors, out_of_core=streamed + statistics)
 
 
 def _held(graph: ModelGraph, needs: Sequence[Declaration], memory: float) -> int:

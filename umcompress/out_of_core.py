@@ -140,7 +140,7 @@ class OutOfCore:
             raise
         plan = keep_tensors(proposal.plan, proposal.tensors, work)
         self.say(f"{place}: {describe(plan)}")
-        model.apply(plan, dict(proposal.tensors))
+        model.apply(plan, proposal.tensors)
         report = self._weighed(model, step.name, started).model_copy(update={
             "pass_": step.reference, "options": step.pass_.plain(), "edits": len(plan.edits),
             "declined": plan.declined,
