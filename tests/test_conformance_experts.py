@@ -22,12 +22,18 @@ from torch import Tensor
 from umcompress.calibrate.collect import collect
 from umcompress.edits import CompressionRecord, Plan, SetTensors, SplitExperts
 from umcompress.errors import PlanError
+from umcompress.extend import Statistics
 from umcompress.graph.model_graph import trace_model
 from umcompress.graph.sites import FeedForwardSite
-from umcompress.opening import open_source
+from umcompress.opening import Source, open_source
+from umcompress.passes.adapt import Adapt
 from umcompress.passes.moe_split import MoeSplit
+from umcompress.passes.router_train import RouterTrain
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.store import save_compressed
+from umcompress.train.progress import CURVE, Curve
+from umcompress.train.run import run_training
+from umcompress.training_data import TrainingFile
 
 # Nothing in Mixtral's layers can be split: they are experts.
 STACKS = [(name, stack) for name, entry in ZOO.items() for stack in entry.stacks if name != "mixtral"]
@@ -64,7 +70,7 @@ def routed(one: Subject, edits: list[SplitExperts]) -> tuple[Plan, dict[str, Ten
     draw, values = torch.Generator().manual_seed(7), dict[str, Tensor]()
     for edit in edits:
         hidden = columns(one.model.get_submodule(site_of(one, edit).consumer)).shape[0]
-        parts = {"gate.weight": (EXPERTS, hidden)}
+        parts: dict[str, tuple[int, ...]] = {"gate.weight": (EXPERTS, hidden)}
         if edit.selector:
             parts |= {"selector.weight": (EXPERTS, hidden), "selector.bias": (EXPERTS,)}
         for name, shape in parts.items():
@@ -206,6 +212,29 @@ def test_experts_and_routers_get_gradients_and_copies_are_their_own(name: str) -
         same(run(model), before)
 
 
+def trained(model: Any, source: Source, home: Path) -> list[Plan]:
+    """The plans of a few steps on the same texts: routers by these alone, experts too, taught by the dense model."""
+    data, plans = TrainingFile(data=home / "texts.jsonl"), []
+    # No letters: in these vocabularies small ones are codes of pictures.
+    data.data.write_text("".join(f'{{"text": "1234567890, {number} * {number}"}}\n' for number in (111, 22, 3)))
+    few: dict[str, Any] = {
+        "steps": 3, "batch_size": 3, "warm_up": 0, "learning_rate": 5e-4, "schedule": "constant",
+        "losses": {"balance": 0},
+    }  # fmt: skip
+    alone = {"losses": {"task": 1, "distill_output": 0, "distill_blocks": 0, "balance": 0}}
+    for planner in (RouterTrain(**few | alone), Adapt(**few)):
+        plan = planner.plan(trace_model(model, source.family), Statistics()).plan
+        folder = home / planner.name
+        values = run_training(planner, plan.tensor_names(), model, source, data, folder, void, planner.name)
+        curve = Curve(folder / CURVE)
+        curve.read()
+        first, *_, last = (row["losses"]["loss"] for row in curve.rows)
+        assert last < first, (planner.name, first, last)
+        rewrite(model, source.family, [plan], [values])
+        plans.append(plan)
+    return plans
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folders(tmp_path_factory.mktemp)
@@ -220,7 +249,10 @@ def test_split_models_load_to_the_same_bits_and_transformers_refuses_them(
     source = open_source(str(folder))
     plan, values = routed(one, dealt(one, stack, 2))
     model = rewrite(source.load(), source.family, [plan], [{key: value.float() for key, value in values.items()}])
-    record = CompressionRecord(base=str(folder), family="transformers", plans=(plan,))
+    plans = [plan]
+    if stack == "main" and one.entry.speaks:
+        plans += trained(model, source, tmp_path)
+    record = CompressionRecord(base=str(folder), family="transformers", plans=tuple(plans))
     save_compressed(model, source.family, tmp_path / "model", record, folder)
     same(run(open_source(str(tmp_path / "model")).load()), run(model))
     with pytest.raises(RuntimeError, match="is a per-layer attribute"):
