@@ -28,7 +28,7 @@ VOCABULARY = 128
 LANGUAGE = TEXT | {"vocab_size": VOCABULARY, "max_position_embeddings": 256}
 TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}{{ turn['role'] }}:{% for part in turn['content'] %}"
-    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}|{% endfor %}"
+    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %};{% endfor %}"
     "{% if add_generation_prompt %}a:{% endif %}"
 )
 
@@ -197,6 +197,6 @@ def by_hand(name: str, pictures: list[Any], question: str) -> dict[str, Any]:
     if kind.place is None:
         text, special = "<image>" * len(shown) + question, True
     else:
-        text, special = f"<s>user:{kind.place * len(shown)}{question}|a:", False
+        text, special = f"<s>user:{kind.place * len(shown)}{question};a:", False
     call = processor(text=[text], images=[shown], return_tensors="pt", add_special_tokens=special)
     return {key: value for key, value in call.items() if key != "labels"}

@@ -55,7 +55,7 @@ def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1)
     if vision is None:
         return None
     takes = _takes(model)
-    if hasattr(vision, "spatial_merge_size") and "image_sizes" not in takes:
+    if hasattr(vision, "spatial_merge_size") and vision.model_type != "pixtral":
         return _patches(vision, fill, patches)
     size = getattr(vision, "image_size", None) or getattr(vision, "resolution", None)
     if size is None:
@@ -69,8 +69,8 @@ def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1)
         parts = 1 + (high // height) * (wide // width)
         values = ramp((1, parts, channels, height, width), fill)
         return {"pixel_values": values, "image_sizes": torch.tensor([[height, width]])}
-    if "image_sizes" in takes:
-        # Pixtral: rows of patches, later in groups.
+    if vision.model_type == "pixtral":
+        # Any size; patches may go in groups.
         side = int(vision.patch_size) * int(getattr(model.config, "spatial_merge_size", 1)) * 2
         return {"pixel_values": ramp((1, channels, side, side), fill), "image_sizes": torch.tensor([[side, side]])}
     if "pixel_attention_mask" in takes:

@@ -147,7 +147,7 @@ class SeeingRunner(TransformersRunner):
     @cached_property
     def counted(self) -> Call | None:
         """The picture that sizes and speed are measured with, where one is known."""
-        return picture(self.model, 0.0, COUNTED_PATCHES) if self.proved else None
+        return picture(self.model, patches=COUNTED_PATCHES) if self.proved else None
 
     @torch.no_grad()
     def pass_tokens(self, task: Task) -> int:

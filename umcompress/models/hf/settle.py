@@ -13,7 +13,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from umcompress.errors import PlanError
 from umcompress.graph.trace import is_attention
+from umcompress.models.hf.family import TransformersFamily
 
 COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
 # One entry a layer.
@@ -33,10 +35,26 @@ def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[s
         assert isinstance(blocks, nn.ModuleList)
         owner, config = owner_of(model, path)
         if gone := set(removed.get(stack, ())):
+            _must_not_feed(model, owner, stack, path, gone)
             before = len(blocks) + len(gone)
             _renumber(owner, config, path, [i for i in range(before) if i not in gone], before)
         _give_slots(config, blocks)
         _restate_widths(blocks)
+
+
+def _must_not_feed(model: PreTrainedModel, owner: nn.Module, stack: str, path: str, gone: set[int]) -> None:
+    """Qwen3-VL adds what some vision blocks see to the first language blocks, one to one: these have to stay."""
+    vision = getattr(model.config, "vision_config", None)
+    sources = getattr(vision, "deepstack_visual_indexes", None) or ()
+    bound = set(sources) if hasattr(owner, "deepstack_visual_indexes") else set()
+    if stack == TransformersFamily.main_stack:
+        bound = set(range(len(sources)))
+    if lost := sorted(gone & bound):
+        raise PlanError(
+            f"drop blocks {', '.join(map(str, lost))} of {path}",
+            f"what the vision tower sees goes through blocks {', '.join(map(str, sorted(bound)))} one to one",
+            "leave these blocks out: `layers` of the step says which may go",
+        )
 
 
 def owner_of(model: PreTrainedModel, path: str) -> tuple[nn.Module, Any]:
