@@ -93,7 +93,9 @@ def _as_before(module: SparseFeedForward, producer: Matrix, consumer: Matrix) ->
         data = torch.empty_like(parameter, dtype=source.dtype)
         setattr(module.get_submodule(path), leaf, nn.Parameter(data, requires_grad=trains))
     # Not moved into a stack: the parameter goes on as it is.
-    module.register_parameter("bias", consumer._parameters["bias"])
+    bias = consumer.bias
+    assert bias is None or isinstance(bias, nn.Parameter)
+    module.bias = bias
 
 
 def _values(
