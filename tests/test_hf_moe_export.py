@@ -18,6 +18,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -79,6 +81,10 @@ def qwen3(**changes: Any) -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**SIZES | {"head_dim": 16, "tie_word_embeddings": True} | changes))
 
 
+def olmo2(**changes: Any) -> PreTrainedModel:
+    return Olmo2ForCausalLM(Olmo2Config(**SIZES | {"rms_norm_eps": 1e-4} | changes))
+
+
 def split(layer: int, experts: int = 4, active: int = 3, shared: int = 0, **options: Any) -> SplitExperts:
     order = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(layer)).tolist()
     each = (WIDTH - shared) // experts
@@ -118,6 +124,7 @@ def exported(home: Path, model: PreTrainedModel, *edits: Edit) -> tuple[nn.Modul
 EXPORTS: dict[str, tuple[Any, tuple[Edit, ...], str]] = {
     "llama": (llama, tuple(split(i) for i in range(LAYERS)), "MixtralForCausalLM"),
     "mistral": (mistral, tuple(split(i, 6, 2) for i in range(LAYERS)), "MixtralForCausalLM"),
+    "olmo2": (olmo2, tuple(split(i, 4, 2) for i in range(LAYERS)), "FlexOlmoForCausalLM"),
     "qwen3": (qwen3, (split(1),), "Qwen3MoeForCausalLM"),
     "qwen3_shorter": (
         qwen3, (DropBlock(block="model.layers.0"), split(1, 3, 1), split(2, 3, 1)), "Qwen3MoeForCausalLM",

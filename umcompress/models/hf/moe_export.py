@@ -1,6 +1,6 @@
-"""A split Llama or Mistral as a Mixtral, a split Qwen3 as a Qwen3-MoE: models that transformers has itself.
+"""A split Llama or Mistral as a Mixtral, Qwen3 as Qwen3-MoE, OLMo 2 as FlexOlmo: models that transformers has itself.
 
-Both weigh the k chosen of E experts by a softmax over their logits, which adds up to 1; a split feed-forward weighs
+All weigh the k chosen of E experts by a softmax over their logits, which adds up to 1; a split feed-forward weighs
 them so that the mean is 1. So the down projections are written k times as large. m channels an expert, H hidden.
 
 Grouped products on the other side take rows of whole 16 bytes only: experts are filled up with channels of zeros,
@@ -90,11 +90,16 @@ QWEN3_MOE = Mixture(
     "Qwen3MoeForCausalLM", "qwen3_moe", "mlp", dict(zip(LINEARS, LINEARS, strict=True)), "num_experts",
     "moe_intermediate_size", "mlp_only_layers", {"norm_topk_prob": True, "decoder_sparse_step": 1},
 )  # fmt: skip
+FLEX_OLMO = Mixture(
+    "FlexOlmoForCausalLM", "flex_olmo", "mlp", dict(zip(LINEARS, LINEARS, strict=True)), "num_experts",
+    "intermediate_size", None, {"norm_topk_prob": True},
+)  # fmt: skip
 MIXTURES = {
     # A Llama has no sliding window, whatever its configuration says.
     "LlamaForCausalLM": dataclasses.replace(MIXTRAL, fixed={"sliding_window": None}),
     "MistralForCausalLM": MIXTRAL,
     "Qwen3ForCausalLM": QWEN3_MOE,
+    "Olmo2ForCausalLM": FLEX_OLMO,
 }
 
 
