@@ -5,7 +5,7 @@ The same bits as `tensors.evaluate`: only what is read of the old ones, and in w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,21 +63,26 @@ def pick(expression: Expression, picks: Picks, old: Old, blobs: Blobs = ()) -> T
             if len(picked) != found.shape[axis] or isinstance(picked, tuple):
                 found = taken(found, axis, picked)
         return found
-    parts = [pick(source, inner, old, blobs) for source, inner in _needs(expression, picks)]
-    if isinstance(expression, Fold):
-        return torch.stack(parts) if parts else torch.empty(sides(picks))
-    return parts[0].t() if isinstance(expression, Flip) else parts[0]
-
-
-def _needs(expression: Take | Fold | Flip, picks: Picks) -> Iterator[tuple[Expression, Picks]]:
-    """What an expression needs of the one below it; once for each group of a Fold."""
+    found = pick(expression.source, _below(expression, picks), old, blobs)
     if isinstance(expression, Flip):
-        yield expression.source, picks[::-1]
-    elif isinstance(expression, Take):
-        yield expression.source, _through(expression.index, expression.dim, picks)
-    else:
-        for number in picks[0]:
-            yield expression.source, _through(expression.groups[number], expression.dim, picks[1:])
+        return found.t()
+    if isinstance(expression, Fold):
+        dim, groups = expression.dim, len(picks[0])
+        apart = (*found.shape[:dim], groups, len(picks[1 + dim]), *found.shape[dim + 1 :])
+        return found.reshape(apart).movedim(dim, 0)
+    return found
+
+
+def _below(expression: Take | Fold | Flip, picks: Picks) -> Picks:
+    """What an expression needs of the one below it."""
+    if isinstance(expression, Flip):
+        return picks[::-1]
+    if isinstance(expression, Take):
+        return _through(expression.index, expression.dim, picks)
+    dim, inner = expression.dim, picks[1:]
+    # All groups at once: most of what is read for one, another needs as well.
+    each = (_through(expression.groups[number], dim, inner)[dim] for number in picks[0])
+    return (*inner[:dim], tuple(itertools.chain(*each)), *inner[dim + 1 :])
 
 
 def _through(index: tuple[int, ...], dim: int, picks: Picks) -> Picks:
@@ -92,5 +97,5 @@ def _through(index: tuple[int, ...], dim: int, picks: Picks) -> Picks:
 
 def _cost(expression: Expression, picks: Picks, old: Old) -> int:
     if isinstance(expression, Take | Fold | Flip):
-        return sum(_cost(source, inner, old) for source, inner in _needs(expression, picks))
+        return _cost(expression.source, _below(expression, picks), old)
     return old.cost(expression.name, picks) if isinstance(expression, Same) else 0
