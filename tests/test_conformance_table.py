@@ -12,27 +12,38 @@ from pathlib import Path
 from hf_subject import FAMILY, Subject, channels_of, heads_of, subject, traced_as
 from hf_zoo import ZOO
 
-from umcompress.edits import DropBlock, Edit, KeepChannels, KeepHeads
+from umcompress.edits import DropBlock, Edit, KeepChannels, KeepHeads, SplitExperts
 from umcompress.models.hf.plain import plain_config
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "support.md"
 HEAD = """# Models of transformers
 
 This table is written by the test run (`UMCOMPRESS_WRITE_SUPPORT=1 python -m pytest tests/test_conformance_table.py`);
-a test fails when it is out of date. For each row the tests in `tests/test_conformance.py` hold, on small random models:
+a test fails when it is out of date. For each row the tests in `tests/test_conformance.py` and
+`tests/test_conformance_experts.py` hold, on small random models:
 
 * the traced blocks compute the same bits as the model's own;
 * `layer_drop` (blocks, attentions, feed-forwards), `channel_prune` and `head_prune` (groups, query heads) do what zeros
   in the weights would, to 1e-5;
-* with blocks or attentions gone, decoding with a cache gives what decoding without one gives, in chunks and with
-  padding on the left, sliding windows included;
+* `moe_split` gives the dense model where all experts run; where some do, what the dense model gives whose channels are
+  weighed token by token as the routers say, to 1e-5; `router_train` and `adapt` then lower the loss on text;
+* with blocks or attentions gone, or experts in place of feed-forwards, decoding with a cache gives what decoding
+  without one gives, in chunks and with padding on the left, sliding windows included;
 * every parameter that learned before the edit still learns, `deepcopy` copies, and what was saved loads to the same
   bits: in transformers alone where the last column says so.
 
 Heads: query heads / key-value groups. "none" says why. A row holds for the whole architecture, not for a size.
 
-| model | stack | traced | feed-forward | heads | plain after a cut of |
-|---|---|---|---|---|---|
+Experts: a feed-forward whose channels can be cut can be split, gated, fused or plain, biases and shared channels
+included. "as" names the model that transformers loads by itself, given `weighting: softmax`, `shared: 0` and, but for
+Qwen3, `layers: all`. It must have the same attention, norms and positions, weigh the chosen experts by a softmax over
+them, and have nothing beside them: so Mixtral for Llama and Mistral, Qwen3-MoE for Qwen3, FlexOlmo for OLMo 2.
+Elsewhere `umcompress.load` loads the result, and transformers refuses it rather than fill in weights at random. Most
+of these architectures have no relative with experts; Qwen2-MoE adds one that is always on behind a gate, PhiMoE has
+another router, GraniteMoE would fit and is not written yet.
+
+| model | stack | traced | feed-forward | experts | heads | plain after a cut of |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -65,12 +76,26 @@ def plain_after(one: Subject, stack: str) -> str:
     return "; ".join([", ".join(good) or "nothing", *bad])
 
 
+def experts_of(one: Subject, stack: str) -> str:
+    """Whether all feed-forwards of a stack can be split, and what transformers loads then."""
+    sites = one.graph.feed_forwards(stack=stack)
+    if not sites:
+        return "none: they are experts already"
+    dealt = {site.path: tuple(tuple(range(site.width))[e::4] for e in range(4)) for site in sites}
+    edits = [SplitExperts(site=path, experts=experts, active=2, weighting="softmax") for path, experts in dealt.items()]
+    found = FAMILY.plain(one.edited(*edits), Path(), [])
+    if not isinstance(found, str):
+        return f"as {found.note.removeprefix('model/ is a plain ').split(';')[0]}"
+    blocks = len(one.stack(stack))
+    return "split" if len(sites) == blocks else f"split in {len(sites)} of {blocks} layers, the others have experts"
+
+
 def row(name: str, stack: str) -> str:
     """One line of the table."""
     one = subject(name)
     kind = type(one.model).__name__
-    cells = [f"{name} ({kind})", f"`{stack}`", traced_as(one, stack), channels_of(one, stack), heads_of(one, stack)]
-    return f"| {' | '.join([*cells, plain_after(one, stack)])} |\n"
+    cells = [f"{name} ({kind})", f"`{stack}`", traced_as(one, stack), channels_of(one, stack), experts_of(one, stack)]
+    return f"| {' | '.join([*cells, heads_of(one, stack), plain_after(one, stack)])} |\n"
 
 
 def test_the_support_table_is_what_the_models_say() -> None:
