@@ -25,18 +25,25 @@ AUTO_MAP = {
 FILES = ("configuration_toy", "modeling_toy", "toy_rotary")
 
 
-def write_code(folder: Path, *, rest: str = "-1", post_init: bool = True) -> None:
-    """rest: how the attention says the width of its heads together."""
+RESTORED = "elif isinstance(module, ToyRotary): module.inv_freq.data.copy_(module.frequencies())"
+
+
+def write_code(folder: Path, *, rest: str = "-1", post_init: bool = True, restored: bool = True) -> None:
+    """rest: how the attention says the width of its heads together.
+
+    restored: computed buffers are computed again where transformers 5 asks for it, and not in constructors alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        text = (CODE / f"{name}.py.txt").read_text(encoding="utf-8").replace("REST", rest)
+        text = (CODE / f"{name}.py.txt").read_text(encoding="utf-8").replace("HEADS_WIDTH", rest)
         text = text.replace("POST_INIT", "self.post_init()" if post_init else "self.training = False")
+        text = text.replace("BUFFERS_AGAIN", RESTORED if restored else "")
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
 
 
-def write_toy(folder: Path, *, rest: str = "-1", post_init: bool = True, **config: Any) -> Path:
+def write_toy(folder: Path, *, rest: str = "-1", post_init: bool = True, restored: bool = True, **config: Any) -> Path:
     """A folder with code, configuration, random weights and a tokenizer; nothing is left imported."""
-    write_code(folder, rest=rest, post_init=post_init)
+    write_code(folder, rest=rest, post_init=post_init, restored=restored)
     model = own_model(folder, **config)
     state = model.state_dict()
     if config.get("tie_word_embeddings"):
@@ -66,4 +73,6 @@ def own_model(folder: Path, **config: Any) -> Any:
         for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
             del sys.modules[loaded]
     randomise(model)
+    if config.get("tie_word_embeddings"):
+        model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()

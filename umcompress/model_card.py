@@ -7,14 +7,18 @@ from pathlib import Path
 from umcompress.checkpoint.folder import write_text_atomic
 from umcompress.render import markdown
 from umcompress.render.report_view import report_view
-from umcompress.report import Report
+from umcompress.report import Checkpoint, Report
 from umcompress.yaml_text import yaml_text
 
-_OURS = ("import umcompress", "", 'model = umcompress.load("path/to/this/folder")')
+_OURS = ("import umcompress", "", 'model = umcompress.load("path/to/this/folder"{})')
 _TRANSFORMERS = (
     "from transformers import AutoModelForCausalLM", "",
-    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{})',
 )  # fmt: skip
+
+
+def _loading(saved: Checkpoint | None) -> tuple[str, ...]:
+    return _TRANSFORMERS if saved is not None and saved.loads_with == "transformers" else _OURS
 
 
 def write_model_card(report: Report, folder: Path) -> None:
@@ -29,7 +33,7 @@ def write_model_card(report: Report, folder: Path) -> None:
         f"{after:,} parameters of {before:,} ({after / before:.1%}).  Weights in safetensors; load with",
         "",
         "```python",
-        *(_TRANSFORMERS if saved is not None and saved.loads_with == "transformers" else _OURS),
+        *(line.format(", trust_remote_code=True" if saved and saved.own_code else "") for line in _loading(saved)),
         "```",
         "",
         "## What it cost",

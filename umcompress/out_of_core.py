@@ -222,7 +222,7 @@ def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
     return Checkpoint(
         path=folder.name, parameters=found["parameters"],
         bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")), reload_equal=True if exact else None,
-        loads_with="umcompress" if isinstance(plain, str) else plain.loads_with,
+        loads_with="umcompress" if isinstance(plain, str) else plain.loads_with, own_code=model.source.own_code,
         note=plain if isinstance(plain, str) else "",
     )
 

@@ -107,6 +107,8 @@ class Checkpoint(Document):
 
     path: str
     loads_with: Literal["umcompress", "transformers"] = "umcompress"
+    # Python files in the folder that loading runs, so that it needs trust_remote_code=True.
+    own_code: tuple[str, ...] = ()
     parameters: NonNegativeInt
     bytes: NonNegativeInt
     reload_equal: bool | None = None

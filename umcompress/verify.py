@@ -66,7 +66,7 @@ def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None =
         notes.append(f"outputs in a fresh process differ by rounding only (at most {bar:g})")
     return Checkpoint(
         path=folder.name, parameters=found["parameters"], bytes=size, reload_equal=None if bar else True,
-        loads_with=plain.loads_with if plain else "umcompress", note="; ".join(notes),
+        loads_with=plain.loads_with if plain else "umcompress", own_code=source.own_code, note="; ".join(notes),
     )
 
 

@@ -147,6 +147,6 @@ def _checkpoint_lines(report: Report, folder: str) -> list[str]:
         return []
     states = {True: "computes the same in a fresh process", False: "DIFFERS in a fresh process", None: ""}
     facts = [f"{saved.parameters:,} parameters", f"{amount(saved.bytes)}B", states[saved.reload_equal]]
-    facts.append(f"loads with {saved.loads_with}")
+    facts.append(f"loads with {saved.loads_with}{' and trust_remote_code=True' if saved.own_code else ''}")
     lines = [f"model: {folder}{saved.path} ({', '.join(fact for fact in facts if fact)})"]
     return [*lines, saved.note] if saved.note else lines

@@ -37,6 +37,7 @@ def plain_folder(
     config, reasons = plain_config(model, family)
     if unread := remote.stumbles(model):
         reasons = [f"transformers does not load the model's code by itself: {' and '.join(unread)}", *reasons]
+    reasons = reasons or _unset(model, config)
     if reasons:
         return "; ".join(reasons)
     text = as_text(_content(config))
@@ -54,6 +55,18 @@ def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> di
     written = json.loads(as_text(_content(config)))
     _add_layers(written, model, family)
     return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: as_text(written)}
+
+
+def _unset(model: PreTrainedModel, config: Any) -> list[str]:
+    """What transformers by itself would make of code that came with the model, otherwise than we do."""
+    if not type(model).is_custom_code():
+        return []
+    try:
+        unset = remote.unset_buffers(model, config)
+    except ModelError as error:
+        return [f"transformers does not build it without values: {error.found}"]
+    more = "which the model's code computes in constructors only"
+    return [f"transformers leaves {_listed(unset)} unset, {more}"] if unset else []
 
 
 def _content(config: Any) -> dict[str, Any]:

@@ -6,7 +6,9 @@ traceback. Code written for transformers 4 is mended where the mending is sure.
 
 from __future__ import annotations
 
+import copy
 import re
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +16,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import dynamic_module_utils as dynamic
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils.hub import HF_MODULES_CACHE
 
 import umcompress
 from umcompress.errors import ModelError, UmcompressError
@@ -32,6 +35,8 @@ _TASKS = (
 )  # fmt: skip
 # Where code of ours is, and what lowered blocks call theirs.
 _OURS, _LOWERED = str(Path(umcompress.__file__).parent), "<lowered "
+# What anybody may call. "<": modules that are frozen into Python.
+_LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
 # Methods of runners and trainers that run a model.
 _RUNNING = (
     "answer", "score", "generate", "logits", "feed", "pass_tokens", "probe", "workload", "batch", "forward",
@@ -150,14 +155,15 @@ def _failed(folder: Path, found: str) -> ModelError:
 
 
 def _place(error: BaseException) -> str | None:
-    """File and line in the model's code, where that raised; None where code of ours did."""
-    ours_or_theirs = [
+    """File and line in the model's code, where that or a library that it called raised; None where others did."""
+    theirs: str = dynamic.HF_MODULES_CACHE  # type: ignore[attr-defined]
+    frames = [
         frame for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith((_OURS, _LOWERED, HF_MODULES_CACHE))
+        if frame.filename.startswith((_OURS, _LOWERED, theirs)) or not frame.filename.startswith(_LIBRARIES)
     ]  # fmt: skip
-    if not ours_or_theirs or not ours_or_theirs[-1].filename.startswith(HF_MODULES_CACHE):
+    if not frames or not frames[-1].filename.startswith(theirs):
         return None
-    return f"{Path(ours_or_theirs[-1].filename).name}, line {ours_or_theirs[-1].lineno}"
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
 
 
 # -- code for transformers 4 ----------------------------------------------------------------------------------
@@ -196,6 +202,41 @@ def stumbles(model: nn.Module) -> tuple[str, ...]:
     """Why transformers by itself does not load the model's code."""
     found: tuple[str, ...] = getattr(model, _MENDED, ())
     return found
+
+
+def unset_buffers(model: PreTrainedModel, config: PreTrainedConfig) -> list[str]:
+    """Buffers that transformers by itself would leave as memory happens to be.
+
+    It builds models without values and gives buffers that are in no file theirs in `_init_weights`, or not at all;
+    transformers 4 kept what constructors had computed. Found by doing the same with a model of `config`.
+    """
+    computed = {
+        (path, name): buffer
+        for path, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    }
+    if not computed:
+        return []
+    with errors_of(Path(str(model.config.name_or_path)).parent), older_code(), torch.device("meta"):
+        twin = type(model)(copy.deepcopy(config))
+    for parameter in (*twin.parameters(), *twin.buffers()):
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    for (path, name), buffer in computed.items():
+        twin.get_submodule(path)._buffers[name] = _other(buffer)
+    with errors_of(Path(str(model.config.name_or_path)).parent):
+        twin.initialize_weights()  # type: ignore[no-untyped-call]
+    return [
+        f"{path}.{name}".lstrip(".") for (path, name), buffer in computed.items()
+        if not torch.equal(twin.get_submodule(path)._buffers[name], buffer.cpu())  # type: ignore[arg-type]
+    ]  # fmt: skip
+
+
+def _other(buffer: Tensor) -> Tensor:
+    """Of the same kind, with no value in common."""
+    if buffer.is_floating_point():
+        return torch.full_like(buffer, torch.nan, device="cpu")
+    return buffer.cpu() ^ 1 if buffer.dtype != torch.bool else ~buffer.cpu()
 
 
 def _tied_to(model: PreTrainedModel, listed: list[str]) -> dict[str, str]:
