@@ -24,7 +24,6 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import umcompress
 from umcompress.errors import ModelError, UmcompressError
 from umcompress.models import code
 
@@ -34,7 +33,7 @@ _TASKS = (
     "AutoModelForSeq2SeqLM", "AutoModel",
 )  # fmt: skip
 # Where code of ours is, and what lowered blocks call theirs.
-_OURS, _LOWERED = str(Path(umcompress.__file__).parent), "<lowered "
+_OURS, _LOWERED = str(Path(__file__).parents[2]), "<lowered "
 # What anybody may call. "<": modules that are frozen into Python.
 _LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
 # Methods of runners and trainers that run a model.
