@@ -9,7 +9,7 @@ import pytest
 import torch
 from hf_models import VOCABULARY, write_folder, write_recipe
 from hf_zoo import ZOO
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_joined_weights import watch_reads
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -144,6 +144,17 @@ def test_never_more_than_an_expert_is_read_at_once(
     got, whole = loaded(folder / "disk").state_dict(), loaded(folder).state_dict()
     name = "model.layers.1.mlp.experts.gate_up_proj"
     assert torch.equal(got[name], whole[name].bfloat16())
+
+
+def test_half_precision_of_the_other_kind_is_not_copied(tmp_path: Path) -> None:
+    """Tensors of equal size are not the same bytes."""
+    folder = save("mixtral", tmp_path / "model")
+    for path in folder.glob("*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    disk = open_on_disk(open_source(str(folder)), "bfloat16")
+    write(disk, folder / "disk", CompressionRecord(base="x", family="transformers"))
+    old, new = (load_file(place / "model.safetensors") for place in (folder, folder / "disk"))
+    assert all(torch.equal(new[name], tensor.bfloat16()) for name, tensor in old.items())
 
 
 def test_while_it_runs_a_stack_is_joined_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
