@@ -57,8 +57,21 @@ def _qwen(kind: str, **vision: Any) -> Any:
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": VISION_BEGIN,
            "vision_end_token_id": VISION_END}  # fmt: skip
     text = LANGUAGE | {"rope_parameters": MROPE} | ({"head_dim": 8} if kind.startswith("Qwen3") else {})
+    if kind == "Qwen3VLMoe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0, 3]}
     config = getattr(hf, f"{kind}Config")(text_config=text, vision_config=sizes, **ids)
     return getattr(hf, f"{kind}ForConditionalGeneration")(config)
+
+
+def _glm4v() -> Any:
+    vision = {
+        "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4, "image_size": 16,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32,
+    }  # fmt: skip
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": VISION_BEGIN,
+           "image_end_token_id": VISION_END}  # fmt: skip
+    text = LANGUAGE | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}}
+    return hf.Glm4vForConditionalGeneration(hf.Glm4vConfig(text_config=text, vision_config=vision, **ids))
 
 
 def _joined(kind: str, text: str, vision: dict[str, Any] | None = None, **more: Any) -> Any:
@@ -100,6 +113,18 @@ KINDS: dict[str, Kind] = {
         "Qwen3VLProcessor", "qwen2_vl.Qwen2VLImageProcessorPil", QWEN_OPTIONS, marks=QWEN_MARKS,
         place="<vision><image></vision>",
     ),
+    "qwen3_vl_moe": Kind(
+        partial(_qwen, "Qwen3VLMoe", intermediate_size=48, out_hidden_size=32, num_position_embeddings=16,
+                deepstack_visual_indexes=[0, 1]),
+        "Qwen3VLProcessor", "qwen2_vl.Qwen2VLImageProcessorPil", QWEN_OPTIONS, marks=QWEN_MARKS,
+        place="<vision><image></vision>",
+    ),
+    "glm4v": Kind(
+        _glm4v, "Glm4vProcessor", "glm4v.Glm4vImageProcessorPil",
+        {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2,
+         "size": {"shortest_edge": 128, "longest_edge": 2048}},
+        marks={"image_token": "<image>", "video_token": "<video>"}, place="<vision><image></vision>",
+    ),
     "internvl": Kind(
         partial(_joined, "InternVL", "qwen2", INTERN, image_token_id=IMAGE, image_seq_length=4),
         "InternVLProcessor", "got_ocr2.GotOcr2ImageProcessorPil",
@@ -110,6 +135,11 @@ KINDS: dict[str, Kind] = {
     "llava": Kind(
         partial(_joined, "Llava", "llama", vision_feature_select_strategy="default", **LAYERS),
         "LlavaProcessor", "llava.LlavaImageProcessorPil", CLIP,
+        {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+    ),
+    "vipllava": Kind(
+        partial(_joined, "VipLlava", "llama", vision_feature_layers=[-1, -2], image_token_index=IMAGE),
+        "LlavaProcessor", "clip.CLIPImageProcessorPil", CLIP,
         {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
     ),
     "llava_next": Kind(

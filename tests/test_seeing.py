@@ -49,7 +49,10 @@ def runners(folders: dict[str, Path]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, folder in folders.items():
         source = open_source(str(folder))
-        found[name] = source.family.runner(source.load().double(), source.folder)
+        model: Any = source.load().double()
+        # Grouped products know no float64.
+        model.set_experts_implementation("eager")
+        found[name] = source.family.runner(model, source.folder)
         assert isinstance(found[name], SeeingRunner)
     return found
 
@@ -171,11 +174,14 @@ def test_statistics_are_those_of_hooks_on_plain_forwards(name: str, runners: dic
 def test_sizes_are_counted_with_a_picture_and_from_shapes_alone(name: str, folders: dict[str, Path]) -> None:
     source = open_source(str(folders[name]))
     model, skeleton = source.load(), source.skeleton()
+    any_model: Any = model
+    # Grouped products are unknown to the counter.
+    any_model.set_experts_implementation("batched_mm")
     weighed = weigh(model, source.family, source.family.runner(model, folders[name]))
     planned = weigh(skeleton, source.family, source.family.runner(skeleton, folders[name] / "nowhere"))
     assert weighed == planned
-    # torch's own attention calls none of its last linear; a row that ends lines goes in as a parameter.
-    apart = re.compile(r"head\.attention\.out|newline")
+    # Weights that are used by none of the modules that have them.
+    apart = re.compile(r"head\.attention\.out|newline|embeddings\.position_embedding")
     idle = [value.numel() for name, value in model.named_parameters() if apart.search(name)]
     total = weighed.parameters.total
     assert total - sum(idle) <= weighed.parameters.active["understanding"] <= total
@@ -206,10 +212,11 @@ def test_values_that_follow_from_no_parameter_are_there_on_shapes() -> None:
 # -- edits ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"glm4v", "qwen3_vl_moe"}))
 @torch.no_grad()
 def test_edits_answer_about_pictures_as_zeroed_models_do(name: str, folders: dict[str, Path]) -> None:
-    model = FAMILY.adopt(model_of(name).double())
+    model: Any = FAMILY.adopt(model_of(name).double())
+    model.set_experts_implementation("eager")
     subject = Subject(name, Entry(KINDS[name].model), model)
     made = prepared(name, PICTURES[:1], "what?")
     settings = GenerationConfig(do_sample=False, max_new_tokens=3)
@@ -219,12 +226,28 @@ def test_edits_answer_about_pictures_as_zeroed_models_do(name: str, folders: dic
             edit for kind in ("channel_prune", "head_prune") for edit in subject.plan(passes(stack)[kind]()).edits
             if f".{last}." not in edit.site
         ]  # fmt: skip
-        if name != "qwen3_vl" or stack == "main":
+        if not name.startswith("qwen3_vl") or stack == "main":
             edits.append(DropBlock(block=subject.stack(stack)[last]))
         edited, zero = subject.edited(*edits), zeroed(subject, edits)
         assert torch.allclose(edited(**made).logits, zero(**made).logits, rtol=0, atol=1e-9)
         answers = [one.generate(**made, generation_config=settings).tolist() for one in (edited, zero)]
         assert answers[0] == answers[1] and float((edited(**made).logits - model(**made).logits).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("tap", [-2, 2])
+@torch.no_grad()
+def test_a_connector_reads_what_it_read_when_blocks_above_go(tap: int) -> None:
+    model: Any = model_of("llava").double()
+    model.config.vision_feature_layer = tap
+    subject = Subject("llava", Entry(KINDS["llava"].model), FAMILY.adopt(model))
+    made = prepared("llava", PICTURES[:1], "what?")
+    before = model(**made).logits
+    for block in range(3):
+        edits = [DropBlock(block=f"model.vision_tower.encoder.layers.{block}")]
+        after = subject.edited(*edits)(**made).logits
+        torch.testing.assert_close(after, zeroed(subject, edits)(**made).logits, rtol=0, atol=1e-9)
+        read = block < (tap if tap > 0 else 4 + tap)
+        assert torch.equal(after, before) != read
 
 
 @pytest.mark.parametrize(("stack", "fed"), [("main", 1), ("model.visual.blocks", 0)])

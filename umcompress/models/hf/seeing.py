@@ -26,8 +26,8 @@ from umcompress.models.hf.shapes import OnShapes
 # Kinds whose batches the tests hold equal to single questions, and whose pictures are known without a processor.
 # Others are asked one question at a time; sizes and speed are those of text.
 PROVED = frozenset({
-    "aya_vision", "gemma3", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "paligemma", "qwen2_5_vl",
-    "qwen2_vl", "qwen3_vl",
+    "aya_vision", "gemma3", "glm4v", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "paligemma",
+    "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "vipllava",
 })  # fmt: skip
 QUESTION_TOKENS = 6
 # Rows and columns of patches in the picture that sizes and speed are measured with, where a tower takes any number.

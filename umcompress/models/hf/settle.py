@@ -37,7 +37,10 @@ def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[s
         if gone := set(removed.get(stack, ())):
             _must_not_feed(model, owner, stack, path, gone)
             before = len(blocks) + len(gone)
-            _renumber(owner, config, path, [i for i in range(before) if i not in gone], before)
+            kept = [i for i in range(before) if i not in gone]
+            _renumber(owner, config, path, kept, before)
+            if stack != TransformersFamily.main_stack:
+                _tap_again(model.config, kept, before)
         _give_slots(config, blocks)
         _restate_widths(blocks)
 
@@ -88,6 +91,22 @@ def _renumber(owner: nn.Module, config: Any, path: str, kept: list[int], before:
             setattr(config, name, sum(old < edge for old in kept))
     if (count := count_field(config, path, before)) is not None:
         setattr(config, count, len(kept))
+
+
+def _tap_again(config: Any, kept: list[int], before: int) -> None:
+    """Connectors that read a vision tower after a block that is not its last, counted from either end."""
+    for name in ("vision_feature_layer", "vision_feature_layers"):
+        taps = getattr(config, name, None)
+        if isinstance(taps, int):
+            setattr(config, name, _tap(taps, kept, before))
+        elif isinstance(taps, (list, tuple)):
+            setattr(config, name, [_tap(tap, kept, before) for tap in taps])
+
+
+def _tap(tap: int, kept: list[int], before: int) -> int:
+    """0 is what goes into the first block, 1 what comes out of it; -1 what comes out of the last."""
+    below = sum(block < (tap if tap >= 0 else before + 1 + tap) for block in kept)
+    return below if tap >= 0 else below - len(kept) - 1
 
 
 def _give_slots(config: Any, blocks: nn.ModuleList) -> None:
