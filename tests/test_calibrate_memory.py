@@ -237,7 +237,7 @@ def test_a_plan_predicts_the_largest_group_and_not_all(pico: Bench) -> None:
     found = []
     for sites in (100, 2.5, 0.1):
         calibration = Calibration(memory=sites * held(pico) / 1e9)
-        found.append(predicted(pico.model, FAMILY, [(asked, calibration)]))
+        found.append(predicted(pico.model, FAMILY, [(asked, calibration, 0.5)]))
     beyond = [0, (LAYERS - 2) * held(pico), (LAYERS - 1) * held(pico)]
     assert [found[0].in_memory - other.in_memory for other in found] == beyond
     assert [found[0].out_of_core - other.out_of_core for other in found] == beyond

@@ -23,7 +23,7 @@ from umcompress.cli import main
 from umcompress.edits import CompressionRecord, Plan
 from umcompress.extend import BlockSimilarity, BranchSimilarity, ChannelMoments, HeadContribution, Scope
 from umcompress.graph.model_graph import trace_model
-from umcompress.memory import BASE, SCORING, SOLVING
+from umcompress.memory import BASE, CONSUMERS, SCORING
 from umcompress.opening import Source, open_source
 from umcompress.out_of_core import OnDisk, open_on_disk, write
 from umcompress.rewrite.apply import rewrite
@@ -184,7 +184,8 @@ def test_a_plan_predicts_memory(tiny_bagel: Path, tmp_path: Path) -> None:
     assert found[0].in_memory == BASE + 2 * every
     refitted = sum(4 * p.numel() for n, p in model.named_parameters() if n.endswith("mlp_moe_gen.down_proj.weight"))
     assert refitted > 0
-    assert found[1].in_memory == BASE + 2 * every + square + SOLVING * 96**2 + refitted
+    solved = 8 * (96**2 + 2 * 48**2) + CONSUMERS * 8 * refitted // 4 // 3
+    assert found[1].in_memory == BASE + 2 * every + square + solved + refitted
     largest = max(p.numel() for n, p in model.named_parameters() if ".layers." in n) * (4 + SCORING)
     assert found[0].out_of_core == BASE + 4 * parts.PIECE + largest
     assert found[1].out_of_core > found[0].out_of_core + square

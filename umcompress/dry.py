@@ -43,10 +43,16 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     for step, parent in zip(recipe.steps, recipe.parents(), strict=True):
         states.append(copy.deepcopy(states[parent]))
         steps.append(states[-1].step(step, recipe.calibration))
-    passes = [step.pass_ for step in recipe.steps if isinstance(step.pass_, Pass)]
-    calibrated = [(one, getattr(one, "calibration", None) or recipe.calibration) for one in passes]
-    memory = predicted(states[0].model, states[0].source.family, calibrated)
+    measured = [
+        (step.pass_, getattr(step.pass_, "calibration", None) or recipe.calibration, _kept_share(planned))
+        for step, planned in zip(recipe.steps, steps, strict=True) if isinstance(step.pass_, Pass)
+    ]  # fmt: skip
+    memory = predicted(states[0].model, states[0].source.family, measured)
     return PlanReport(model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory)
+
+
+def _kept_share(step: PlanStep) -> float:
+    return max((site.after / site.before for site in step.sites if site.unit == "channels"), default=1.0)
 
 
 def inspect_model(model: str, graph_path: str | None, trust_remote_code: bool = False) -> Inspection:

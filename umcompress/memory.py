@@ -18,12 +18,14 @@ from umcompress.views import Memory
 BASE = 500_000_000
 # A pass scores weights in float64, next to a temporary of the same size.
 SCORING = 16
-# A pass that reads second moments (width x width) solves with them: the whole matrix, a system cut from it, its factor.
-SOLVING = 3 * 8
+# A pass that reads second moments solves with them in float64, next to copies of the consumer: so many.
+CONSUMERS = 4
 
 
-def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass, Calibration]]) -> Memory:
+def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass, Calibration, float]]) -> Memory:
     """Peak bytes of resident memory on the CPU; activations of calibration and evaluation come on top.
+
+    steps: each with the data that it measures on, and the share of a feed-forward's channels that it keeps.
 
     In memory: the model, the unpruned one that it is timed against, statistics and what is solved with them, and the
     refitted weights of all steps, which out of core stay on disk. Out of core: some pieces of a tensor, one tensor
@@ -31,9 +33,12 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
     the largest block.
     """
     graph = trace_model(model, family)
-    needs = [(list(one.needs()), calibration.memory * 1e9) for one, calibration in steps]
-    statistics = max((_held(graph, of_step, memory) for of_step, memory in needs), default=0)
-    refitted = [_refitted(graph, need) for of_step, _ in needs for need in of_step if isinstance(need, ChannelMoments)]
+    needs = [(list(one.needs()), calibration.memory * 1e9, share) for one, calibration, share in steps]
+    statistics = max((_held(graph, of_step, memory) for of_step, memory, _ in needs), default=0)
+    refitted = [
+        _refitted(graph, need, share)
+        for of_step, _, share in needs for need in of_step if isinstance(need, ChannelMoments)
+    ]  # fmt: skip
     solved, tensors = max((part[0] for part in refitted), default=0), sum(part[1] for part in refitted)
     of_blocks, outside = dict.fromkeys(block_paths(model, family), 0), 0
     for name, parameter in model.named_parameters():
@@ -47,7 +52,7 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
     scored = max((p.numel() * (p.element_size() + SCORING) for p in inner if p.ndim < 3), default=0)
     # Stacked experts are scored by nobody, but where they are cut up on disk one stack at a time may be joined.
     scored = max(scored, max((p.numel() * p.element_size() for p in inner if p.ndim > 2), default=0))
-    measured = any(of_step for of_step, _ in needs)
+    measured = any(of_step for of_step, _, _ in needs)
     running = outside + max(of_blocks.values(), default=0) if measured else 0
     streamed = BASE + 4 * PIECE + max(scored, running, solved)
     whole = BASE + 2 * (outside + sum(of_blocks.values())) + solved
@@ -60,9 +65,13 @@ def _held(graph: ModelGraph, needs: Sequence[Declaration], memory: float) -> int
     return max((sum(of[key] for key in group) for group in groups(of, memory)), default=0)
 
 
-def _refitted(graph: ModelGraph, need: ChannelMoments) -> tuple[int, int]:
-    """Bytes in use while one site is solved for, and of all consumers, as a pass hands them back."""
+def _refitted(graph: ModelGraph, need: ChannelMoments, share: float) -> tuple[int, int]:
+    """Bytes in use while one site is solved for, and of all consumers, as a pass hands them back.
+
+    Solving takes the second moments of all channels, a system of those that stay, and its factor.
+    """
     sites = graph.feed_forwards(**need.scope.query())
     consumers = [graph.model.get_parameter(f"{site.consumer}.weight") for site in sites]
-    solved = max((SOLVING * site.width**2 for site in sites), default=0)
-    return solved, sum(weight.numel() * weight.element_size() for weight in consumers)
+    squares = [site.width**2 + 2 * round(share * site.width) ** 2 for site in sites]
+    solving = [8 * (square + CONSUMERS * weight.numel()) for square, weight in zip(squares, consumers, strict=True)]
+    return max(solving, default=0), sum(weight.numel() * weight.element_size() for weight in consumers)
