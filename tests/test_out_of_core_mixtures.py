@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from umcompress.checkpoint import parts
 from umcompress.cli import main
 from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, Plan, SplitExperts
+from umcompress.extend import Calibration
 from umcompress.memory import BASE, SCORING, predicted
 from umcompress.opening import open_source
 from umcompress.out_of_core import OnDisk, open_on_disk, write
+from umcompress.passes.head_prune import HeadPrune
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.store import save_compressed, save_plain
 from umcompress.streamed import streamed
@@ -170,9 +172,15 @@ def test_while_it_runs_a_stack_is_joined_in_its_place(tmp_path: Path, monkeypatc
 def test_a_plan_predicts_the_largest_stack(tmp_path: Path) -> None:
     """By hand: nobody scores stacked experts, but one stack may be joined; the rest is scored as ever."""
     source = open_source(str(save("mixtral", tmp_path / "model")))
-    stack = 4 * 2 * EXPERT
+    stack, always = 4 * 2 * EXPERT, BASE + 4 * parts.PIECE
     assert stack > 32 * 32 * (4 + SCORING)
-    assert predicted(source.skeleton(), source.family, []).out_of_core == BASE + 4 * parts.PIECE + stack
+    assert predicted(source.skeleton(), source.family, []).out_of_core == always + stack
+    measured = HeadPrune(keep_ratio=0.5, score="contribution"), Calibration(samples=2), 1.0
+    # A block beside: three stacks' worth of experts, attention with half as many keys and values, two norms, a router.
+    block = 4 * 3 * EXPERT + 4 * (3 * 32 * 32 + 2 * 32 + 4 * 32)
+    outside = 4 * (2 * VOCABULARY * 32 + 32)
+    found = predicted(source.skeleton(), source.family, [measured]).out_of_core
+    assert found == always + outside + block + stack
 
 
 def test_a_split_model_as_a_mixture_reads_what_each_expert_needs(

@@ -29,8 +29,8 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
 
     In memory: the model, the unpruned one that it is timed against, statistics and what is solved with them, and the
     refitted weights of all steps, which out of core stay on disk. Out of core: some pieces of a tensor, one tensor
-    while it is scored or solved for; where something is measured also statistics, what lies outside of the blocks, and
-    the largest block.
+    while it is scored, joined or solved for; where something is measured also statistics, what lies outside of the
+    blocks, and the largest block.
     """
     graph = trace_model(model, family)
     needs = [(list(one.needs()), calibration.memory * 1e9, share) for one, calibration, share in steps]
@@ -51,10 +51,10 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
     inner = [p for path in of_blocks for p in model.get_submodule(path).parameters()]
     scored = max((p.numel() * (p.element_size() + SCORING) for p in inner if p.ndim < 3), default=0)
     # Stacked experts are scored by nobody, but where they are cut up on disk one stack at a time may be joined.
-    scored = max(scored, max((p.numel() * p.element_size() for p in inner if p.ndim > 2), default=0))
+    stack = max((p.numel() * p.element_size() for p in inner if p.ndim > 2), default=0)
     measured = any(of_step for of_step, _, _ in needs)
-    running = outside + max(of_blocks.values(), default=0) if measured else 0
-    streamed = BASE + 4 * PIECE + max(scored, running, solved)
+    running = outside + max(of_blocks.values(), default=0) + stack if measured else 0
+    streamed = BASE + 4 * PIECE + max(scored, stack, running, solved)
     whole = BASE + 2 * (outside + sum(of_blocks.values())) + solved
     return Memory(in_memory=whole + statistics + tensors, out_of_core=streamed + statistics)
 
