@@ -17,6 +17,8 @@ import torch
 from hf_models import randomise, tokenizer
 from safetensors.torch import save_file
 
+from umcompress.opening import open_source
+
 CODE = Path(__file__).parent / "data" / "remote"
 AUTO_MAP = {
     "AutoConfig": "configuration_toy.ToyConfig", "AutoModel": "modeling_toy.ToyModel",
@@ -76,3 +78,21 @@ def own_model(folder: Path, **config: Any) -> Any:
     if config.get("tie_word_embeddings"):
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()
+
+
+SEEING = {"AutoConfig": "configuration_toyv.ToyVConfig", "AutoModelForCausalLM": "modeling_toyv.ToyVChatModel"}
+
+
+def write_seeing_toy(folder: Path) -> Path:
+    """A model with a vision tower, configured by parts that no class declares; random weights, no processor."""
+    write_code(folder)
+    for name in ("configuration_toyv", "modeling_toyv"):
+        (folder / f"{name}.py").write_text((CODE / f"{name}.py.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    content = {"model_type": "toy_chat", "architectures": ["ToyVChatModel"], "auto_map": SEEING}
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    tokenizer().save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    shapes = open_source(str(folder), trust_remote_code=True).skeleton().state_dict()
+    tensors = {name: torch.randn(tensor.shape, generator=generator) * 0.2 for name, tensor in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder

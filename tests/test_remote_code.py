@@ -14,12 +14,12 @@ import pytest
 import torch
 import transformers.dynamic_module_utils
 from hf_models import write_recipe
-from remote_models import own_model, write_toy
+from remote_models import own_model, write_seeing_toy, write_toy
 from safetensors.torch import load_file
 
 import umcompress
 from umcompress.cli import main
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepHeads, Plan
+from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
 from umcompress.errors import ModelError
 from umcompress.models.code import code_files, references
 from umcompress.models.plain import Plain
@@ -338,6 +338,33 @@ def test_out_of_core_writes_the_same_weights(toy: Path, tmp_path: Path) -> None:
     rewrite(model, source.family, [Plan.model_validate(plan) for plan in plans.values()])
     wanted, found = model.state_dict(), load_file(tmp_path / "disk" / "model" / "model.safetensors")
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_vision_tower_and_parts_that_nobody_declares(tmp_path: Path) -> None:
+    folder = write_seeing_toy(tmp_path / "toy")
+    source = opened(folder)
+    assert source.family.stacks(source.skeleton()) == {
+        "main": "language_model.model.layers", "vision_model.layers": "vision_model.layers",
+    }
+    channels = [
+        KeepChannels(site=f"vision_model.layers.{layer}.mlp", keep=tuple(range(0, 40, 2)))
+        for layer in (0, 2)
+    ]
+    drops = (DropBlock(block="vision_model.layers.1"), DropBlock(block="language_model.model.layers.0"))
+    model, plain = edited(source, tmp_path / "out", *channels, *drops)
+    assert not isinstance(plain, str) and plain.loads_with == "transformers"
+    assert source.runner(model).probe()["image.vision_model.features"].shape == (1, 17, 24)
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    call = {"input_ids": torch.tensor([[5] * 16 + list(range(6, 15))]), "pixel_values": torch.rand(1, 3, 16, 16)}
+    with torch.no_grad():
+        ours, found = model(**call, use_cache=False).logits, theirs(**call, use_cache=False).logits
+        blind = model(input_ids=call["input_ids"], use_cache=False).logits
+    assert torch.equal(ours, found) and not torch.equal(ours, blind)
+    half = [DropBranch(block="vision_model.layers.1", branch="attention", component="understanding")]
+    _, why = edited(source, tmp_path / "half", *half)
+    assert why == "layers 1 of the stack vision_model.layers have no attention"
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config["vision_config"]["per_layer_config"]["1"]["skip"] == ["attention"]
 
 
 def test_texts_train_it(toy: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 
 Call = dict[str, Any]
@@ -26,11 +26,26 @@ def speaks(model: PreTrainedModel) -> bool:
 
 def plain_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:
     """(B, T) ids spread over the vocabulary, none of them a special token of the configuration."""
-    config = model.config.get_text_config()
+    config = text_config(model)
     special = _special(model.config.to_dict())
     allowed = [token for token in range(min(int(config.vocab_size), 4096)) if token not in special]
     place = torch.arange(batch * length).mul(7919).add(11) % len(allowed)
     return torch.tensor(allowed)[place].view(batch, length)
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The language model's part of a configuration; code that came with a model may call it anything."""
+    found = model.config.get_text_config()
+    if hasattr(found, "vocab_size"):
+        return found
+    parts = (getattr(model.config, name) for name in config_parts(model.config))
+    return next((part for part in parts if hasattr(part, "vocab_size")), found)
+
+
+def config_parts(config: Any) -> list[str]:
+    """Fields that hold a configuration of their own, declared or not."""
+    found = [name for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)]
+    return list(config.sub_configs) or found
 
 
 def _special(config: dict[str, Any]) -> set[int]:

@@ -23,6 +23,7 @@ from umcompress.graph.sites import AttentionSite
 from umcompress.models.hf import attention, disk, remote
 from umcompress.models.hf.build import BASE_CONFIG, WRONG, build_own, config_file, parameters_on_meta
 from umcompress.models.hf.family import CONFIG, WEIGHTS
+from umcompress.models.hf.inputs import config_parts
 from umcompress.models.hf.settle import owner_of
 from umcompress.models.plain import Plain
 
@@ -110,13 +111,13 @@ def _part(ours: Any, whole: Any, wanted: Any) -> Any:
     """The copy, in `ours`, of the part `wanted` of `whole`."""
     if wanted is whole:
         return ours
-    for name in whole.sub_configs:
+    for name in config_parts(whole):
         theirs = getattr(whole, name, None)
         if theirs is wanted or (theirs is not None and type(theirs) is type(wanted)):
             if theirs is not wanted:
                 setattr(ours, name, copy.deepcopy(wanted))
             return getattr(ours, name)
-        if theirs is not None and theirs.sub_configs:
+        if theirs is not None and config_parts(theirs):
             found = _part(getattr(ours, name), theirs, wanted)
             if found is not None:
                 return found
@@ -226,7 +227,7 @@ def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFa
     graph = trace_model(model, family)
     for stack, path in graph.stacks.items():
         config = owner_of(model, path)[1]
-        if layers := _layers(graph, stack, config):
+        if stack == family.main_stack and (layers := _layers(graph, stack, config)):
             _json_part(written, model.config, config)["per_layer_config"] = layers
 
 
@@ -263,7 +264,7 @@ def _head_entry(site: AttentionSite | None, every: Sequence[AttentionSite]) -> d
 
 
 def _json_part(written: dict[str, Any], whole: Any, wanted: Any) -> dict[str, Any]:
-    for name in whole.sub_configs:
+    for name in config_parts(whole):
         if getattr(whole, name, None) is wanted and isinstance(written.get(name), dict):
             found: dict[str, Any] = written[name]
             return found

@@ -26,8 +26,9 @@ from umcompress.models.base import (
     likelihood,
 )
 from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
-from umcompress.models.hf.inputs import picture, plain_ids, reads_text, speaks
+from umcompress.models.hf.inputs import picture, plain_ids, reads_text, speaks, text_config
 from umcompress.models.hf.remote import trusted
+from umcompress.models.hf.towers import features, towers
 from umcompress.models.hf.words import Words
 
 PASS_TOKENS = 64
@@ -199,6 +200,9 @@ class TransformersRunner:
             found |= _tensors(seeing.get_image_features(**pixels), "image")
         elif pixels is not None and not reads_text(self.model):
             found |= _tensors(self.model(**pixels), "image")
+        elif type(self.model).is_custom_code():
+            for path, tower in towers(self.model):
+                found |= _tensors(features(tower, self.folder, self._placed), f"image.{path}")
         return found
 
     @torch.no_grad()
@@ -223,7 +227,7 @@ class TransformersRunner:
 
     def _fitting(self, tokens: int) -> int:
         """So many tokens, or what the model has positions for, with room for those to decode."""
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(text_config(self.model), "max_position_embeddings", None)
         return min(tokens, positions - NEW_TOKENS) if isinstance(positions, int) and positions > NEW_TOKENS else tokens
 
     def _placed(self, value: Tensor) -> Tensor:
