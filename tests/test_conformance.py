@@ -146,6 +146,21 @@ def test_saved_models_load_anywhere_or_say_why_not(name: str, stack: str, source
         same(run(open_source(str(out)).load()), run(model))
 
 
+@pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if len(entry.stacks) > 1])
+@pytest.mark.parametrize("branch", ["attention", "feed_forward"])
+def test_transformers_refuses_a_tower_that_lacks_a_branch(name: str, branch: Any, sources: Any, tmp_path: Path) -> None:
+    """All other shapes are as before: it would fill in the missing weights at random."""
+    one, folder = subject(name), sources(name)
+    source, stack = open_source(str(folder)), one.entry.stacks[1]
+    component = one.graph.branches(branch, stack=stack)[0].component
+    drop = DropBranch(block=one.stack(stack)[0], branch=branch, component=component)  # type: ignore[arg-type]
+    plan = Plan(pass_name="test", edits=(drop,))
+    record = CompressionRecord(base=str(folder), family="transformers", plans=(plan,))
+    save_compressed(rewrite(source.load(), source.family, [plan]), source.family, tmp_path / "model", record, folder)
+    with pytest.raises((RuntimeError, ValueError, AttributeError)):
+        type(one.model).from_pretrained(tmp_path / "model")
+
+
 NOT_PLAIN = {("siglip", "main", "plain")}
 
 
