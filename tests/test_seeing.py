@@ -334,3 +334,4 @@ def test_a_recipe_calibrates_and_scores_with_pictures(
     source = open_source(str(tmp_path / "in"))
     pruned = source.runner(source.load())
     assert {block.mlp.down_proj.in_features for block in pruned.model.get_submodule(stack)} == {24}
+    assert len(pruned.answer([PICTURES[0]], ["what?"], 3)) == 1
