@@ -22,6 +22,7 @@ from umcompress.cli import main
 from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
 from umcompress.errors import ModelError
 from umcompress.models.code import code_files, references
+from umcompress.models.hf.processors import open_processor
 from umcompress.models.plain import Plain
 from umcompress.opening import Source, open_source
 from umcompress.report import Report, read_report
@@ -404,6 +405,26 @@ def test_a_tokenizer_of_its_own_waits_for_consent(toy: Path, tmp_path: Path, mar
         except ModelError as error:
             kind = str(error)
         assert (kind == "ToyTokenizer") is trust and marker.exists() is trust, kind
+
+
+def test_a_processor_of_its_own_waits_for_consent(toy: Path, tmp_path: Path, marker: Path) -> None:
+    folder = shutil.copytree(toy, tmp_path / "seeing")
+    (folder / "looks_toy.py").write_text(
+        "import os\nopen(os.environ['TOY_MARKER'], 'a').close()\n"
+        "class ToyProcessor:\n    image_processor = None\n    @classmethod\n"
+        "    def register_for_auto_class(cls, *_): pass\n    @classmethod\n"
+        "    def from_pretrained(cls, *_, **__): return cls()\n"
+    )
+    content = {"auto_map": {"AutoProcessor": "looks_toy.ToyProcessor"}, "processor_class": "ToyProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"open the processor.*\n.*was not run: .*looks_toy\.py"):
+        open_processor(folder)
+    assert not marker.exists()
+    assert type(open_processor(folder, trust=True)).__name__ == "ToyProcessor" and marker.exists()
+    content["auto_map"] = {"AutoProcessor": "someone/else--looks_toy.ToyProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="another repository: someone/else"):
+        open_processor(folder, trust=True)
 
 
 def test_code_is_fetched_from_the_hub_only_with_consent(

@@ -15,8 +15,9 @@ from typing import Any
 from umcompress.errors import ModelError
 
 MAP = "auto_map"
+_MODEL = ("config.json", "base_config.json")
 _HOLDERS = (
-    "config.json", "base_config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+    *_MODEL, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
     "video_preprocessor_config.json",
 )  # fmt: skip
 _LOCAL = re.compile(r"[\w-]+\.\w+")
@@ -32,18 +33,19 @@ def references(folder: Path) -> list[str]:
             content = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        found.update(_maps(content))
+        found.update(_maps(content, deep=name not in _MODEL))
     return sorted(found)
 
 
-def _maps(content: Any) -> Iterator[str]:
+def _maps(content: Any, deep: bool) -> Iterator[str]:
+    """deep: those of parts, too. Of a model's configuration transformers reads the outermost alone."""
     if not isinstance(content, dict):
         return
     for key, value in content.items():
         if key == MAP:
             yield from _words(value)
-        else:
-            yield from _maps(value)
+        elif deep:
+            yield from _maps(value, deep)
 
 
 def _words(value: Any) -> Iterator[str]:

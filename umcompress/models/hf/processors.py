@@ -12,8 +12,10 @@ from transformers.models.auto import processing_auto
 from transformers.utils.import_utils import is_torchvision_available
 
 from umcompress.errors import ModelError
+from umcompress.models.code import references, refused, require_here
 from umcompress.models.hf.build import WRONG
 from umcompress.models.hf.family import CONFIG
+from umcompress.models.hf.remote import errors_of
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 COPY = "copy the processor and tokenizer files of the model into its folder"
@@ -38,8 +40,13 @@ def open_processor(folder: Path, trust: bool = False) -> Any:
             stills: Any = type(kind.__name__, (_Stills, kind), {"__module__": kind.__module__})
             return stills.from_pretrained(folder)
         auto: Any = AutoProcessor
-        found = auto.from_pretrained(folder, trust_remote_code=trust)
+        if trust:
+            require_here(folder)
+        with errors_of(folder, only_inside=True):
+            found = auto.from_pretrained(folder, trust_remote_code=trust)
     except WRONG as error:
+        if not trust and any("rocessor" in name for name in references(folder)):
+            raise refused(folder, "the processor") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelError(f"the processor of {folder}", lines[0][:200], COPY) from error
     if not hasattr(found, "image_processor"):

@@ -9,7 +9,7 @@ from torch import Tensor, tensor
 from transformers import AutoTokenizer
 
 from umcompress.errors import ModelError
-from umcompress.models.code import references, refused
+from umcompress.models.code import references, refused, require_here
 from umcompress.models.hf import remote
 
 # Without any of these transformers may make up a tokenizer that knows no word.
@@ -24,6 +24,8 @@ class Words:
         """trust: consent to run Python code that comes with the folder."""
         if not any(file.is_file() for pattern in _FILES for file in folder.glob(pattern)):
             raise ModelError(f"the tokenizer of {folder}", "no tokenizer files", _COPY)
+        if trust:
+            require_here(folder)
         try:
             with remote.errors_of(folder, only_inside=True):
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
