@@ -16,7 +16,7 @@ from umcompress.report import Report
 
 # Conv1D with biases; one fused linear; a language model that sees.
 FAMILIES = ("gpt2", "phi3", "internvl")
-TRAINING = {"steps": 20, "batch_size": 4, "warm_up": 0, "learning_rate": 2e-3, "losses": {"balance": 0}}
+TRAINING = {"steps": 12, "batch_size": 4, "warm_up": 0, "learning_rate": 2e-3, "losses": {"balance": 0}}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
