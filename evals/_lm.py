@@ -194,12 +194,13 @@ class KeptLM(Forwarding):
         return self.collect(kind, requests, work)
 
 
-def language_model(runner: Any, batch: int | None = None) -> LM:
-    """lm-eval's own `hf` over a causal language model of transformers, ours over everything else.
+def language_model(runner: Any, batch: int | None = None, pictures: bool = False) -> LM:
+    """lm-eval's own `hf` over a causal language model of transformers, ours over everything else and for `pictures`.
 
     So what is measured in memory is what `lm_eval --model hf` measures on the saved folder.
     """
-    words = getattr(runner, "words", None) if hasattr(runner, "logits") else None
+    ours = not hasattr(runner, "logits") or (pictures and getattr(runner, "sees", False))
+    words = None if ours else getattr(runner, "words", None)
     if words is None:
         if not hasattr(runner, "score"):
             raise UsageError("lm-eval tasks", f"{type(runner).__name__} scores no continuations", "give it a `score`")

@@ -77,8 +77,9 @@ class LmEval(Evaluation):
         def collect(kind: str, requests: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
             return self._collect(runner, out, progress, kind, requests, work)
 
+        shown = any(getattr(task, "MULTIMODAL", False) for task in loaded["tasks"].values())
         results, values = measured(
-            KeptLM(language_model(runner, self.batch), collect), loaded, self.limit, self.apply_chat_template
+            KeptLM(language_model(runner, self.batch, shown), collect), loaded, self.limit, self.apply_chat_template
         )
         if processes.rank() == 0:
             out.mkdir(parents=True, exist_ok=True)

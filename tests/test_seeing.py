@@ -335,3 +335,16 @@ def test_a_recipe_calibrates_and_scores_with_pictures(
     pruned = source.runner(source.load())
     assert {block.mlp.down_proj.in_features for block in pruned.model.get_submodule(stack)} == {24}
     assert len(pruned.answer([PICTURES[0]], ["what?"], 3)) == 1
+
+
+def test_tasks_of_lm_eval_show_their_pictures(folders: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from umcompress.evals.lm_eval_tasks import LmEval
+
+    source = open_source(str(folders["llava"]))
+    runner: Any = source.runner(source.load())
+    seen: list[Any] = []
+    score = runner.score
+    runner.score = lambda *a: seen.extend(a[0]) or score(*a)
+    found = LmEval(tasks=("scenes_choice",), limit=2).run(runner, tmp_path, print)["understanding"]
+    assert len(seen) == 2 and all(image is not None for image in seen) and found.value in (0, 0.5, 1)

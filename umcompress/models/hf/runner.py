@@ -41,6 +41,7 @@ class TransformersRunner:
     """One task, understanding: text in, text out. What shares a batch changes results only by rounding."""
 
     tasks: tuple[Task, ...] = ("understanding",)
+    sees = False
 
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
         self.model: Any = model

@@ -45,6 +45,8 @@ def sees(model: PreTrainedModel) -> bool:
 class SeeingRunner(TransformersRunner):
     """Understanding: pictures and text in, text out. What shares a batch changes results only by rounding."""
 
+    sees = True
+
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
         super().__init__(model, folder)
         self.sight = Sight(model, folder)

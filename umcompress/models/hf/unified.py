@@ -61,6 +61,8 @@ class UnifiedRunner(TransformersRunner):
     statistics see tokens and no padding.
     """
 
+    sees = True
+
     def __init__(self, model: PreTrainedModel, folder: Path, kind: type[Pictures]) -> None:
         super().__init__(model, folder)
         self.pictures = kind(model, folder)
