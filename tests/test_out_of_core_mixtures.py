@@ -1,4 +1,4 @@
-"""Mixtures from file to file: experts apart on disk, stacked in the model; no more of them in memory than is needed."""
+"""Mixtures from file to file: experts apart on disk, stacked in the model; never more in memory than is needed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 import torch
 from hf_models import VOCABULARY, write_folder, write_recipe
-from hf_zoo import ZOO
+from hf_zoo import TEXT, ZOO
 from safetensors.torch import load_file, save_file
 from test_joined_weights import watch_reads
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    NomicBertConfig,
+    NomicBertModel,
+    PreTrainedModel,
+)
 
 from umcompress.checkpoint import parts
 from umcompress.cli import main
@@ -128,6 +135,16 @@ def test_a_model_that_needs_its_plans(kind: str, tmp_path: Path) -> None:
     wanted = open_source(str(memory)).load().state_dict()
     with again.disk:
         assert all(torch.equal(again.read(name), tensor) for name, tensor in wanted.items())
+
+
+def test_what_lies_joined_on_disk_and_apart_in_the_model(tmp_path: Path) -> None:
+    """Queries, keys and values in one tensor: cut in three when read, joined again when written."""
+    torch.manual_seed(0)
+    folder = write_folder(NomicBertModel(NomicBertConfig(**TEXT)), tmp_path / "model")
+    assert any(name.endswith("attn.Wqkv.weight") for name in names(folder))
+    memory, disk = both_ways(folder, DropBlock(block="layers.1"))
+    same_files(memory, disk)
+    assert names(disk) == {name for name in names(folder) if ".layers.3." not in name}
 
 
 @pytest.mark.parametrize("stacked", [False, True])
