@@ -198,3 +198,16 @@ def test_recipes_by_name_and_path(tmp_path: Any) -> None:
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot be read"):
         load_recipe(str(tmp_path / "bad.yaml"), lambda *_: Cut, lambda *_: Quiz)
+
+
+@pytest.mark.parametrize(
+    ("common", "own"), [("source: quiz", "data: f"), ("data: f", "source: quiz"), ("data: g", "data: f")]
+)
+def test_a_steps_own_origin_takes_the_place_of_the_recipes(common: str, own: str) -> None:
+    step = f"{{pass: cut, component: shared, keep_ratio: 0.5, calibration: {{{own}}}}}"
+    text = f"model: m\ncalibration: {{samples: 3, {common}}}\nsteps:\n- {step}"
+    cut = parse(text).steps[0].pass_
+    key, _, value = own.partition(": ")
+    assert isinstance(cut, Cut)
+    assert cut.calibration == Calibration.model_validate({"samples": 3, key: value})
+    assert parse(yaml_text(parse(text).resolved())).steps == parse(text).steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from umcompress.chosen import chosen, headline
 from umcompress.documents import Task
 from umcompress.errors import RecipeError, UsageError
 from umcompress.extend import Evaluation, find_evaluation, find_pass
+from umcompress.fingerprint import fingerprint
 from umcompress.models.registry import resolve_folder
 from umcompress.recipe import Recipe
 from umcompress.recipe_files import LoadedRecipe, load_recipe
@@ -67,13 +67,13 @@ def apply(
         loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.components, loaded.recipe.trust_remote_code
     )
     check(loaded.recipe, source)
-    fingerprint = _fingerprint(loaded, source.fingerprint() + ("/out of core" if out_of_core else ""))
+    made_of = fingerprint(loaded, source.fingerprint() + ("/out of core" if out_of_core else ""))
     folder = RunFolder(path)
-    claimed = processes.by_first(lambda: folder.claim(loaded, fingerprint))
+    claimed = processes.by_first(lambda: folder.claim(loaded, made_of))
     if claimed and (path / "report.json").is_file():
         say(f"{path} holds the finished run of this recipe; nothing is left to do")
         return read_report(path), path
-    report = (_run_on_disk if out_of_core else _run)(loaded, source, folder, fingerprint)
+    report = (_run_on_disk if out_of_core else _run)(loaded, source, folder, made_of)
     return report, path
 
 
@@ -95,7 +95,7 @@ def _check_out_of_core(recipe: Recipe) -> None:
         raise UsageError(asked, "; ".join(found), "leave --out-of-core out where the model fits into memory")
 
 
-def _run_on_disk(loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerprint: str) -> Report:
+def _run_on_disk(loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str) -> Report:
     from umcompress.out_of_core import OutOfCore, peak_bytes, verify, write
 
     run = OutOfCore(loaded.recipe, source, folder, say)
@@ -103,14 +103,14 @@ def _run_on_disk(loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerpri
     write_plans(folder, run.plans)
     say(f"writing {folder.model}")
     started = time.monotonic()
-    plain = write(model, folder.model, _record(source, fingerprint, list(run.plans.values())))
+    plain = write(model, folder.model, _record(source, made_of, list(run.plans.values())))
     seconds, peak = time.monotonic() - started, peak_bytes()
     say(f"wrote it in {seconds:.1f} s; at most {peak / 1e9:.2f} GB in memory")
     say("running it a block at a time in a fresh process and comparing outputs bit for bit")
     checkpoint = verify(model, folder.model, plain)
     report = _report(loaded.recipe.model, run.steps, source, [], loaded.recipe.seed)
     report = report.model_copy(update={
-        "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": fingerprint,
+        "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
         "checkpoint": checkpoint, "dtype": model.dtype or "as stored",
         "notes": (*report.notes, f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB",),
     })
@@ -126,36 +126,23 @@ def _check_evaluations(evaluations: Sequence[Any]) -> None:
         evaluation.check()
 
 
-def _fingerprint(loaded: LoadedRecipe, weights: str) -> str:
-    """Recipe, weights, version, code and calibration data of the user's; a change of any makes another run."""
-    files = [step.reference.rpartition(":")[0] for step in loaded.recipe.steps if ".py" in step.reference]
-    own = (getattr(step.pass_, "calibration", None) for step in loaded.recipe.steps)
-    calibrations = [wanted for wanted in (loaded.recipe.calibration, *own) if wanted is not None]
-    files += sorted({w.source.rpartition(":")[0] for w in calibrations if w.source is not None and ".py" in w.source})
-    code = [hashlib.sha256((loaded.file.parent / file).read_bytes()).hexdigest() for file in files]
-    data = sorted({Path(wanted.data) for wanted in calibrations if wanted.data is not None})
-    code += [hashlib.sha256(file.read_bytes()).hexdigest() for file in data if file.is_file()]
-    parts = [loaded.recipe.fingerprint(), weights, version("umcompress"), *code]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _run(loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerprint: str) -> Report:
+def _run(loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str) -> Report:
     from umcompress.pipeline import Pipeline
 
     pipeline = Pipeline(loaded.recipe, source, folder, say)
     outcome = pipeline.run()
-    return processes.by_first(lambda: _finish(loaded, source, folder, fingerprint, pipeline, outcome))
+    return processes.by_first(lambda: _finish(loaded, source, folder, made_of, pipeline, outcome))
 
 
 def _finish(
-    loaded: LoadedRecipe, source: Any, folder: RunFolder, fingerprint: str, pipeline: Any, outcome: Any
+    loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str, pipeline: Any, outcome: Any
 ) -> Report:
     """Write the model, check it in a fresh process, report."""
     from umcompress.verify import verify
 
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
-    record = _record(source, fingerprint, [done.plan for done in outcome.plans])
+    record = _record(source, made_of, [done.plan for done in outcome.plans])
     say(f"writing {folder.model}")
     plain = write_model(outcome.model, source, folder, record)
     say("reloading it in a fresh process and comparing outputs bit for bit")
@@ -165,7 +152,7 @@ def _finish(
     report = _report(
         loaded.recipe.model, outcome.steps, source, pipeline.evaluations, loaded.recipe.seed
     ).model_copy(update={
-        "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": fingerprint,
+        "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
         "stopped": outcome.stopped, "checkpoint": checkpoint,
     })
     from umcompress.model_card import write_model_card
@@ -175,13 +162,13 @@ def _finish(
     return report
 
 
-def _record(source: Any, fingerprint: str, plans: Sequence[Any]) -> Any:
+def _record(source: Any, made_of: str, plans: Sequence[Any]) -> Any:
     from umcompress.edits import CompressionRecord
 
     before = source.record
     earlier = before.plans if before is not None else ()
     return CompressionRecord(
-        base=before.base if before is not None else source.name, fingerprint=fingerprint,
+        base=before.base if before is not None else source.name, fingerprint=made_of,
         family=source.family.name, components=dict(source.components), plans=(*earlier, *plans),
         provenance={"versions": _versions()},
     )

@@ -143,7 +143,11 @@ class Reader:
             return options
         if model_at(cls, ("calibration",)) is not type(common):
             return options
-        return options | {"calibration": common.plain() | own}
+        inherited = common.plain()
+        if own.keys() & {"source", "data"}:
+            # An origin of its own takes the place of the recipe's, of whichever kind that is.
+            inherited = {key: value for key, value in inherited.items() if key not in ("source", "data")}
+        return options | {"calibration": inherited | own}
 
     def _gate_of(self, path: Path, entry: dict[str, Any], scored: bool) -> Document | None:
         if entry.get("stop_if") is None:

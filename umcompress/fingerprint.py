@@ -1,0 +1,38 @@
+"""What a run is made of: a killed run goes on only with the same, and never mixes old results with new code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from umcompress.recipe_files import LoadedRecipe
+
+
+def fingerprint(loaded: LoadedRecipe, weights: str) -> str:
+    """Recipe, weights, version, and the user's own code and data; a change of any makes another run.
+
+    Of the user's are passes, evaluations and sources that are named by path, and files that calibrate or train.
+    """
+    recipe = loaded.recipe
+    givers = [recipe.calibration, *(getattr(step.pass_, "calibration", None) for step in recipe.steps)]
+    givers += [step.pass_ for step in recipe.steps]
+    sources = [_text(giver, "source") for giver in givers]
+    named = [*(step.reference for step in recipe.steps), *recipe.evaluation_names, *filter(None, sources)]
+    code = [loaded.file.parent / name.rpartition(":")[0] for name in dict.fromkeys(named) if ".py:" in name]
+    data = [Path(name) for giver in givers if (name := _text(giver, "data")) is not None]
+    digests = [_digest(file) for file in [*code, *dict.fromkeys(data)]]
+    parts = [recipe.fingerprint(), weights, version("umcompress"), *digests]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _text(giver: Any, key: str) -> str | None:
+    found = getattr(giver, key, None)
+    return found if isinstance(found, str) else None
+
+
+def _digest(file: Path) -> str:
+    """Of the content. A file that is not there is reported by what wants to read it."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
