@@ -227,7 +227,7 @@ def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFa
     graph = trace_model(model, family)
     for stack, path in graph.stacks.items():
         config = owner_of(model, path)[1]
-        if stack == family.main_stack and (layers := _layers(graph, stack, config)):
+        if layers := _layers(graph, stack, config):
             _json_part(written, model.config, config)["per_layer_config"] = layers
 
 
