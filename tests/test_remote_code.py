@@ -292,6 +292,7 @@ def test_dropped_parts_are_those_of_the_model_without_them(toy: Path, tmp_path: 
     reference.model.layers[3].mlp.down_proj.weight.data.zero_()
     ids = torch.arange(4, 15)[None]
     model: Any = umcompress.load(tmp_path / "out", trust_remote_code=True)
+    assert not hasattr(model.model.layers[1], "self_attn") and not hasattr(model.model.layers[3], "mlp")
     with torch.no_grad():
         for options in ({"use_cache": False}, {"use_cache": True}, {"output_attentions": True, "use_cache": True}):
             found, wanted = model(ids, **options), reference(ids, **options)
