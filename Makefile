@@ -16,10 +16,10 @@ install: $(BIN)/python
 quickstart: install
 	$(BIN)/umcompress apply quickstart -o runs/quickstart
 
-# One thread: the models are tiny, and threads that wait for each other cost more than they bring.
+# One thread a process: the models are tiny, and threads that wait for each other cost more than they bring.
 test: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 # What takes longer than the suite may: kills at random moments, the full scores of the built-in model, lm-eval's own
 # command line in processes of its own.
