@@ -31,7 +31,7 @@ from umcompress.rewrite.apply import rewrite
 FAMILY = TransformersFamily()
 Outputs = dict[str, Tensor]
 # The last linear of a feed-forward, or what holds all its experts' last matrices.
-_LAST = re.compile(r"(mlp|feed_forward)\.(down_proj|c_proj|fc2|w2|dense_4h_to_h)$|(^|\.)fc2$|experts$")
+_LAST = re.compile(r"(mlp|feed_forward|shared_experts?)\.(down_proj|c_proj|fc2|w2|dense_4h_to_h)$|(^|\.)(fc2|experts)$")
 _ATTENTION_OUT = re.compile(r"(attn|attention|self_attn)\.(o_proj|out_proj|c_proj|proj|projection_layer|dense)$")
 
 
@@ -197,12 +197,19 @@ def channels_of(subject: Subject, stack: str) -> str:
     sites = subject.graph.feed_forwards(stack=stack)
     kinds = sorted({kind(site.producers) for site in sites})
     without = [site for site in subject.graph.blocks(stack=stack) if site.path not in {s.block for s in sites}]
-    names = {type(m).__name__ for b in without for m in subject.model.get_submodule(b.path).modules()}
-    if experts := sorted(name for name in names if name.endswith("Experts")):
+    if beside := experts_of(subject, [site.block for site in sites]):
+        kinds.append(f"of mixtures the shared expert, not {beside[0]}, which holds 3-D tensors")
+    if experts := experts_of(subject, [site.path for site in without]):
         kinds.append(f"none in {len(without)} of {len(subject.stack(stack))} layers: {experts[0]} holds 3-D tensors")
     elif without:
         kinds.append(f"none in {len(without)} layers")
     return ", ".join(kinds)
+
+
+def experts_of(subject: Subject, blocks: Iterable[str]) -> list[str]:
+    """Classes of a mixture's own experts in these blocks."""
+    names = {type(m).__name__ for block in blocks for m in subject.model.get_submodule(block).modules()}
+    return sorted(name for name in names if name.endswith("Experts"))
 
 
 def kind(producers: Sequence[str]) -> str:

@@ -53,6 +53,16 @@ def _gpt_neox() -> PreTrainedModel:
     return hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes))
 
 
+def _deepseek_v3() -> PreTrainedModel:
+    """A dense layer, then mixtures with a shared expert; queries and keys through narrow bottlenecks."""
+    heads = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {
+        "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2,
+        "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+    }  # fmt: skip
+    return _lm("DeepseekV3ForCausalLM", "DeepseekV3Config", num_key_value_heads=4, **heads, **experts)
+
+
 def _qwen2_5_vl() -> PreTrainedModel:
     vision = {
         "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4, "window_size": 16,
@@ -131,6 +141,9 @@ ZOO: dict[str, Entry] = {
     "mixtral": Entry(partial(_lm, "MixtralForCausalLM", "MixtralConfig", num_local_experts=4, sliding_window=None)),
     "qwen3_moe": Entry(partial(_lm, "Qwen3MoeForCausalLM", "Qwen3MoeConfig", head_dim=16, num_experts=4,
                                num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[1])),
+    "qwen2_moe": Entry(partial(_lm, "Qwen2MoeForCausalLM", "Qwen2MoeConfig", num_experts=4, num_experts_per_tok=2,
+                               moe_intermediate_size=16, shared_expert_intermediate_size=24)),
+    "deepseek_v3": Entry(_deepseek_v3),
     "qwen2_5_vl": Entry(_qwen2_5_vl, ("main", "model.visual.blocks")),
     "siglip": Entry(_siglip, speaks=False),
     "clip": Entry(_clip, ("main", "vision_model.encoder.layers"), speaks=False),

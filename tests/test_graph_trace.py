@@ -196,3 +196,24 @@ def test_selections_name_what_is_there() -> None:
         graph.blocks(stack="visoin")
     with pytest.raises(UsageError, match=r"did you mean 'layers\.1'"):
         graph.block("layer.1")
+
+
+class Shaped(nn.Module):
+    """As many mixtures are written: flattened to rows, and back to whatever shape it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        rows = self.linear(x.view(-1, shape[-1]))
+        return rows.view(*shape) + rows.reshape(*shape)
+
+
+def test_a_shape_handed_on_in_pieces_is_not_counted() -> None:
+    block = Shaped()
+    twin = copy.deepcopy(block)
+    lower(twin, trace_block(twin))
+    for x in (X, X.reshape(2, 2, 6), X.reshape(1, 2, 2, 6)):
+        assert torch.equal(twin(x), block(x))

@@ -93,12 +93,17 @@ def _branches(
     if inner is not None and inner in above[branch] | {branch} and inner not in above[stream] | {stream}:
         terms = _operands(inner)
         assert terms is not None
-        if not any(one in above[other] for one, other in (terms, terms[::-1])):
-            for part, other in (terms, terms[::-1]):
-                made = _classify(inner, other, part, above, block, path, component_of, below=stream)
-                if made is not None:
-                    yield replace(made, outer=(stream, add))
+        if any(one in above[other] for one, other in (terms, terms[::-1])):
             return
+        parts = (
+            _classify(inner, other, part, above, block, path, component_of, below=stream)
+            for part, other in (terms, terms[::-1])
+        )
+        found = [made for made in parts if made is not None]
+        if len({(made.kind, made.component) for made in found}) == len(found):
+            yield from (replace(made, outer=(stream, add)) for made in found)
+            return
+    # A mixture beside a shared expert is one feed-forward.
     made = _classify(add, stream, branch, above, block, path, component_of)
     if made is not None:
         yield made

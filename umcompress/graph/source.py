@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from umcompress.graph.tail import added, more
 
+_SHAPING = {"view", "reshape", "expand"}
 _NONE, _ITEM, _MORE = "_umcompress_is_none", "_umcompress_set_item", "_umcompress_more"
 
 
@@ -53,6 +54,15 @@ class _Questions(ast.NodeTransformer):
         name, index = target.value.id, _index(target.slice)
         made = ast.Call(ast.Name(_ITEM, ast.Load()), [ast.Name(name, ast.Load()), index, node.value], [])
         return ast.Assign([ast.Name(name, ast.Store())], made)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """`x.view(*shape)` as `x.view(shape)`, the same to torch: how long a shape is only Python would ask."""
+        self.generic_visit(node)
+        shaping = isinstance(node.func, ast.Attribute) and node.func.attr in _SHAPING and not node.keywords
+        if shaping and len(node.args) == 1 and isinstance(starred := node.args[0], ast.Starred):
+            self.found = True
+            node.args = [starred.value]
+        return node
 
     def visit_If(self, node: ast.If) -> ast.AST:
         if (tail := added(node, self.arguments, _MORE)) is None:

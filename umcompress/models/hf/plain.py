@@ -28,6 +28,8 @@ from umcompress.models.hf.settle import owner_of
 from umcompress.models.plain import Plain
 
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "mlp_dim", "ffn_hidden_size", "ffn_config")
+# Of the expert beside a mixture that every token uses.
+_SHARED_WIDTH = "shared_expert_intermediate_size"
 _SHOWN = 4
 
 
@@ -89,22 +91,33 @@ def as_text(content: dict[str, Any]) -> str:
 def plain_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list[str]]:
     """The configuration of the model as it is now, and why it does not say all; no reason: it is ordinary."""
     config, reasons = sized_config(model, family)
-    return config, reasons or list(_differences(model, config))
+    reasons = reasons or list(_differences(model, config))
+    if reasons:
+        # Layers may differ as the architecture has it, such as dense ones before mixtures with a shared expert.
+        as_before = _settled(model)
+        if not list(_differences(model, as_before)):
+            return as_before, []
+    return config, reasons
 
 
 def sized_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list[str]]:
     """The configuration with the model's own counts, and what of them differs layer by layer."""
-    graph = trace_model(model, family)
-    config = copy.deepcopy(model.config)
+    graph, config = trace_model(model, family), _settled(model)
     reasons: list[str] = []
     for stack, path in graph.stacks.items():
         part = _part(config, model.config, owner_of(model, path)[1])
         reasons += _hollow(graph, stack)
         reasons += _set_widths(part, graph, stack)
         reasons += _set_heads(part, graph, stack)
+    return config, reasons
+
+
+def _settled(model: PreTrainedModel) -> Any:
+    """The model's configuration: numbers of layers are right already."""
+    config = copy.deepcopy(model.config)
     config.dtype = model.dtype
     config.architectures = [type(model).__name__]
-    return config, reasons
+    return config
 
 
 def _part(ours: Any, whole: Any, wanted: Any) -> Any:
@@ -135,12 +148,27 @@ def _hollow(graph: ModelGraph, stack: str) -> list[str]:
 
 
 def _set_widths(config: Any, graph: ModelGraph, stack: str) -> list[str]:
-    found = sorted({site.width for site in graph.feed_forwards(stack=stack)})
+    sites = graph.feed_forwards(stack=stack)
+    branches = (branch for block in graph.blocks(stack=stack) for branch in block.branches)
+    mixtures = {branch.block for branch in branches if branch.kind == "feed_forward" and graph.is_mixture(branch)}
+    shared = {site.width for site in sites if site.block in mixtures}
+    if len(shared) == 1:
+        _set_shared(config, shared.pop())
+    found = sorted({site.width for site in sites if site.block not in mixtures})
     if len(found) > 1:
         return [f"the feed-forwards of the stack {stack} have {_listed(found)} channels, layer by layer"]
     if found:
         _set_width(config, found[0])
     return []
+
+
+def _set_shared(config: Any, width: int) -> None:
+    """The width of the expert that every token uses: a number of its own, or so many times that of the others."""
+    each = getattr(config, "moe_intermediate_size", None)
+    if hasattr(config, _SHARED_WIDTH):
+        setattr(config, _SHARED_WIDTH, width)
+    elif isinstance(each, int) and hasattr(config, "n_shared_experts") and width % each == 0:
+        config.n_shared_experts = width // each
 
 
 def _set_width(config: Any, width: int) -> None:
@@ -251,6 +279,8 @@ def _layers(graph: ModelGraph, stack: str, config: Any) -> dict[str, dict[str, A
         if block.index in split:
             # No channels of the dense kind: else transformers would load it with weights at random in their place.
             entry[field] = 0
+            if hasattr(config, _SHARED_WIDTH):
+                entry[_SHARED_WIDTH] = 0
         if entry:
             layers[str(block.index)] = entry
     return layers
