@@ -28,7 +28,7 @@ from umcompress.opening import Source, open_source
 from umcompress.out_of_core import OnDisk, open_on_disk, write
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.store import load_compressed, save_compressed
-from umcompress.streamed import streamed
+from umcompress.streamed import block_paths, streamed
 
 
 def stored(kind: str, home: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -147,12 +147,17 @@ def test_a_run_out_of_core_writes_what_a_run_in_memory_writes(tiny_bagel: Path, 
     assert Plan.model_validate(json.loads((disk / "plan.json").read_text())["01-channel_prune"])
 
 
+def halved(folder: Path, out: Path) -> Path:
+    """The same model, stored in bfloat16."""
+    shutil.copytree(folder, out)
+    state = load_file(folder / "ema.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in state.items()}, out / "ema.safetensors")
+    return out
+
+
 def test_tensors_keep_the_dtype_that_they_are_stored_in(tiny_bagel: Path, tmp_path: Path) -> None:
     """Unless the recipe names one: a checkpoint must not double its size on the way."""
-    whole = tmp_path / "half"
-    shutil.copytree(tiny_bagel, whole)
-    state = load_file(tiny_bagel / "ema.safetensors")
-    save_file({name: tensor.bfloat16() for name, tensor in state.items()}, whole / "ema.safetensors")
+    whole = halved(tiny_bagel, tmp_path / "half")
     recipe = write_recipe(tmp_path, whole, PRUNE, evaluate=[])
     out = apply(recipe, tmp_path / "out", "--out-of-core")
     dtypes = {tensor.dtype for tensor in load_file(out / "model" / "ema.safetensors").values()}
@@ -189,3 +194,22 @@ def test_a_plan_predicts_memory(tiny_bagel: Path, tmp_path: Path) -> None:
     largest = max(p.numel() for n, p in model.named_parameters() if ".layers." in n) * (4 + SCORING)
     assert found[0].out_of_core == BASE + 4 * parts.PIECE + largest
     assert found[1].out_of_core > found[0].out_of_core + square
+
+
+def test_a_plan_predicts_what_is_held_in_the_stored_dtype(tiny_bagel: Path, tmp_path: Path) -> None:
+    """Out of core nothing is cast unless the recipe says so; in memory it is."""
+    drop = DROP | {"calibration": {"task": "understanding", "samples": 3, "source": "scenes"}}
+    found = {}
+    for name, folder in (("whole", tiny_bagel), ("half", halved(tiny_bagel, tmp_path / "half"))):
+        for dtype in (None, "float32"):
+            recipe = write_recipe(tmp_path, folder, drop, evaluate=[], **({"dtype": dtype} if dtype else {}))
+            found[name, dtype] = commands.plan(str(recipe)).memory
+    assert found["whole", None] == found["whole", "float32"] == found["half", "float32"]
+    half, whole = found["half", None], found["whole", None]
+    assert half is not None and whole is not None
+    assert half.in_memory == whole.in_memory
+    model = open_source(str(tiny_bagel)).skeleton()
+    sizes = {name: p.numel() for name, p in model.named_parameters() if not name.startswith("vae.")}
+    blocks = block_paths(model, open_source(str(tiny_bagel)).family)
+    held = [sum(size for name, size in sizes.items() if name.startswith(f"{path}.")) for path in blocks]
+    assert whole.out_of_core - half.out_of_core == 2 * (sum(sizes.values()) - sum(held) + max(held))

@@ -20,7 +20,7 @@ from umcompress.graph.sites import AttentionSite, BlockSite, ExpertSite, FeedFor
 from umcompress.graph.text import print_graph
 from umcompress.measure import Weight, weigh
 from umcompress.memory import predicted
-from umcompress.opening import DTYPES, Source, open_source
+from umcompress.opening import DTYPES, Source, as_stored, located, open_source
 from umcompress.recipe import Calibration, Recipe, Step
 from umcompress.rewrite.apply import shapes_only
 from umcompress.views import Inspection, PlanReport, PlanStep, SiteInfo
@@ -47,8 +47,22 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         (step.pass_, getattr(step.pass_, "calibration", None) or recipe.calibration, _kept_share(planned))
         for step, planned in zip(recipe.steps, steps, strict=True) if isinstance(step.pass_, Pass)
     ]  # fmt: skip
-    memory = predicted(states[0].model, states[0].source.family, measured)
+    memory = predicted(states[0].model, source.family, measured)
+    if "dtype" not in recipe.model_fields_set and (stored := _stored(source)) is not None:
+        # Out of core every tensor keeps the dtype that it has on disk.
+        on_disk = predicted(stored, source.family, measured)
+        memory = memory.model_copy(update={"out_of_core": on_disk.out_of_core})
     return PlanReport(model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory)
+
+
+def _stored(source: Source) -> nn.Module | None:
+    """A skeleton with the dtypes of the weight files, where there are any that can be read in parts."""
+    try:
+        model, disk = located(source)
+    except ModelError:
+        return None
+    as_stored(model, disk)
+    return model
 
 
 def _kept_share(step: PlanStep) -> float:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from umcompress.checkpoint.disk import Disk, open_disk
+from umcompress.checkpoint.fill import OwnLayout
 from umcompress.documents import Component
 from umcompress.edits import CompressionRecord
 from umcompress.errors import UsageError
@@ -73,6 +75,23 @@ class Source:
                     file.seek(part * max(0, size - _SAMPLED_CHUNK) // 15)
                     digest.update(file.read(_SAMPLED_CHUNK))
         return digest.hexdigest()
+
+
+def located(source: Source) -> tuple[nn.Module, Disk]:
+    """A skeleton, and where its tensors lie on disk; nothing is read but headers.
+
+    ModelError where files are missing, or hold what only transformers can put together.
+    """
+    model, family = source.skeleton(), source.family
+    if isinstance(family, OwnLayout):
+        return model, family.open_disk(model, source.folder)
+    return model, open_disk(model, source.folder, family.weight_files(model))
+
+
+def as_stored(model: nn.Module, disk: Disk) -> None:
+    """Give the parameters of a skeleton the dtypes that they have on disk."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(disk.dtype(name))
 
 
 def open_source(

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 from umcompress.calibrate.collect import collect
 from umcompress.calibrate.statistics import Statistics
-from umcompress.checkpoint.disk import Disk, open_disk
-from umcompress.checkpoint.fill import OwnLayout
+from umcompress.checkpoint.disk import Disk
 from umcompress.checkpoint.folder import atomic_folder
 from umcompress.checkpoint.writer import Source as Written
 from umcompress.checkpoint.writer import in_parts
@@ -31,7 +30,7 @@ from umcompress.extend import Pass, Proposal
 from umcompress.graph.model_graph import trace_model
 from umcompress.lockstep import Lockstep
 from umcompress.measure import weigh
-from umcompress.opening import DTYPES, Source
+from umcompress.opening import DTYPES, Source, as_stored, located
 from umcompress.pipeline import BASELINE, calibration_source, describe
 from umcompress.recipe import Recipe, Step
 from umcompress.report import Checkpoint, StepReport, step_report
@@ -87,17 +86,11 @@ class OnDisk:
 
 def open_on_disk(source: Source, dtype: str | None = None) -> OnDisk:
     """The model of a folder, nothing of it read but headers. `dtype`: None keeps each tensor's own."""
-    model = source.skeleton()
-    family = source.family
-    if isinstance(family, OwnLayout):
-        disk = family.open_disk(model, source.folder)
-    else:
-        disk = open_disk(model, source.folder, family.weight_files(model))
+    model, disk = located(source)
     if dtype is not None:
         model = source.family.cast(model, DTYPES[dtype])
     else:
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(disk.dtype(name))
+        as_stored(model, disk)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, buffer in model.state_dict(keep_vars=True).items():
         if name not in parameters:
