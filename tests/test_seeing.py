@@ -16,6 +16,7 @@ from hf_models import write_recipe
 from hf_subject import FAMILY, Subject, passes, zeroed
 from hf_zoo import Entry
 from PIL import Image
+from safetensors.torch import load_file
 from seeing_models import KINDS, by_hand, model_of, write_seeing
 from torch import Tensor
 from transformers import GenerationConfig
@@ -33,6 +34,7 @@ from umcompress.models.hf.processors import FILES
 from umcompress.models.hf.seeing import SeeingRunner
 from umcompress.models.hf.shapes import OnShapes
 from umcompress.opening import open_source
+from umcompress.verify import save_outputs
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, size, dtype=np.uint8) for size in ((20, 30, 3), (16, 16, 3), (33, 14, 3))]
@@ -209,6 +211,15 @@ def test_values_that_follow_from_no_parameter_are_there_on_shapes() -> None:
     assert ahead.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_what_a_fresh_process_is_to_compute_can_be_written(name: str, runners: dict[str, Any], tmp_path: Path) -> None:
+    """Some models give one tensor under two names."""
+    outputs = runners[name].probe()
+    save_outputs(outputs, tmp_path / "expected.safetensors")
+    stored = load_file(tmp_path / "expected.safetensors")
+    assert stored.keys() == outputs.keys() and all(torch.equal(stored[key], outputs[key]) for key in outputs)
+
+
 # -- edits ------------------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +334,8 @@ def test_a_recipe_calibrates_and_scores_with_pictures(
         assert main(["apply", str(recipe), "-o", str(tmp_path / way), *more]) == 0
         report = json.loads((tmp_path / way / "report.json").read_text())
         assert report["checkpoint"]["reload_equal"] is True
+        # Though it has answered: what is kept from a call is no setting.
+        assert report["checkpoint"]["loads_with"] == "transformers"
     plans = [json.loads((tmp_path / way / "plan.json").read_text()) for way in ways]
     edits = [[plan["edits"] for plan in one.values()] for one in plans]
     assert edits[0] == edits[1] and edits[0][0]

@@ -40,6 +40,7 @@ from umcompress.rewrite.structure import reshape
 from umcompress.rewrite.tensors import TensorMap, evaluate
 from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
 from umcompress.streamed import feed_together, streamed
+from umcompress.verify import save_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -192,13 +193,11 @@ def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
 
     Raises CheckError where it is anything else.
     """
-    from safetensors.torch import save_file
-
     with tempfile.TemporaryDirectory() as temporary:
         expected = Path(temporary) / "expected.safetensors"
         with model.disk, model.running():
             outputs = model.source.runner(model.model).probe()
-        save_file({name: tensor.contiguous().cpu() for name, tensor in outputs.items()}, expected)
+        save_outputs(outputs, expected)
         exact = isinstance(plain, str) or plain.exact
         trust = "trust" if model.source.trust_remote_code else ""
         arguments = [str(folder), str(expected), model.dtype or "", "0" if exact else "5e-2", trust]

@@ -34,12 +34,10 @@ def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None =
     plain: what was written, if it is not `model` and its plans but a folder that needs none.
     """
     import torch
-    from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as temporary:
         expected = Path(temporary) / EXPECTED
-        # Copies: some models give the same tensor under two names, which such a file does not hold.
-        save_file({n: t.cpu().clone().contiguous() for n, t in source.runner(model).probe().items()}, expected)
+        save_outputs(source.runner(model).probe(), expected)
         bar = ROUNDING.get(source.dtype, 5e-2) if plain is not None and not plain.exact else 0.0
         arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads()), str(bar),
                      "trust" if source.trust_remote_code else ""]
@@ -68,6 +66,13 @@ def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None =
         path=folder.name, parameters=found["parameters"], bytes=size, reload_equal=None if bar else True,
         loads_with=plain.loads_with if plain else "umcompress", own_code=source.own_code, note="; ".join(notes),
     )
+
+
+def save_outputs(outputs: dict[str, Tensor], path: Path) -> None:
+    """Outputs for the fresh process. Copies: some models give a tensor under two names, which such a file cannot hold."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.cpu().clone().contiguous() for name, tensor in outputs.items()}, path)
 
 
 def stored_parameters(folder: Path) -> int:
