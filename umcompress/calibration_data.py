@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from umcompress.documents import Task
 from umcompress.errors import UsageError
 from umcompress.extend import Evaluation, ScoredItem
+from umcompress.models.picture import read_image
 from umcompress.scores import Score
 
 FORMS = "a prompt a line, or JSON lines with `prompt`, with `image` and `question`, or with `text`"
@@ -109,7 +110,7 @@ def opened(path: Path) -> Any:
 
     try:
         with Image.open(path) as opened:
-            return opened.convert("RGB")
+            return read_image(opened)
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(f"the calibration picture {path}", f"not readable: {error}", "replace it") from error
 
@@ -171,7 +172,7 @@ def _decoded(content: bytes) -> Any:
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as opened:
-        return opened.convert("RGB")
+        return read_image(opened)
 
 
 def _warning(name: str, count: int, found: Overlap) -> str:

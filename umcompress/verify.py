@@ -69,7 +69,7 @@ def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None =
 
 
 def save_outputs(outputs: dict[str, Tensor], path: Path) -> None:
-    """Outputs for the fresh process. Copies: some models give a tensor under two names, which such a file cannot hold."""
+    """For the fresh process. Copies: some models give a tensor under two names, which such a file does not hold."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.cpu().clone().contiguous() for name, tensor in outputs.items()}, path)

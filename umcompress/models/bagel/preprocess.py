@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from umcompress.models.bagel.config import BagelConfig, ImageRule
+from umcompress.models.picture import to_image
 
 MAX_PIXELS = 14 * 14 * 9 * 1024
 
@@ -40,18 +41,6 @@ def resized_size(
 def _strided(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
     height, width = (max(stride, round(round(side * scale) / stride) * stride) for side in size)
     return height, width
-
-
-def to_image(picture: Any) -> Any:
-    """Whatever is a picture (PIL, uint8 array) as a PIL RGB image; transparency lands on white."""
-    from PIL import Image
-
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
-    if image.mode in ("RGBA", "LA", "P"):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def resize(image: Any, rule: ImageRule) -> Any:

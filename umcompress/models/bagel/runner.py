@@ -16,7 +16,7 @@ from torch import Tensor
 from umcompress.documents import Task
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
-from umcompress.models.bagel.preprocess import normalise, resize, to_image, vision_input
+from umcompress.models.bagel.preprocess import normalise, resize, vision_input
 from umcompress.models.bagel.sampling import (
     Contexts,
     Guidance,
@@ -27,6 +27,7 @@ from umcompress.models.bagel.sampling import (
 )
 from umcompress.models.bagel.words import Words
 from umcompress.models.base import GenerationItem, Likelihood, Picture, UnderstandingItem, Work, likelihood
+from umcompress.models.picture import to_image
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one one by one.
 BATCH_TOKENS = 4096

@@ -13,10 +13,11 @@ from torch import Tensor
 from umcompress.documents import Task
 from umcompress.errors import ModelError
 from umcompress.models.bagel.model import Bagel
-from umcompress.models.bagel.preprocess import normalise, resize, to_image, vision_input
+from umcompress.models.bagel.preprocess import normalise, resize, vision_input
 from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward
 from umcompress.models.bagel.words import Words
 from umcompress.models.base import ImageText, TrainingBatch, TrainingForward, TrainingItem, UnderstandingItem
+from umcompress.models.picture import to_image
 
 # Share of prompts that are left out, so that the model also learns the unguided branch.
 TEXT_DROPOUT = 0.1

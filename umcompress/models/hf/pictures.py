@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from umcompress.errors import ModelError
+from umcompress.errors import ModelError, UsageError
+from umcompress.models.hf.build import WRONG
 from umcompress.models.hf.processors import COPY, open_processor
 from umcompress.models.hf.remote import trusted
+from umcompress.models.picture import to_image
 
 Call = dict[str, Tensor]
 # What a processor gives for pictures.
@@ -83,7 +85,7 @@ class Pictures(ABC):
         begin = self.processor.tokenizer.bos_token
         if begin and text.startswith(begin):
             call["add_special_tokens"] = False
-        return self.processor(text=[text], return_tensors="pt", **call)
+        return processed(self.processor, text, **call)
 
     def id_of(self, token: str) -> int:
         """Of a token that the tokenizer knows."""
@@ -146,12 +148,14 @@ class Pictures(ABC):
         return found
 
 
-def to_image(picture: Any) -> Any:
-    """Whatever is a picture (PIL, uint8 array) as a PIL RGB image; transparency lands on white."""
-    from PIL import Image
-
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
-    if image.mode in ("RGBA", "LA", "P"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
+def processed(processor: Any, text: str, **options: Any) -> Any:
+    """What a processor makes of one text. Raises UsageError for pictures that it does not take."""
+    try:
+        return processor(text=[text], return_tensors="pt", **options)
+    except WRONG as error:
+        shown = sum(map(len, options.get("images", ())))
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UsageError(
+            f"prepare {shown or 'no'} picture{'' if shown == 1 else 's'} with the text {text[-80:]!r}",
+            f"{type(processor).__name__}: {lines[0][:200]}", "ask with pictures as this model takes them",
+        ) from error

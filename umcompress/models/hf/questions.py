@@ -16,12 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from umcompress.errors import UsageError
-from umcompress.models.hf.build import WRONG
-from umcompress.models.hf.pictures import to_image
+from umcompress.models.hf.pictures import processed
 from umcompress.models.hf.processors import has_processor, open_processor
 from umcompress.models.hf.remote import trusted
 from umcompress.models.hf.runner import BATCH_TOKENS
+from umcompress.models.picture import to_image
 
 # Of a processor's output: what this module makes itself, and targets of training.
 _APART = ("input_ids", "attention_mask", "labels")
@@ -70,14 +69,7 @@ class Sight:
         begin = self.processor.tokenizer.bos_token
         if begin and text.startswith(begin):
             options["add_special_tokens"] = False
-        try:
-            made = self.processor(text=[text], return_tensors="pt", **options)
-        except WRONG as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise UsageError(
-                f"ask about {len(shown)} pictures: {question[:80]!r}",
-                f"{type(self.processor).__name__}: {lines[0][:200]}", "ask with pictures as this model takes them",
-            ) from error
+        made = processed(self.processor, text, **options)
         ids = made["input_ids"][0].tolist()
         rest = {name: value for name, value in made.items() if name not in _APART}
         of_pictures = set(self.processor.image_processor.model_input_names)

@@ -1,0 +1,59 @@
+"""Pictures that are not 8-bit RGB, and those that a processor does not take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from seeing_models import write_seeing
+from unified_models import write_unified
+
+from umcompress.calibration_data import opened
+from umcompress.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_seeing("qwen2_vl", tmp_path_factory.mktemp("qwen2_vl"))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "RGBA", "turned"])
+def test_pictures_of_other_kinds_look_as_they_do_to_people(
+    mode: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 bits keep their shades, what is clear is white, photographs stand upright."""
+    gray = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    image, exif = Image.fromarray(gray), Image.Exif()
+    plain = image.convert("RGB")
+    if mode.startswith("I"):
+        wide = gray.astype(np.uint16) * 257
+        image = Image.fromarray(wide if mode == "I;16" else wide.astype(np.int32))
+    elif mode == "RGBA":
+        image = Image.merge("RGBA", (*plain.split(), Image.new("L", plain.size, 255)))
+        image.paste((9, 9, 9, 0), (0, 0, 12, 20))
+        plain.paste((255, 255, 255), (0, 0, 12, 20))
+    else:
+        exif[0x0112] = 6
+        plain = plain.transpose(Image.Transpose.ROTATE_270)
+    form = "png" if mode == "turned" else "tiff"
+    image.save(tmp_path / f"odd.{form}", exif=exif)
+    plain.save(tmp_path / "plain.png")
+    assert np.array_equal(np.asarray(opened(tmp_path / f"odd.{form}")), np.asarray(plain))
+    answers = []
+    for name in (f"odd.{form}", "plain.png"):
+        assert main(["ask", str(folder), str(tmp_path / name), "what is it?"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] and answers[0].strip()
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "emu3"])
+def test_a_picture_that_the_processor_does_not_take_is_an_error(
+    kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = folder if kind == "qwen2_vl" else write_unified(kind, tmp_path / kind)
+    Image.new("RGB", (900, 2)).save(tmp_path / "long.png")
+    assert main(["ask", str(model), str(tmp_path / "long.png"), "what is it?"]) == 2
+    said = capsys.readouterr().err
+    assert "prepare 1 picture with" in said and "aspect ratio must be smaller than 200" in said
