@@ -50,14 +50,15 @@ class TextBenchmark(Benchmark):
             raise UsageError(f"{self.name}: score {self.path()}", "hardly any text", "give it a longer text")
 
     def parts(self) -> tuple[str, str]:
-        """(held out, scored), cut at a line's end."""
+        """(held out, scored), cut at a line's end, or between words where no line ends."""
         self.require(self.path())
         try:
             text = self.path().read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             found = f"it is no UTF-8 text: {error}"
             raise UsageError(f"{self.name}: read {self.path()}", found, "convert it") from error
-        place = text.find("\n", int(len(text) * self.held_out)) + 1 if self.held_out else 0
+        share = int(len(text) * self.held_out)
+        place = text.find("\n", share) + 1 or text.find(" ", share) + 1 if self.held_out else 0
         return text[:place], text[place:]
 
     def ids(self, runner: Any, what: str) -> Tensor:

@@ -121,6 +121,13 @@ def test_calibration_text_is_never_scored(tmp_path: Path) -> None:
         evaluation.model_copy(update={"sample_characters": 10_000}).calibration_items("understanding", 1, 0)
 
 
+def test_a_text_of_one_line_is_cut_between_words(tmp_path: Path) -> None:
+    """As text8 is: without line ends nothing could calibrate."""
+    (tmp_path / "text.txt").write_text("seven " * 1000)
+    held, scored = Perplexity(data=tmp_path).parts()
+    assert held == "seven " * 201 and scored == "seven " * 799
+
+
 def test_missing_and_unreadable_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"text\.txt"):
         Perplexity(data=tmp_path).check()

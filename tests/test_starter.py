@@ -147,12 +147,47 @@ def test_the_built_in_model_needs_no_options(tmp_path: Path) -> None:
         (["bagel-mini", "--evaluation", "perplexity:data=nothing.txt"], "nothing.txt"),
         (["no-such-model"], "no such built-in model"),
         (["bagel-mini", "--evaluation", "clip_score"], "clip_score"),
+        (["bagel-mini", "--evaluation", "perplexity:data={text}"], "it scores plain text"),
     ],
 )
 def test_what_cannot_be_begun_is_said(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Some words.\n" * 2000)
     monkeypatch.chdir(tmp_path)
-    assert main(["init", *arguments]) == 2
+    assert main(["init", *(argument.format(text=text) for argument in arguments)]) == 2
     assert said in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_evaluations_that_the_model_cannot_take_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe with them would end at its first evaluation."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(ZOO["llama"].build(), tmp_path / "llama")
+    write_folder(ZOO["siglip"].build(), tmp_path / "siglip")
+    Path("text.txt").write_text("Some words.\n" * 2000)
+    text = "perplexity:data=text.txt"
+    assert main(["init", "llama"]) == 2
+    assert "it shows pictures, and LlamaForCausalLM" in (said := capsys.readouterr().err)
+    assert "--evaluation perplexity:data=FILE" in said
+    assert main(["init", "llama", "--evaluation", text, "--evaluation", "scenes"]) == 2
+    assert "with scenes" in capsys.readouterr().err
+    assert main(["init", "siglip", "--evaluation", text]) == 2
+    assert "evaluate: []" in capsys.readouterr().err
+    assert not Path("recipe.yaml").exists()
+    assert main(["evaluate", "siglip", "--evaluation", text]) == 2
+    assert "SiglipVisionModel does not generate text" in capsys.readouterr().err
+
+
+def test_commands_to_go_on_with_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "bagel-mini", "-o", "my first.yaml"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "next: umcompress plan 'my first.yaml'; then umcompress apply 'my first.yaml'"
+    assert main(["plan", "my first.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: umcompress apply 'my first.yaml'"

@@ -34,8 +34,8 @@ def start(
 
     source = open_source(model, trust_remote_code=trust_remote_code)
     found = inspect_model(model, None, trust_remote_code)
-    tasks = source.runner(source.skeleton()).tasks
-    sources, refusals = _sources(evaluations, tasks)
+    runner = source.runner(source.skeleton())
+    sources, refusals = _sources(model, evaluations, runner)
     starter = suggest(found, list(sources), refusals)
     if not starter.suggestions:
         what = "; ".join(starter.notes) or "no block of it has a part that passes know"
@@ -54,23 +54,41 @@ def _given(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _sources(
-    evaluations: Mapping[str, Evaluation], tasks: Sequence[Task]
+    model: str, evaluations: Mapping[str, Evaluation], runner: Any
 ) -> tuple[dict[Task, str], dict[Task, str]]:
-    """For each task the first evaluation that has calibration data for it; else why those that were asked have none."""
+    """For each task the first evaluation that has calibration data for it; else why those that were asked have none.
+
+    Raises UsageError where `runner` cannot be scored by one of them: the run would end at its first evaluation.
+    """
     found: dict[Task, str] = {}
     refusals: dict[Task, str] = {}
-    for task in (task for task in TASKS if task in tasks):
+    for task in (task for task in TASKS if task in runner.tasks):
         for name, evaluation in evaluations.items():
             if task not in evaluation.tasks:
                 continue
             try:
-                evaluation.calibration_items(task, 1, 0)
+                items = evaluation.calibration_items(task, 1, 0)
             except PlanError as error:
                 refusals.setdefault(task, f"{name}: {error.found}")
                 continue
-            found[task] = name
-            break
+            if task == "understanding":
+                _must_answer(f"a first recipe for {model} with {name}", runner, items)
+            found.setdefault(task, name)
     return found, refusals
+
+
+def _must_answer(asked: str, runner: Any, items: Sequence[Any]) -> None:
+    """UsageError where the model cannot be asked such questions or read such texts."""
+    kind = type(getattr(runner, "model", runner)).__name__
+    if not getattr(runner, "speaks", True):
+        do = "write a recipe with evaluate: [], and passes with score: magnitude"
+        raise UsageError(asked, f"{kind} does not generate text, so no question or text scores it", do)
+    plain = all(getattr(item, "image", None) is None for item in items)
+    if not plain and not getattr(runner, "sees", True):
+        do = "name one that scores text: --evaluation perplexity:data=FILE, any UTF-8 text"
+        raise UsageError(asked, f"it shows pictures, and {kind} is run on text here", do)
+    if any(hasattr(item, "text") for item in items) and not hasattr(runner, "logits"):
+        raise UsageError(asked, f"it scores plain text, which {kind} is not run on here", "name another one")
 
 
 def _planned(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from umcompress.compare import ComparedNumber, ComparedRun, Comparison
@@ -24,7 +25,7 @@ def compare_view(comparison: Comparison) -> View:
         parts.append(_differences(comparison))
     elif len(comparison.runs) > 1:
         parts += ["", "the recipes say the same"]
-    return (*parts, f"next: umcompress report {comparison.runs[-1].name} --html report.html")
+    return (*parts, f"next: umcompress report {shlex.quote(comparison.runs[-1].name)} --html report.html")
 
 
 def _legend(run: ComparedRun) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def plan_view(plan: PlanReport, recipe: str | None = None) -> View:
         parts += [f"{step.name} leaves {site} alone: {reason}" for site, reason in refused]
         parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
     possible = recipe is not None and not any(step.problem for step in plan.steps)
-    return (*parts, *_memory(plan), *([f"next: umcompress apply {recipe}"] if possible else []))
+    return (*parts, *_memory(plan), *([f"next: umcompress apply {shlex.quote(str(recipe))}"] if possible else []))
 
 
 def _memory(plan: PlanReport) -> list[str]:
@@ -103,7 +104,7 @@ def inspection_view(found: Inspection) -> View:
     rows = by_layers((site.path, site.kind, site.component, site.shape) for site in found.sites)
     if rows:
         parts.append(Table("Sites", (words("path"), words("kind"), words("component"), words("shape")), rows))
-    return (*parts, "", f"next: umcompress init {found.model}")
+    return (*parts, "", f"next: umcompress init {shlex.quote(found.model)}")
 
 
 def starter_view(found: Inspection, starter: Starter, file: Path) -> View:
@@ -115,9 +116,10 @@ def starter_view(found: Inspection, starter: Starter, file: Path) -> View:
         rows.append((str(one.step["pass"]), where, ", ".join(options), one.task))
     columns = (words("pass"), words("part"), words("options"), words("calibrated on"))
     notes = tuple(f"left out: {note}" for note in starter.notes)
+    named = shlex.quote(str(file))
     return (
         f"{found.model} ({found.family})", _components(found), Table(f"Steps of {file}", columns, tuple(rows), notes),
-        "", f"next: umcompress plan {file}; then umcompress apply {file}",
+        "", f"next: umcompress plan {named}; then umcompress apply {named}",
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from umcompress.documents import TASKS, Task
 from umcompress.render.benchmarks_view import benchmarks_tables, partial_notes
 from umcompress.render.experts_view import training_views
@@ -137,7 +139,7 @@ def _lines(report: Report, run: str | None) -> list[str]:
         lines.append(f"samples: {' and '.join(folder + path for path in ends)}")
     lines += _checkpoint_lines(report, folder)
     if run:
-        lines.append(f"next: umcompress compare {run}")
+        lines.append(f"next: umcompress compare {shlex.quote(run)}")
     return lines
 
 

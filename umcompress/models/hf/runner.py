@@ -53,6 +53,11 @@ class TransformersRunner:
         return Words(self.folder, trusted(self.model))
 
     @property
+    def speaks(self) -> bool:
+        """Whether the model continues text: what does not is measured, and never scored."""
+        return speaks(self.model)
+
+    @property
     def device(self) -> torch.device:
         found: torch.device = next(self.model.parameters()).device
         return found
@@ -91,6 +96,7 @@ class TransformersRunner:
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) in the model's dtype."""
+        self._must_speak("score text")
         found: Tensor = self.model(input_ids=ids.to(self.device)).logits
         return found
 
