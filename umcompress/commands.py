@@ -326,12 +326,13 @@ def ask(model: str, picture: Path, question: str, trust_remote_code: bool = Fals
     """Answer one question about one picture."""
     from PIL import Image, UnidentifiedImageError
 
+    from umcompress.models.picture import read_image
     from umcompress.opening import open_source
 
     source = open_source(model, trust_remote_code=trust_remote_code)
     try:
         with Image.open(picture) as opened:
-            image = opened.copy()
+            image = read_image(opened)
     except FileNotFoundError as error:
         raise UsageError(f"the picture {picture}", "no such file", "check the path") from error
     except (UnidentifiedImageError, OSError) as error:
