@@ -194,5 +194,6 @@ def test_a_source_by_path_is_relative_to_the_recipe(
     # A run of the source as it was is no run of the source as it is.
     with (tmp_path / "recipes" / "mine.py").open("a", encoding="utf-8") as file:
         file.write("# changed\n")
+    Path("out/steps").mkdir(exist_ok=True)
     assert main(["apply", str(recipe), "-o", "out", *more]) == 2
     assert "a run of another recipe" in capsys.readouterr().err

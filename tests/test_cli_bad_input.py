@@ -273,6 +273,21 @@ def test_configurations(file: str, values: Any, found: str, refused: Refused, mo
 # -- everything else --------------------------------------------------------------------------------------
 
 
+def test_a_recipe_put_right_goes_on_where_nothing_was_computed(
+    tiny_bagel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that stops before its first step must not hold its folder against the corrected recipe."""
+    out = tmp_path / "out"
+    layer_drop = {"pass": "layer_drop", "component": "understanding", "unit": "attention", "drop_count": 1}
+    recipe = write_recipe(tmp_path, tiny_bagel, layer_drop, evaluate=[])
+    assert main(["apply", str(recipe), "-o", str(out)]) == 2
+    assert "names no evaluation and no calibration source" in capsys.readouterr().err
+    del layer_drop["drop_count"]
+    recipe = write_recipe(tmp_path, tiny_bagel, layer_drop | {"drop": [1]}, evaluate=[])
+    assert main(["apply", str(recipe), "-o", str(out)]) == 0
+    assert (out / "recipe.yaml").read_text() == recipe.read_text()
+
+
 def test_output_folders_that_are_not_ours(
     tiny_bagel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +300,7 @@ def test_output_folders_that_are_not_ours(
     ):
         folder.mkdir()
         (folder / name).write_text(text, encoding="utf-8")
+    (other / "steps").mkdir()
     for output, found in {
         foreign: "not empty, and no run of umcompress",
         damaged: "run.json is damaged",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MARK = "run.json"
+RECIPE = "recipe.yaml"
+RESOLVED = "recipe.resolved.yaml"
 TENSORS = "tensors.safetensors"
 # Where a training keeps its curve, and its checkpoint as long as the step is not committed.
 TRAINING = "training"
@@ -64,17 +66,22 @@ class RunFolder:
         if mark.is_file():
             if _fingerprint(mark, asked) == fingerprint:
                 return True
-            raise UsageError(
-                asked, "a run of another recipe, model or version (or of this recipe before it was changed)",
-                f"give another folder with -o, or remove it first: rm -r {self.path}",
-            )
-        if self.path.is_dir() and any(self.path.iterdir()):
+            if not self._only_claimed():
+                raise UsageError(
+                    asked, "a run of another recipe, model or version (or of this recipe before it was changed)",
+                    f"give another folder with -o, or remove it first: rm -r {self.path}",
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(asked, "it is not empty, and no run of umcompress is in it", "choose another with -o")
         make_folder(self.path, asked)
-        write_text_atomic(self.path / "recipe.yaml", loaded.text)
-        write_text_atomic(self.path / "recipe.resolved.yaml", yaml_text(loaded.recipe.resolved()))
+        write_text_atomic(self.path / RECIPE, loaded.text)
+        write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved()))
         write_text_atomic(mark, Mark(fingerprint=fingerprint).model_dump_json() + "\n")
         return False
+
+    def _only_claimed(self) -> bool:
+        """Whether the run in it computed nothing: it stopped at an error in its recipe, say, which is now put right."""
+        return {path.name for path in self.path.iterdir()} <= {MARK, RECIPE, RESOLVED}
 
     def step_path(self, index: int, name: str) -> Path:
         """`steps/NN-NAME`; a step that the recipe gave no name is called NN-PASS already."""
