@@ -117,7 +117,7 @@ def exported(home: Path, model: PreTrainedModel, *edits: Edit) -> tuple[nn.Modul
     assert not plain.exact and plain.loads_with == "transformers"
     save_plain(plain, home / "model", dense)
     stored = load_file(home / "model" / "model.safetensors")
-    assert sum(tensor.numel() for tensor in stored.values()) == plain.parameters
+    assert sum(tensor.numel() for tensor in stored.values()) == plain.parameters()
     return ours, home / "model"
 
 

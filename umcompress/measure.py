@@ -7,8 +7,9 @@ formula has to know the architecture.  On the meta device the same run costs not
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +45,8 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
     macs: dict[Task, int] = {}
     for task in runner.tasks:
         names, hooks = _watch(model)
-        # The fused attention kernels are unknown to the counter; as matrix products they are counted.
-        counter = FlopCounterMode(display=False)
+        # The counter does not know fused attention kernels, which are run as matrix products, nor grouped ones.
+        counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
         routed = _Routed(counter)
         hooks += routed.watch(model)
         with counter, sdpa_kernel(SDPBackend.MATH):
@@ -59,6 +60,16 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         _size(model, family, touched, lambda tensor: tensor.numel() * tensor.element_size()),
         macs,
     )
+
+
+def _grouped_products() -> dict[Any, Callable[..., int]]:
+    """What transformers runs mixtures with, (N, K) rows by (E, K, M) experts, -> floating-point operations."""
+
+    def products(rows: Sequence[int], experts: Sequence[int], *_: object, **__: object) -> int:
+        return 2 * rows[0] * rows[1] * experts[-1]
+
+    own = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+    return dict.fromkeys((torch.ops.aten._grouped_mm, *([own] if own else [])), products)
 
 
 def _watch(model: nn.Module) -> tuple[set[str], list[torch.utils.hooks.RemovableHandle]]:

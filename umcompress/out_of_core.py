@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from umcompress.calibrate.collect import collect
 from umcompress.calibrate.statistics import Statistics
+from umcompress.checkpoint.buffers import saved_buffers
 from umcompress.checkpoint.disk import Disk
 from umcompress.checkpoint.folder import atomic_folder
 from umcompress.checkpoint.writer import Source as Written
@@ -208,9 +209,16 @@ def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
     if done.returncode != 0:
         raise CheckError(asked, done.stderr.strip().splitlines()[-1] if done.stderr else "no output")
     found = json.loads(done.stdout)
-    counted = plain.parameters if not isinstance(plain, str) else sum(p.numel() for p in model.model.parameters())
+    inner = model.model
+    own = sum(p.numel() for p in inner.parameters())
+    counted = own if isinstance(plain, str) else plain.parameters(saved_buffers(inner))
     if found["differing"] or found["parameters"] != counted:
-        raise CheckError(asked, f"differences in {', '.join(found['differing']) or 'the number of parameters'}")
+        raise CheckError(
+            asked,
+            f"differences in {', '.join(found['differing']) or 'the number of parameters'} "
+            f"({found['parameters']} parameters stored, {counted} in the report)",
+            "the run folder keeps all steps; report this as a bug",
+        )
     return Checkpoint(
         path=folder.name, parameters=found["parameters"],
         bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")), reload_equal=True if exact else None,
@@ -231,7 +239,8 @@ def main(arguments: list[str]) -> int:
     with model.disk, model.running():
         ours = model.source.runner(model.model).probe()
     print(json.dumps({
-        "differing": differing(ours, load_file(expected), float(bar)), "parameters": stored_parameters(Path(folder)),
+        "differing": differing(ours, load_file(expected), float(bar)),
+        "parameters": stored_parameters(Path(folder), model.model),
     }))
     return 0
 

@@ -9,9 +9,11 @@ import json
 import subprocess
 import sys
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from umcompress.checkpoint.buffers import is_buffer, saved_buffers
 from umcompress.errors import CheckError
 from umcompress.report import Checkpoint
 
@@ -50,7 +52,7 @@ def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None =
             "the run folder keeps all steps; report this as a bug",
         )
     found = json.loads(done.stdout)
-    counted = plain.parameters if plain else sum(parameter.numel() for parameter in model.parameters())
+    counted = plain.parameters(saved_buffers(model)) if plain else sum(p.numel() for p in model.parameters())
     if found["differing"] or found["parameters"] != counted:
         raise CheckError(
             f"compute the same from {folder} in a fresh process",
@@ -75,18 +77,17 @@ def save_outputs(outputs: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.cpu().clone().contiguous() for name, tensor in outputs.items()}, path)
 
 
-def stored_parameters(folder: Path) -> int:
-    """Elements in the weight files of a folder, from their headers."""
+def stored_parameters(folder: Path, model: nn.Module) -> int:
+    """Elements in the weight files of a folder, from their headers; the buffers of `model` left out."""
     from umcompress.checkpoint.index import read_header
 
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        for entry in read_header(path).values():
-            count = 1
-            for side in entry.shape:
-                count *= side
-            total += count
-    return total
+    buffers = saved_buffers(model)
+    return sum(
+        prod(entry.shape)
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, entry in read_header(path).items()
+        if not is_buffer(name, buffers)
+    )
 
 
 def differing(ours: dict[str, Tensor], expected: dict[str, Tensor], bar: float = 0.0) -> list[str]:
@@ -113,9 +114,11 @@ def main(arguments: list[str]) -> int:
     folder, expected, dtype, device, threads, bar, trust = arguments
     torch.set_num_threads(int(threads))
     source = open_source(folder, dtype, device, trust_remote_code=bool(trust))
-    ours = source.runner(source.load()).probe()
+    model = source.load()
+    ours = source.runner(model).probe()
     print(json.dumps({
-        "differing": differing(ours, load_file(expected), float(bar)), "parameters": stored_parameters(Path(folder)),
+        "differing": differing(ours, load_file(expected), float(bar)),
+        "parameters": stored_parameters(Path(folder), model),
     }))
     return 0
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from umcompress.checkpoint.buffers import is_buffer
 from umcompress.checkpoint.writer import Source
 
 
@@ -28,7 +29,11 @@ class Plain:
     note: str = ""
     loads_with: Literal["umcompress", "transformers"] = "umcompress"
 
-    @property
-    def parameters(self) -> int:
-        """Elements that the weight files will hold."""
-        return sum(prod(source.shape) for tensors in self.weights.values() for source in tensors.values())
+    def parameters(self, buffers: Collection[str] = ()) -> int:
+        """Elements that the weight files will hold, those of `buffers` left out."""
+        return sum(
+            prod(source.shape)
+            for tensors in self.weights.values()
+            for name, source in tensors.items()
+            if not is_buffer(name, buffers)
+        )
