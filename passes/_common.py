@@ -79,10 +79,14 @@ def nothing(name: str, asked: str, declined: Sequence[Declined], do: str) -> Pla
     return PlanError(asked=f"{name}: {asked}", found="; ".join(reasons) or "no such site", do=do)
 
 
-def alike(name: str, unit: str, sizes: Iterable[int], do: str) -> None:
-    """PlanError unless every layer keeps the same number: what an ordinary configuration can say."""
+def alike(name: str, unit: str, sizes: Iterable[int], whole: bool) -> None:
+    """PlanError unless every layer keeps the same number: what an ordinary configuration can say.
+
+    whole: all layers are asked for already, and differ in what they start with.
+    """
     counts = Counter(sizes)
     if len(counts) > 1:
+        do = "leave `uniform` out" if whole else "set layers: all, or leave `uniform` out"
         listed = ", ".join(f"{size} in {count}" for size, count in sorted(counts.items()))
         raise PlanError(f"{name}: uniform: true", f"{unit} would differ by layer: {listed} of them", do)
 

@@ -96,7 +96,7 @@ class ChannelPrune(SitePass):
         if self.uniform:
             every = graph.feed_forwards(component=scope.component, stack=scope.stack)
             widths = [counts.get(site.path, site.width) for site in every]
-            alike(self.name, "channels", widths, "set layers: all, or leave `uniform` out")
+            alike(self.name, "channels", widths, whole=len(sites) == len(every))
         edits: list[Edit] = []
         evidence: list[Evidence] = []
         tensors = TensorFile()

@@ -65,7 +65,7 @@ class HeadPrune(SitePass):
             inside = {site.path for site in sites if not self._refusal(site)}
             every = graph.attentions(component=scope.component, stack=scope.stack)
             sizes = [self._units(site, site.path in inside) for site in every]
-            alike(self.name, f"{self.unit}s", sizes, "set layers: all, or leave `uniform` out")
+            alike(self.name, f"{self.unit}s", sizes, whole=len(sites) == len(every))
         declined = unmatched(graph, scope, "attention", sites, "its heads are not known to the engine")
         edits: list[Edit] = []
         evidence: list[Evidence] = []

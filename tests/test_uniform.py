@@ -30,6 +30,13 @@ def test_layers_that_would_differ_are_refused(
     assert planned(layers="0-1").problem is None
 
 
+def test_layers_that_differ_from_the_start_are_not_sent_to_all_of_them(tiny_bagel: Path, tmp_path: Path) -> None:
+    first = CHANNELS | {"layers": "0-1"}
+    plan = commands.plan(str(write_recipe(tmp_path, tiny_bagel, first, CHANNELS | {"uniform": True}, evaluate=[])))
+    problem = plan.steps[1].problem
+    assert problem is not None and "do: leave `uniform` out" in problem and "layers: all" not in problem
+
+
 def test_a_second_cut_may_make_layers_alike_again(tiny_bagel: Path, tmp_path: Path) -> None:
     first = CHANNELS | {"layers": "0-1"}
     steps = (first, CHANNELS | {"layers": "2", "uniform": True})
