@@ -124,7 +124,8 @@ def test_nothing_scored_is_no_chart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1.0), (0.71, 0.986), (0.5, 0.5), (0.0, 0.0), (-0.4, 1.0), (0.931, 0.934), (12, 2388)]
+    ("low", "high"),
+    [(0.0, 1.0), (0.71, 0.986), (0.2, 0.95), (0.5, 0.5), (0.0, 0.0), (-0.4, 1.0), (0.931, 0.934), (12, 2388)],
 )
 def test_axes_are_round_and_hold_the_values(low: float, high: float) -> None:
     ticks = axis(low, high)

@@ -133,7 +133,7 @@ def axis(low: float, high: float) -> list[float]:
     """Four to nine round numbers from at most `low` to at least `high`."""
     span = max(high - low, 1e-9, abs(high) * 1e-6)
     size = 10.0 ** floor(log10(span))
-    pitch = next(size * part for part in (0.1, 0.2, 0.5, 1.0) if span / (size * part) <= 7)
+    pitch = next(size * part for part in (0.1, 0.2, 0.5, 1.0, 2.0) if span / (size * part) <= 7)
     first = floor(low / pitch + 1e-9)
     ticks = [first * pitch]
     while ticks[-1] < high - 1e-9 * span or len(ticks) < 4:
