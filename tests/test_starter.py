@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from benchmark_data import write_pope
 from hf_models import write_folder
 from hf_zoo import ZOO
 from hypothesis import given
 from hypothesis import strategies as st
+from seeing_models import write_seeing
 
 from umcompress.cli import main
 from umcompress.documents import Task
@@ -180,6 +182,21 @@ def test_evaluations_that_the_model_cannot_take_are_refused_at_once(
     assert not Path("recipe.yaml").exists()
     assert main(["evaluate", "siglip", "--evaluation", text]) == 2
     assert "SiglipVisionModel does not generate text" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_gives_nothing_to_calibrate_on_is_joined_by_the_built_in_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_seeing("llava", tmp_path / "llava")
+    write_pope(tmp_path / "pope", each=2)
+    assert main(["init", "llava", "--evaluation", "pope:data=pope"]) == 0
+    text = Path("recipe.yaml").read_text()
+    read = yaml.safe_load(text)
+    assert read["calibration"] == {"task": "understanding", "samples": 64, "source": "scenes"}
+    assert read["evaluate"] == [{"pope": {"data": "pope"}}] and len(read["steps"]) >= 3
+    assert "data: FILE" in text
+    assert main(["plan", "recipe.yaml"]) == 0
 
 
 def test_commands_to_go_on_with_can_be_pasted(

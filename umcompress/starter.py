@@ -107,6 +107,11 @@ def recipe_text(
     asked: list[Any] = [{name: dict(options)} if options else name for name, options in evaluations.items()]
     top = {"model": model, **(head or {}), "calibration": calibration(default), "evaluate": asked}
     text = f"# A first recipe for {model}: change what you like, `umcompress passes` lists what else there is.\n"
+    borrowed = sorted({source for source in sources.values() if source not in evaluations})
+    text += "".join(
+        f"# Calibrated on {name}; better on questions like yours: calibration: {{data: FILE}} in place of source.\n"
+        for name in borrowed
+    )
     text += yaml_text(top) + "steps:\n"
     for one in starter.suggestions:
         step = dict(one.step) | ({} if one.task == default else {"calibration": calibration(one.task)})

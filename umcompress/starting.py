@@ -14,6 +14,9 @@ from umcompress.extend import Evaluation, find_evaluation, find_pass
 from umcompress.starter import Starter, recipe_text, suggest
 from umcompress.views import Inspection
 
+# What calibrates where the named evaluations do not.
+_BUILT_IN = "scenes"
+
 
 def start(
     model: str, names: Sequence[str], output: Path, trust_remote_code: bool = False
@@ -58,6 +61,8 @@ def _sources(
 ) -> tuple[dict[Task, str], dict[Task, str]]:
     """For each task the first evaluation that has calibration data for it; else why those that were asked have none.
 
+    Where they have none, the built-in pictures do for models that see.
+
     Raises UsageError where `runner` cannot be scored by one of them: the run would end at its first evaluation.
     """
     found: dict[Task, str] = {}
@@ -74,6 +79,10 @@ def _sources(
             if task == "understanding":
                 _must_answer(f"a first recipe for {model} with {name}", runner, items)
             found.setdefault(task, name)
+        if task in refusals and task not in found and getattr(runner, "sees", False):
+            # Benchmarks give nothing away to calibrate on; the built-in pictures do for a first recipe.
+            find_evaluation(_BUILT_IN)().calibration_items(task, 1, 0)
+            found[task] = _BUILT_IN
     return found, refusals
 
 
