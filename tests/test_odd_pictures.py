@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hf_models import write_recipe
 from PIL import Image
 from seeing_models import write_seeing
 from unified_models import write_unified
@@ -57,3 +59,29 @@ def test_a_picture_that_the_processor_does_not_take_is_an_error(
     assert main(["ask", str(model), str(tmp_path / "long.png"), "what is it?"]) == 2
     said = capsys.readouterr().err
     assert "prepare 1 picture with" in said and "aspect ratio must be smaller than 200" in said
+
+
+def test_a_processor_that_leaves_other_places_than_the_model_fills_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without this file the processor keeps 256 places for a picture; the model has 4 features."""
+    model = write_seeing("gemma3", tmp_path / "gemma3")
+    (model / "processor_config.json").unlink()
+    Image.new("RGB", (20, 20)).save(tmp_path / "one.png")
+    assert main(["ask", str(model), str(tmp_path / "one.png"), "what is it?"]) == 2
+    said = capsys.readouterr().err
+    assert "the processor of" in said and "tokens: 256, features: 4" in said
+
+
+@pytest.mark.parametrize("picture", ["missing.png", "broken.png"])
+def test_calibration_pictures_that_cannot_be_read_are_an_error(
+    picture: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "own.jsonl").write_text(json.dumps({"image": picture, "question": "what?"}))
+    calibration = {"samples": 1, "data": str(tmp_path / "own.jsonl")}
+    step = {"pass": "channel_prune", "component": "shared", "keep_ratio": 0.5}
+    recipe = write_recipe(tmp_path, folder, step, evaluate=[], calibration=calibration)
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"the calibration picture {tmp_path / picture}" in said and "not readable" in said

@@ -85,7 +85,11 @@ class CalibrationFile(Evaluation):
 
     def _known(self, row: Row) -> ScoredItem:
         if "image" in row:
-            return ScoredItem(row["question"], ((self.data.parent / row["image"]).read_bytes(),))
+            picture = self.data.parent / row["image"]
+        try:
+            return ScoredItem(row["question"], (picture.read_bytes(),))
+        except OSError as error:
+            raise _unreadable(picture, error) from error
         return ScoredItem(row.get("prompt", row.get("text", "")))
 
 
@@ -112,7 +116,11 @@ def opened(path: Path) -> Any:
         with Image.open(path) as opened:
             return read_image(opened)
     except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(f"the calibration picture {path}", f"not readable: {error}", "replace it") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(picture: Path, error: OSError) -> UsageError:
+    return UsageError(f"the calibration picture {picture}", f"not readable: {error}", "replace it")
 
 
 @dataclass(frozen=True)

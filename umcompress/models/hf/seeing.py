@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from umcompress.documents import Task
+from umcompress.errors import ModelError
 from umcompress.models.base import GenerationItem, Likelihood, TextSample, UnderstandingItem, Work, likelihood
 from umcompress.models.hf.asked import several, split_by_pictures
 from umcompress.models.hf.build import is_shapes_only
@@ -70,7 +71,8 @@ class SeeingRunner(TransformersRunner):
         asked = {index: self.sight.asked(several(images[index]), questions[index]) for index in shown}
         for part in self._shared(asked, max_new_tokens):
             call = self._on_device(together([asked[index] for index in part], left=True))
-            out = self.model.generate(**call, generation_config=settings)
+            with self._places_fit():
+                out = self.model.generate(**call, generation_config=settings)
             for index, ids, row in zip(part, call["input_ids"].tolist(), out, strict=True):
                 # Some give the question back.
                 begin = len(ids) if row[: len(ids)].tolist() == ids else 0
@@ -116,8 +118,21 @@ class SeeingRunner(TransformersRunner):
     def _read(self, seen: Sequence[Seen]) -> Tensor:
         """(B, T, V) logits; the shorter rows are padded on the right, which no token before looks at."""
         call = self._on_device(together(seen, left=False))
-        logits: Tensor = self.model(**call, use_cache=False).logits
+        with self._places_fit():
+            logits: Tensor = self.model(**call, use_cache=False).logits
         return logits
+
+    @contextmanager
+    def _places_fit(self) -> Iterator[None]:
+        """What models say of a processor that leaves another number of places for a picture than there are features."""
+        try:
+            yield
+        except ValueError as error:
+            if "do not match" not in str(error):
+                raise
+            raise ModelError(
+                f"the processor of {self.folder}", str(error).splitlines()[0], "copy the model's own processor files"
+            ) from error
 
     def _shared(self, asked: Mapping[int, Seen], more: int, padded: bool = True) -> Iterator[list[int]]:
         return shared(asked, more, padded, alone=not self.proved)
@@ -144,7 +159,8 @@ class SeeingRunner(TransformersRunner):
         for part in self._shared(asked, 0, padded=False):
             call = self._on_device(together([asked[index] for index in part], left=False))
             # No logits: no statistic reads them.
-            self.model.base_model(**call, use_cache=False)
+            with self._places_fit():
+                self.model.base_model(**call, use_cache=False)
 
     @cached_property
     def counted(self) -> Call | None:
