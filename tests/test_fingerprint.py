@@ -33,7 +33,7 @@ class Mine(Evaluation):
         return {}
 """
 CODE = ("a_pass.py", "scores.py", "calibrates.py", "trains.py")
-DATA = ("prompts.jsonl", "texts.jsonl", "own.jsonl")
+DATA = ("prompts.jsonl", "texts.jsonl", "own.jsonl", "scored.txt", "texts/text.txt")
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "a_pass.py").write_text(PASS, encoding="utf-8")
     for name in CODE[1:]:
         (folder / name).write_text(EVALUATION.replace("NAME", name[:-3]), encoding="utf-8")
+    Path("texts").mkdir()
     for name in DATA:
         Path(name).write_text("{}\n", encoding="utf-8")
     steps = [
@@ -52,7 +53,10 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"pass": "adapt", "source": "trains.py:Mine"}, {"pass": "router_train", "data": "texts.jsonl"},
         {"pass": "channel_prune", "keep_ratio": 0.9, "calibration": {"data": "prompts.jsonl"}},
     ]  # fmt: skip
-    head = {"model": "m", "calibration": {"source": "calibrates.py:Mine"}, "evaluate": ["scores.py:Mine"]}
+    head = {
+        "model": "m", "calibration": {"source": "calibrates.py:Mine"},
+        "evaluate": ["scores.py:Mine", {"perplexity": {"data": "scored.txt"}}, {"agreement": {"data": "texts"}}],
+    }  # fmt: skip
     file = folder / "recipe.yaml"
     file.write_text(json.dumps({**head, "steps": steps}), encoding="utf-8")
     return file
