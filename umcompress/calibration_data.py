@@ -84,13 +84,13 @@ class CalibrationFile(Evaluation):
         return [_warning(name, len(rows), found) for name, found in counted if found.same or found.pictures]
 
     def _known(self, row: Row) -> ScoredItem:
-        if "image" in row:
-            picture = self.data.parent / row["image"]
+        if "image" not in row:
+            return ScoredItem(row.get("prompt", row.get("text", "")))
+        picture = self.data.parent / row["image"]
         try:
             return ScoredItem(row["question"], (picture.read_bytes(),))
         except OSError as error:
             raise _unreadable(picture, error) from error
-        return ScoredItem(row.get("prompt", row.get("text", "")))
 
 
 def _row(line: str, asked: str, is_json: bool) -> Row:
