@@ -17,6 +17,7 @@ from hf_zoo import ZOO
 from safetensors.torch import load_file, save_file
 
 from umcompress.checkpoint.index import open_folder
+from umcompress.cli import main
 from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Plan
 from umcompress.errors import ModelError, UmcompressError, UsageError
 from umcompress.models.base import TextSample, UnderstandingItem
@@ -187,6 +188,30 @@ def test_a_recipe_says_what_parts_are_for(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(run(again.load())["text.logits"], run(model)["text.logits"])
     with pytest.raises(UsageError, match="compressed with others"):
         open_source(str(tmp_path / "out"), components={"lm_head": "shared"})
+
+
+def test_a_recipe_names_the_parts_of_each_component(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The later layers paint, all below one of them is shared again: the longest glob says what a part is for."""
+    recipe = tmp_path / "recipe.yaml"
+    components = "components: {generation: ['model.layers.[123]', lm_head], shared: [model.layers.3.mlp.*]}"
+    step = "{pass: layer_drop, component: generation, unit: feed_forward, keep_ratio: 0.5, score: last}"
+    recipe.write_text(f"model: {folder}\n{components}\nevaluate: []\nsteps: [{step}]\n")
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "run")]) == 0
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert [edit["block"] for edit in plan["01-layer_drop"]["edits"]] == ["model.layers.2"]
+    capsys.readouterr()
+
+    recipe.write_text(recipe.read_text().replace("lm_head", "model.leyers.1, lm_haed"))
+    assert main(["plan", str(recipe)]) == 2
+    shown = capsys.readouterr().err
+    assert "model.leyers.1, lm_haed" in shown
+    assert "'model.layers.1'" in shown and "'lm_head'" in shown
+
+    recipe.write_text(f"model: {folder}\ncomponents: {{generation: [lm_head], shared: [lm_head]}}\nsteps: [{step}]\n")
+    assert main(["plan", str(recipe)]) == 2
+    assert "lm_head is named more than once" in capsys.readouterr().err
 
 
 def test_a_family_that_knows_its_parts_takes_no_others(tiny_bagel: Path) -> None:

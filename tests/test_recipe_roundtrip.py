@@ -92,7 +92,7 @@ def test_overrides_and_settings() -> None:
         (
             "steps.0.keep_ratio=0.25",
             "steps.0.calibration.samples=2",
-            "components.vision=shared",
+            "components.understanding=[model.visual.*]",
             "evaluate=[quiz]",
         ),
         settings={"device": "cuda:1"},
@@ -101,7 +101,9 @@ def test_overrides_and_settings() -> None:
     assert isinstance(cut, Cut)
     assert cut.keep_ratio == 0.25
     assert cut.calibration == Calibration(task="generation", samples=2, seed=4)
-    assert recipe.components == {"vision": "shared"}
+    assert recipe.components == {"understanding": ("model.visual.*",)}
+    assert recipe.component_globs() == {"model.visual.*": "understanding"}
+    assert parse(yaml_text(recipe.resolved())) == recipe
     assert recipe.evaluate == (Quiz(),)
     assert recipe.device == "cuda:1"
 

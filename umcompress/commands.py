@@ -64,7 +64,8 @@ def apply(
 
     device = processes.start(loaded.recipe.device)
     source = open_source(
-        loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.components, loaded.recipe.trust_remote_code
+        loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.component_globs(),
+        loaded.recipe.trust_remote_code,
     )
     check(loaded.recipe, source)
     made_of = fingerprint(loaded, source.fingerprint() + ("/out of core" if out_of_core else ""))

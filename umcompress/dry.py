@@ -36,7 +36,7 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     """Every step on the shapes that the one before leaves; one that cannot be planned leaves them alone."""
     # The recipe's device is for weights: planning needs none.
     source = open_source(
-        recipe.model, recipe.dtype, components=recipe.components, trust_remote_code=recipe.trust_remote_code
+        recipe.model, recipe.dtype, components=recipe.component_globs(), trust_remote_code=recipe.trust_remote_code
     )
     states = [_Dry(source)]
     steps = []

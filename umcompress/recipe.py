@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
@@ -23,6 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 Resolver = Callable[[str], type[Document]]
+Globs = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
 class Calibration(Document):
@@ -70,12 +71,25 @@ class RecipeHead(Document):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="What the weights are loaded as."
     )
-    components: dict[str, Component] | None = Field(
-        default=None, description="Parts of a model that has no family of its own: module path to component."
+    components: dict[Component, Globs] | None = Field(
+        default=None, description="What the parts of a model are for: component to globs of module paths."
     )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the model (and with an evaluation's `reference`)."
     )
+
+    @model_validator(mode="after")
+    def _one_component_each(self) -> RecipeHead:
+        listed = [glob for globs in (self.components or {}).values() for glob in globs]
+        if twice := sorted({glob for glob in listed if listed.count(glob) > 1}):
+            raise ValueError(f"components: {', '.join(twice)} is named more than once; leave one")
+        return self
+
+    def component_globs(self) -> dict[str, Component] | None:
+        """Each glob of module paths with its component, as families take it; None where the recipe says nothing."""
+        if self.components is None:
+            return None
+        return {glob: component for component, globs in self.components.items() for glob in globs}
 
 
 class Step(Document):

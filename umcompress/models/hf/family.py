@@ -15,7 +15,7 @@ from torch import nn
 
 from umcompress.documents import Component
 from umcompress.models.base import Family, Runner, Trainer
-from umcompress.models.hf.components import component_of
+from umcompress.models.hf.components import check_globs, component_of
 
 if TYPE_CHECKING:
     from umcompress.checkpoint.disk import Disk
@@ -56,6 +56,7 @@ class TransformersFamily(Family):
         model = build.build(folder, self.trusts)
         if self.trusts:
             remote.consent(model)
+        check_globs(self.components or {}, model)
         disk.learn_names(model, folder)
         return self.adopt(model)
 
