@@ -73,9 +73,9 @@ def test_the_greedy_answer_is_scored_as_the_likeliest(name: str, runners: dict[s
     found = runner.score([PICTURES[0], None, PICTURES[1]], ["a?", "b?", "c?"], [texts, ["no"], ["yes"]])
     assert [len(row) for row in found] == [3, 1, 1]
     for text, likely in zip(texts, found[0], strict=True):
-        ids, call = runner.pictures.asked([PICTURES[0]], "a?")
-        more = [ord(character) - 28 for character in text]
-        call = {key: value.double() if value.is_floating_point() else value for key, value in call.items()}
+        seen = runner.sight.asked([PICTURES[0]], "a?")
+        ids, more = seen.ids, [ord(character) - 28 for character in text]
+        call = {key: value.double() if value.is_floating_point() else value for key, value in seen.pictures.items()}
         with torch.no_grad():
             logits = runner.model(input_ids=torch.tensor([ids + more]), **call).logits[0, len(ids) - 1 : -1]
         wanted = torch.log_softmax(logits, -1)[range(len(more)), more].sum()
@@ -250,7 +250,7 @@ def test_calibration_sends_tokens_and_no_padding(name: str, runners: dict[str, A
     handle = runner.model.get_submodule(f"{stack}.3").register_forward_hook(note, with_kwargs=True)
     questions = [UnderstandingItem(p, q, "an answer") for p, q in zip(PICTURES, QUESTIONS, strict=True)]
     runner.feed([*questions, TextSample("some text")])
-    rows = [len(runner.pictures.asked([item.image], item.question)[0]) + 9 for item in questions]
+    rows = [len(runner.sight.asked([item.image], item.question).ids) + 9 for item in questions]
     assert sum(seen) == sum(rows) + 9
     seen.clear()
     times: list[float] = []

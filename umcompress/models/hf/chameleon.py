@@ -43,7 +43,7 @@ class ChameleonPictures(Pictures):
 
     def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
         begin = self.id_of(self.processor.image_start_token)
-        made = [self._processed(text, return_for_text_completion=True) for text in (prompt, "")]
+        made = [self.processed(text, return_for_text_completion=True) for text in (prompt, "")]
         asked, nothing = ([int(token) for token in one["input_ids"][0]] for one in made)
         return [*asked, begin], [*nothing, begin]
 

@@ -69,7 +69,7 @@ class Emu3Pictures(Pictures):
     def _asking(self, prompt: str) -> list[int]:
         height, width = self.grid
         size = {"ratio": f"{width}:{height}", "image_area": height * width * self.factor**2}
-        made = self._processed(prompt, return_for_image_generation=True, **size)
+        made = self.processed(prompt, return_for_image_generation=True, **size)
         found: list[int] = made["input_ids"][0].tolist()
         return found
 

@@ -34,7 +34,7 @@ class JanusPictures(Pictures):
         return found
 
     def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
-        made = self._processed(self._rendered(prompt, 0), generation_mode="image")
+        made = self.processed(self.rendered(prompt, 0), generation_mode="image")
         ids = made["input_ids"][0].tolist()
         tokenizer = self.processor.tokenizer
         kept = {tokenizer.bos_token_id, self.id_of(self.processor.image_start_token)}

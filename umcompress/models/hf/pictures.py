@@ -6,28 +6,20 @@ B pictures, P rows of one picture in the language model, V codes, H hidden.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from umcompress.errors import ModelError, UsageError
-from umcompress.models.hf.build import WRONG
-from umcompress.models.hf.processors import COPY, open_processor
-from umcompress.models.hf.remote import trusted
-from umcompress.models.picture import to_image
+from umcompress.errors import ModelError
+from umcompress.models.hf.processors import COPY
+from umcompress.models.hf.questions import Sight
 
 Call = dict[str, Tensor]
-# What a processor gives for pictures.
-_PIXELS = ("pixel_values", "image_sizes")
 
 
-class Pictures(ABC):
+class Pictures(Sight, ABC):
     """Of one model. Processor and tokenizer are opened when pictures or text first need them."""
 
     # Guidance when the folder says nothing.
@@ -35,17 +27,6 @@ class Pictures(ABC):
     top_k: ClassVar[int] = 0
     # Why its codes become no picture, where they do not.
     no_decoder: ClassVar[str | None] = None
-
-    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
-        self.model: Any = model
-        self.folder = folder
-
-    @cached_property
-    def processor(self) -> Any:
-        return self._opened()
-
-    def _opened(self) -> Any:
-        return open_processor(self.folder, trusted(self.model))
 
     @property
     def device(self) -> torch.device:
@@ -63,29 +44,6 @@ class Pictures(ABC):
         config = getattr(self.model, "generation_config", None)
         found: dict[str, Any] = getattr(config, "generation_kwargs", None) or {}
         return found
-
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    def asked(self, images: Sequence[Any], question: str) -> tuple[list[int], Call]:
-        """Pictures, then the question: token ids, and what the vision tower takes."""
-        text = self._rendered(question, len(images))
-        call = {"images": [[to_image(image) for image in images]]} if images else {}
-        made = self._processed(text, **call)
-        return made["input_ids"][0].tolist(), {name: made[name] for name in _PIXELS if name in made}
-
-    def _rendered(self, text: str, images: int) -> str:
-        """By the chat template where there is one."""
-        if not getattr(self.processor, "chat_template", None):
-            return str(self.processor.image_token) * images + text
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        chat = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-
-    def _processed(self, text: str, **call: Any) -> Any:
-        begin = self.processor.tokenizer.bos_token
-        if begin and text.startswith(begin):
-            call["add_special_tokens"] = False
-        return processed(self.processor, text, **call)
 
     def id_of(self, token: str) -> int:
         """Of a token that the tokenizer knows."""
@@ -146,16 +104,3 @@ class Pictures(ABC):
             pixels = pixels * np.asarray(rule.image_std, np.float32) + np.asarray(rule.image_mean, np.float32)
         found: np.ndarray[Any, np.dtype[np.uint8]] = (pixels / rule.rescale_factor).clip(0, 255).astype(np.uint8)
         return found
-
-
-def processed(processor: Any, text: str, **options: Any) -> Any:
-    """What a processor makes of one text. Raises UsageError for pictures that it does not take."""
-    try:
-        return processor(text=[text], return_tensors="pt", **options)
-    except WRONG as error:
-        shown = sum(map(len, options.get("images", ())))
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise UsageError(
-            f"prepare {shown or 'no'} picture{'' if shown == 1 else 's'} with the text {text[-80:]!r}",
-            f"{type(processor).__name__}: {lines[0][:200]}", "ask with pictures as this model takes them",
-        ) from error

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from umcompress.models.hf.pictures import processed
+from umcompress.errors import UsageError
+from umcompress.models.hf.build import WRONG
 from umcompress.models.hf.processors import has_processor, open_processor
 from umcompress.models.hf.remote import trusted
 from umcompress.models.hf.runner import BATCH_TOKENS
@@ -24,6 +25,13 @@ from umcompress.models.picture import to_image
 
 # Of a processor's output: what this module makes itself, and targets of training.
 _APART = ("input_ids", "attention_mask", "labels")
+
+
+def several(entry: Any) -> list[Any]:
+    """The pictures of one question."""
+    if entry is None:
+        return []
+    return list(entry) if isinstance(entry, list | tuple) else [entry]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,9 @@ class Sight:
 
     @cached_property
     def processor(self) -> Any:
+        return self._opened()
+
+    def _opened(self) -> Any:
         return open_processor(self.folder, trusted(self.model))
 
     @cached_property
@@ -64,12 +75,8 @@ class Sight:
     def asked(self, images: Sequence[Any], question: str) -> Seen:
         """Pictures, then the question; where its text has the processor's token for each picture, they are there."""
         shown = [to_image(image) for image in images]
-        text = self._rendered(question, len(shown))
-        options: dict[str, Any] = {"images": [shown]} if shown else {}
-        begin = self.processor.tokenizer.bos_token
-        if begin and text.startswith(begin):
-            options["add_special_tokens"] = False
-        made = processed(self.processor, text, **options)
+        text = self.rendered(question, len(shown))
+        made = self.processed(text, **({"images": [shown]} if shown else {}))
         ids = made["input_ids"][0].tolist()
         rest = {name: value for name, value in made.items() if name not in _APART}
         of_pictures = set(self.processor.image_processor.model_input_names)
@@ -79,7 +86,23 @@ class Sight:
         }  # fmt: skip
         return Seen(ids, each, {name: value for name, value in rest.items() if name not in each})
 
-    def _rendered(self, question: str, images: int) -> str:
+    def processed(self, text: str, **options: Any) -> Any:
+        """What the processor makes of one text. Raises UsageError for pictures that it does not take."""
+        begin = self.processor.tokenizer.bos_token
+        if begin and text.startswith(begin):
+            options["add_special_tokens"] = False
+        try:
+            return self.processor(text=[text], return_tensors="pt", **options)
+        except WRONG as error:
+            shown = sum(map(len, options.get("images", ())))
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise UsageError(
+                f"prepare {shown or 'no'} picture{'' if shown == 1 else 's'} with the text {text[-80:]!r}",
+                f"{type(self.processor).__name__}: {lines[0][:200]}", "ask with pictures as this model takes them",
+            ) from error
+
+    def rendered(self, question: str, images: int) -> str:
+        """By the processor's chat template where there is one."""
         token = getattr(self.processor, "image_token", None)
         token = "" if token is None else str(getattr(token, "content", token))
         if images and token and question.count(token) == images:

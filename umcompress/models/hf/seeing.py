@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from umcompress.documents import Task
-from umcompress.errors import ModelError
-from umcompress.models.base import GenerationItem, Likelihood, TextSample, UnderstandingItem, Work, likelihood
-from umcompress.models.hf.asked import several, split_by_pictures
+from umcompress.models.base import Work
+from umcompress.models.hf.asked import AskedRunner
 from umcompress.models.hf.build import is_shapes_only
 from umcompress.models.hf.inputs import Call, picture, plain_ids, seer, speaks
-from umcompress.models.hf.questions import Seen, Sight, shared, together
-from umcompress.models.hf.runner import NEW_TOKENS, TransformersRunner, experts_by_product
+from umcompress.models.hf.questions import Sight
+from umcompress.models.hf.runner import NEW_TOKENS, experts_by_product
 from umcompress.models.hf.shapes import OnShapes
 
 # Kinds whose batches the tests hold equal to single questions, and whose pictures are known without a processor.
@@ -43,10 +42,8 @@ def sees(model: PreTrainedModel) -> bool:
     return speaks(model) and "pixel_values" in takes and not model.config.is_encoder_decoder
 
 
-class SeeingRunner(TransformersRunner):
-    """Understanding: pictures and text in, text out. What shares a batch changes results only by rounding."""
-
-    sees = True
+class SeeingRunner(AskedRunner):
+    """Vision tower, connector, language model; sizes and speed are those of a picture where one is known."""
 
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
         super().__init__(model, folder)
@@ -58,109 +55,11 @@ class SeeingRunner(TransformersRunner):
         """Questions that are worth having at once."""
         return TOGETHER if self.proved else 1
 
-    # -- questions -------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
-        """Greedy answers, pictures first, then the question, in the words of the processor's chat template."""
-        settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False, max_new_tokens=max_new_tokens
-        )
-        answers = [""] * len(questions)
-        shown, bare = split_by_pictures(images)
-        asked = {index: self.sight.asked(several(images[index]), questions[index]) for index in shown}
-        for part in self._shared(asked, max_new_tokens):
-            call = self._on_device(together([asked[index] for index in part], left=True))
-            with self._places_fit():
-                out = self.model.generate(**call, generation_config=settings)
-            for index, ids, row in zip(part, call["input_ids"].tolist(), out, strict=True):
-                # Some give the question back.
-                begin = len(ids) if row[: len(ids)].tolist() == ids else 0
-                answers[index] = self.words.text(row[begin:]).strip()
-        texts = super().answer([None] * len(bare), [questions[index] for index in bare], max_new_tokens)
-        for index, text in zip(bare, texts, strict=True):
-            answers[index] = text
-        return answers
-
     def question_ids(self, question: str) -> list[int]:
         """By the processor's template, which may want a list of parts where the tokenizer's takes a text."""
         return self.sight.asked([], question).ids if self.sight.chats else super().question_ids(question)
 
-    @torch.no_grad()
-    def score(
-        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
-    ) -> list[list[Likelihood]]:
-        """As `Runner.score`. After pictures in a chat a continuation is an answer, a turn of its own."""
-        shown, bare = split_by_pictures(images)
-        found: list[list[Likelihood]] = [[] for _ in prompts]
-        texts = super().score(
-            [None] * len(bare), [prompts[index] for index in bare], [continuations[index] for index in bare]
-        )
-        for index, likelihoods in zip(bare, texts, strict=True):
-            found[index] = likelihoods
-        wanted: dict[int, tuple[int, list[int]]] = {}
-        asked: dict[int, Seen] = {}
-        for index in shown:
-            seen = self.sight.asked(several(images[index]), prompts[index] or "")
-            for text in continuations[index]:
-                more = self.words.more_ids(text.lstrip() if self.sight.chats else text)
-                asked[len(wanted)], wanted[len(wanted)] = self.sight.longer(seen, more), (index, more)
-        scored: dict[int, Likelihood] = {}
-        for part in self._shared(asked, 0):
-            for place, rows in zip(part, self._read([asked[place] for place in part]), strict=True):
-                more = wanted[place][1]
-                end = len(asked[place].ids) - 1
-                scored[place] = likelihood(rows[end - len(more) : end], torch.tensor(more, dtype=torch.long))
-        for place, (index, _) in wanted.items():
-            found[index].append(scored[place])
-        return found
-
-    def _read(self, seen: Sequence[Seen]) -> Tensor:
-        """(B, T, V) logits; the shorter rows are padded on the right, which no token before looks at."""
-        call = self._on_device(together(seen, left=False))
-        with self._places_fit():
-            logits: Tensor = self.model(**call, use_cache=False).logits
-        return logits
-
-    @contextmanager
-    def _places_fit(self) -> Iterator[None]:
-        """What models say of a processor that leaves another number of places for a picture than there are features."""
-        try:
-            yield
-        except ValueError as error:
-            if "do not match" not in str(error):
-                raise
-            raise ModelError(
-                f"the processor of {self.folder}", str(error).splitlines()[0], "copy the model's own processor files"
-            ) from error
-
-    def _shared(self, asked: Mapping[int, Seen], more: int, padded: bool = True) -> Iterator[list[int]]:
-        return shared(asked, more, padded, alone=not self.proved)
-
-    def _on_device(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._placed(value) if isinstance(value, Tensor) else value for name, value in call.items()}
-
-    # -- calibration and counting ----------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def feed(
-        self,
-        items: Sequence[UnderstandingItem | GenerationItem | TextSample],
-        at_time: Callable[[float], None] | None = None,
-    ) -> None:
-        """Pictures, question and answer through vision tower and language model; items of one length share a batch."""
-        pictured = [item for item in items if isinstance(item, UnderstandingItem) and several(item.image)]
-        theirs = {id(item) for item in pictured}
-        super().feed([item for item in items if id(item) not in theirs])
-        asked: dict[int, Seen] = {}
-        for index, item in enumerate(pictured):
-            seen = self.sight.asked(several(item.image), item.question)
-            asked[index] = self.sight.longer(seen, self.words.more_ids(item.answer))
-        for part in self._shared(asked, 0, padded=False):
-            call = self._on_device(together([asked[index] for index in part], left=False))
-            # No logits: no statistic reads them.
-            with self._places_fit():
-                self.model.base_model(**call, use_cache=False)
+    # -- counting --------------------------------------------------------------------------------------------
 
     @cached_property
     def counted(self) -> Call | None:

@@ -7,30 +7,27 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
     ChameleonForConditionalGeneration,
     Emu3ForConditionalGeneration,
-    GenerationConfig,
     JanusForConditionalGeneration,
     PreTrainedModel,
 )
 
 from umcompress.documents import Task
 from umcompress.errors import UsageError
-from umcompress.models.base import GenerationItem, Likelihood, Picture, TextSample, UnderstandingItem, Work, likelihood
-from umcompress.models.hf.asked import Asked, batches, several, split_by_pictures
+from umcompress.models.base import GenerationItem, Picture, TextSample, UnderstandingItem, Work
+from umcompress.models.hf.asked import AskedRunner
 from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
 from umcompress.models.hf.chameleon import ChameleonPictures
 from umcompress.models.hf.emu3 import Emu3Pictures
 from umcompress.models.hf.inputs import plain_ids
 from umcompress.models.hf.janus import JanusPictures
 from umcompress.models.hf.painting import Sampling, generator_of, paint
-from umcompress.models.hf.pictures import Call, Pictures
-from umcompress.models.hf.reading import left_padded, positions
+from umcompress.models.hf.pictures import Pictures
 from umcompress.models.hf.runner import NEW_TOKENS, PASS_TOKENS, TransformersRunner, experts_by_product
 from umcompress.models.hf.seeing import SeeingRunner, sees
 
@@ -54,18 +51,16 @@ def runner(model: PreTrainedModel, folder: Path) -> TransformersRunner:
     return SeeingRunner(model, folder) if sees(model) else TransformersRunner(model, folder)
 
 
-class UnifiedRunner(TransformersRunner):
+class UnifiedRunner(AskedRunner):
     """Both tasks, or understanding alone where codes become no picture.
 
     What shares a batch changes results only by rounding. Calibration items of one length share a batch, so that
     statistics see tokens and no padding.
     """
 
-    sees = True
-
     def __init__(self, model: PreTrainedModel, folder: Path, kind: type[Pictures]) -> None:
         super().__init__(model, folder)
-        self.pictures = kind(model, folder)
+        self.pictures = self.sight = kind(model, folder)
         self.tasks: tuple[Task, ...] = ("understanding",)
         if kind.no_decoder is None:
             self.tasks = ("understanding", "generation")
@@ -85,74 +80,6 @@ class UnifiedRunner(TransformersRunner):
         """Pictures that are painted at once."""
         height, width = self.pictures.grid
         return max(1, min(LARGEST_BATCH, PAINTED_TOKENS // (2 * height * width)))
-
-    # -- understanding ---------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
-        """Greedy answers, pictures first, then the question, as the model's processor has it."""
-        settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False, max_new_tokens=max_new_tokens, guidance_scale=1.0
-        )
-        answers = [""] * len(questions)
-        shown, bare = split_by_pictures(images)
-        asked = {index: self.pictures.asked(several(images[index]), questions[index]) for index in shown}
-        for part in batches(asked, max_new_tokens):
-            ids, mask = left_padded([asked[index][0] for index in part])
-            call = self._together([asked[index][1] for index in part])
-            out = self.model.generate(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings, **call
-            )
-            for index, row in zip(part, out, strict=True):
-                answers[index] = self.words.text(row[ids.shape[1] :]).strip()
-        for index, text in zip(
-            bare, super().answer([None] * len(bare), [questions[i] for i in bare], max_new_tokens), strict=True
-        ):
-            answers[index] = text
-        return answers
-
-    @torch.no_grad()
-    def score(
-        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
-    ) -> list[list[Likelihood]]:
-        """As `Runner.score`. After a picture and its question a continuation is an answer, a turn of its own."""
-        shown, bare = split_by_pictures(images)
-        found: list[list[Likelihood]] = [[] for _ in prompts]
-        texts = super().score(
-            [None] * len(bare), [prompts[index] for index in bare], [continuations[index] for index in bare]
-        )
-        for index, likelihoods in zip(bare, texts, strict=True):
-            found[index] = likelihoods
-        wanted: dict[int, tuple[int, list[int]]] = {}
-        asked: dict[int, Asked] = {}
-        for index in shown:
-            ids, call = self.pictures.asked(several(images[index]), prompts[index] or "")
-            for text in continuations[index]:
-                more = self.words.more_ids(text.lstrip())
-                asked[len(wanted)], wanted[len(wanted)] = (ids + more, call), (index, more)
-        scored: dict[int, Likelihood] = {}
-        for part in batches(asked, 0):
-            longest = max(len(wanted[place][1]) for place in part)
-            logits = self._read([asked[place] for place in part], longest + 1)
-            for place, rows in zip(part, logits, strict=True):
-                more = wanted[place][1]
-                scored[place] = likelihood(rows[longest - len(more) : longest], torch.tensor(more, dtype=torch.long))
-        for place, (index, _) in wanted.items():
-            found[index].append(scored[place])
-        return found
-
-    def _read(self, asked: Sequence[Asked], keep: int) -> Tensor:
-        """Logits of the last tokens, (B, keep, V)."""
-        ids, mask = (part.to(self.device) for part in left_padded([ids for ids, _ in asked]))
-        call: dict[str, Any] = self._together([call for _, call in asked])
-        if not mask.all():
-            call |= {"attention_mask": mask, "position_ids": positions(mask)}
-        logits: Tensor = self.model(input_ids=ids, use_cache=False, logits_to_keep=keep, **call).logits
-        return logits
-
-    def _together(self, calls: Sequence[Call]) -> dict[str, Tensor]:
-        """Pictures one after the other, as their places in the text."""
-        return {name: self._placed(torch.cat([call[name] for call in calls])) for name in calls[0]}
 
     # -- generation ------------------------------------------------------------------------------------------
 
@@ -193,15 +120,7 @@ class UnifiedRunner(TransformersRunner):
     ) -> None:
         """Answers are fed as text after picture and question; prompts are painted to the end, in both branches."""
         painted = [item for item in items if isinstance(item, GenerationItem)]
-        seen = [item for item in items if isinstance(item, UnderstandingItem) and several(item.image)]
-        theirs = {id(item) for item in (*painted, *seen)}
-        super().feed([item for item in items if id(item) not in theirs])
-        asked: dict[int, Asked] = {}
-        for index, item in enumerate(seen):
-            ids, call = self.pictures.asked(several(item.image), item.question)
-            asked[index] = (ids + self.words.more_ids(item.answer), call)
-        for part in batches(asked, 0, padded=False):
-            self._read([asked[index] for index in part], 1)
+        super().feed([item for item in items if not isinstance(item, GenerationItem)])
         for start in range(0, len(painted), self.batch):
             some = painted[start : start + self.batch]
             generators = [generator_of(item.seed, 0) for item in some]
