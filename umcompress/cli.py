@@ -96,7 +96,7 @@ def _plan(options: Namespace) -> int:
 
     plan = commands.plan(options.recipe, options.overrides, options.device, options.dtype)
     _print(plan, plan_view(plan, options.recipe), options.format)
-    return UsageError.exit_code if any(step.problem for step in plan.steps) else 0
+    return UsageError.exit_code if plan.problems or any(step.problem for step in plan.steps) else 0
 
 
 def _inspect(options: Namespace) -> int:

@@ -58,7 +58,6 @@ def apply(
     say(f"umcompress apply {recipe}: {loaded.recipe.model}, steps: {len(loaded.recipe.steps)}, into {path}")
     if out_of_core:
         _check_out_of_core(loaded.recipe)
-    _check_evaluations(loaded.recipe.evaluate)
     from umcompress.dry import check
     from umcompress.opening import open_source
 
@@ -120,11 +119,6 @@ def _run_on_disk(loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: 
     write_model_card(report, folder.model)
     write_report(report, folder.path)
     return report
-
-
-def _check_evaluations(evaluations: Sequence[Any]) -> None:
-    for evaluation in evaluations:
-        evaluation.check()
 
 
 def _run(loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str) -> Report:
@@ -265,10 +259,10 @@ def evaluate(
     Of several processes each takes a part of the questions; the first reports.
     """
     wanted = chosen(evaluations, seed, limit)
-    _check_evaluations(wanted)
     from umcompress.against import require_reference, scored
 
     for evaluation in wanted:
+        evaluation.check()
         require_reference(evaluation)
     if output:
         make_folder(Path(output), f"the output folder {output}")

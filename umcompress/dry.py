@@ -21,6 +21,7 @@ from umcompress.graph.text import print_graph
 from umcompress.measure import Weight, weigh
 from umcompress.memory import predicted
 from umcompress.opening import DTYPES, Source, as_stored, located, open_source
+from umcompress.providers import data_problems
 from umcompress.recipe import Calibration, Recipe, Step
 from umcompress.rewrite.apply import shapes_only
 from umcompress.views import Inspection, PlanReport, PlanStep, SiteInfo
@@ -52,7 +53,11 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         # Out of core every tensor keeps the dtype that it has on disk.
         on_disk = predicted(stored, source.family, measured)
         memory = memory.model_copy(update={"out_of_core": on_disk.out_of_core})
-    return PlanReport(model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory)
+    data = data_problems(recipe, source, source.runner(states[0].model))
+    return PlanReport(
+        model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory,
+        problems=tuple(f"{place}: {error}" for place, error in data),
+    )
 
 
 def _stored(source: Source) -> nn.Module | None:
@@ -90,9 +95,10 @@ def inspect_model(model: str, graph_path: str | None, trust_remote_code: bool = 
 def check(recipe: Recipe, source: Source) -> None:
     """Look, before anything is run, for what will certainly fail.
 
-    Raises ModelError where the weight files do not hold what the model needs; PlanError where a step selects
-    nothing or wants what is not legal.  What a pass decides by measuring may change what later steps find:
-    of these only such are refused as cannot be planned on the unmodified model either.
+    Raises ModelError where the weight files do not hold what the model needs; PlanError or UsageError where a step
+    selects nothing, wants what is not legal or has no data, and where an evaluation has none.  What a pass decides by
+    measuring may change what later steps find: of these only such are refused as cannot be planned on the unmodified
+    model either.
     """
     skeletons = [_skeleton(source)]
     problems: list[tuple[str, PlanError | UsageError]] = []
@@ -109,13 +115,15 @@ def check(recipe: Recipe, source: Source) -> None:
         except (PlanError, UsageError) as error:
             if not _fits(planner, skeletons[0], source, task):
                 problems.append((step.name, error))
+    problems += data_problems(recipe, source, source.runner(skeletons[0]))
     if len(problems) == 1:
         name, problem = problems[0]
-        problem.add_note(f"  step: {name}")
+        if not name.startswith("evaluate "):
+            problem.add_note(f"  step: {name}")
         raise problem
     if problems:
         listed = [f"{name}: {'; '.join(str(problem).splitlines())}" for name, problem in problems]
-        raise PlanError(f"{len(problems)} steps on {source.name}", "\n    ".join(listed))
+        raise PlanError(f"{len(problems)} problems of the recipe on {source.name}", "\n    ".join(listed))
 
 
 def _fits(planner: Pass, model: nn.Module, source: Source, task: str) -> bool:

@@ -32,7 +32,8 @@ from umcompress.graph.model_graph import trace_model
 from umcompress.lockstep import Lockstep
 from umcompress.measure import weigh
 from umcompress.opening import DTYPES, Source, as_stored, located
-from umcompress.pipeline import BASELINE, calibration_source, describe
+from umcompress.pipeline import BASELINE, describe
+from umcompress.providers import calibration_source
 from umcompress.recipe import Recipe, Step
 from umcompress.report import Checkpoint, StepReport, step_report
 from umcompress.rewrite.rows import NewTensor

@@ -23,17 +23,17 @@ from umcompress.chosen import headline
 from umcompress.documents import Task
 from umcompress.edits import Edit, Plan
 from umcompress.errors import PlanError
-from umcompress.extend import Evaluation, Pass, Proposal, TrainingPass
+from umcompress.extend import Pass, Proposal, TrainingPass
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.measure import Stopwatch, own_speed, weigh
 from umcompress.models.base import Runner
 from umcompress.opening import Source
+from umcompress.providers import calibration_source, seeded, training_source
 from umcompress.recipe import Calibration, Recipe, Step
 from umcompress.report import Score, StepReport, Stopped, check_gate, step_report
 from umcompress.rewrite.apply import rewrite
 from umcompress.run_folder import TRAINING, CommittedStep, RunFolder, keep_tensors, kept_tensors
-from umcompress.train.run import check_trainable, feed_experts, run_training, sharded, summary
-from umcompress.training_data import TrainingFile
+from umcompress.train.run import feed_experts, run_training, sharded, summary
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,7 +76,6 @@ class Pipeline:
 
     def run(self) -> Outcome:
         """All steps, those that are committed already from the folder."""
-        self._check_calibration()
         model = self.source.load()
         baseline = self._baseline(model)
         outcome = Outcome(model, [baseline])
@@ -103,26 +102,10 @@ class Pipeline:
         outcome.plans = chains[-1]
         return outcome
 
-    def _check_calibration(self) -> None:
-        """Find out before hours are spent that a step has nothing to calibrate on."""
-        for step in self.recipe.steps:
-            if isinstance(step.pass_, TrainingPass):
-                check_trainable(step.pass_, self.source, self._training_data(step.pass_))
-            elif isinstance(step.pass_, Pass) and step.pass_.needs():
-                wanted = getattr(step.pass_, "calibration", None) or self.recipe.calibration
-                source = calibration_source(self.recipe, wanted, self.evaluations)
-                if isinstance(source, CalibrationFile):
-                    source.drawn(wanted.task, wanted.samples, wanted.seed)
-
     def _kept(self) -> set[str]:
         """What a killed step leaves for the next try: evaluations know which of their answers still hold, and a
         training goes on from its checkpoint."""
         return {evaluation.name for evaluation in self.evaluations} | {TRAINING}
-
-    def _training_data(self, planner: TrainingPass) -> Evaluation:
-        if planner.data is not None:
-            return TrainingFile(data=Path(planner.data))
-        return calibration_source(self.recipe, Calibration(source=planner.source), self.evaluations)
 
     def _place(self, index: int) -> str:
         return f"[{index}/{len(self.recipe.steps)}]"
@@ -181,7 +164,8 @@ class Pipeline:
     def _train(self, index: int, step: Step, planner: TrainingPass, model: nn.Module, work: Path) -> Proposal:
         proposal = planner.plan(trace_model(model, self.source.family), Statistics())
         values = run_training(
-            planner, proposal.plan.tensor_names(), model, self.source, self._training_data(planner), work / TRAINING,
+            planner, proposal.plan.tensor_names(), model, self.source,
+            training_source(self.recipe, planner, self.evaluations), work / TRAINING,
             self.say, f"{self._place(index)} {step.name}",
         )  # fmt: skip
         return Proposal(proposal.plan, values)
@@ -264,31 +248,6 @@ class Pipeline:
         return rewrite(
             self.source.load(), self.source.family, [done.plan for done in plans], [done.tensors for done in plans]
         )
-
-
-def seeded(evaluation: Any, seed: int) -> Evaluation:
-    """The evaluation with the recipe's seed, unless the recipe gives it one of its own."""
-    assert isinstance(evaluation, Evaluation)
-    if "seed" in type(evaluation).model_fields and "seed" not in evaluation.model_fields_set:
-        return evaluation.model_copy(update={"seed": seed})
-    return evaluation
-
-
-def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Who provides calibration items: the user's file, the named evaluation, else the recipe's first."""
-    from umcompress.extend import find_evaluation
-
-    if wanted.data is not None:
-        return CalibrationFile(data=Path(wanted.data))
-    if wanted.source is not None:
-        named = dict(zip(recipe.evaluation_names, evaluations, strict=True))
-        return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source, recipe.base)()
-    if evaluations:
-        return evaluations[0]
-    raise PlanError(
-        "calibration data", "the recipe names no evaluation and no calibration source",
-        "add `evaluate: [...]`, or `calibration: {source: NAME}`, or `calibration: {data: FILE}`",
-    )
 
 
 def describe(plan: Plan) -> str:

@@ -57,12 +57,16 @@ class Memory(Document):
 
 
 class PlanReport(Document):
-    """What a recipe would do to a model. No weights were read, so which units stay is not decided here."""
+    """What a recipe would do to a model. No weights were read, so which units stay is not decided here.
+
+    problems: why `apply` would end although every step can be planned: data that are not there, or do not fit.
+    """
 
     model: str
     recipe_name: str | None = None
     steps: tuple[PlanStep, ...]
     memory: Memory | None = None
+    problems: tuple[str, ...] = ()
 
 
 class SiteInfo(Document):

@@ -29,7 +29,8 @@ def plan_view(plan: PlanReport, recipe: str | None = None) -> View:
         refused = by_layers((item.site, item.reason) for item in step.declined)
         parts += [f"{step.name} leaves {site} alone: {reason}" for site, reason in refused]
         parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
-    possible = recipe is not None and not any(step.problem for step in plan.steps)
+    parts += [f"apply CANNOT run this: {problem}" for problem in plan.problems]
+    possible = recipe is not None and not plan.problems and not any(step.problem for step in plan.steps)
     return (*parts, *_memory(plan), *([f"next: umcompress apply {shlex.quote(str(recipe))}"] if possible else []))
 
 

@@ -1,0 +1,128 @@
+"""Who provides the items that a recipe calibrates and trains on; and whether they can, before weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from umcompress.calibration_data import CalibrationFile
+from umcompress.errors import PlanError, UsageError
+from umcompress.extend import Evaluation, Pass, TrainingPass, find_evaluation
+from umcompress.opening import Source
+from umcompress.recipe import Calibration, Recipe
+from umcompress.train.run import check_trainable
+from umcompress.training_data import TrainingFile
+
+Problem = PlanError | UsageError
+
+
+def seeded(evaluation: Any, seed: int) -> Evaluation:
+    """The evaluation with the recipe's seed, unless the recipe gives it one of its own."""
+    assert isinstance(evaluation, Evaluation)
+    if "seed" in type(evaluation).model_fields and "seed" not in evaluation.model_fields_set:
+        return evaluation.model_copy(update={"seed": seed})
+    return evaluation
+
+
+def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Who provides calibration items: the user's file, the named evaluation, else the recipe's first."""
+    if wanted.data is not None:
+        return CalibrationFile(data=Path(wanted.data))
+    if wanted.source is not None:
+        named = dict(zip(recipe.evaluation_names, evaluations, strict=True))
+        return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source, recipe.base)()
+    if evaluations:
+        return evaluations[0]
+    raise PlanError(
+        "calibration data", "the recipe names no evaluation and no calibration source",
+        "add `evaluate: [...]`, or `calibration: {source: NAME}`, or `calibration: {data: FILE}`",
+    )
+
+
+def training_source(recipe: Recipe, planner: TrainingPass, evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Who provides training items: the step's file, the evaluation that it names, else the recipe's first."""
+    if planner.data is not None:
+        return TrainingFile(data=Path(planner.data))
+    return calibration_source(recipe, Calibration(source=planner.source), evaluations)
+
+
+def data_problems(recipe: Recipe, source: Source, runner: Any) -> list[tuple[str, Problem]]:
+    """What is wrong with the data of a recipe: the steps or the evaluation that it stops, and why.
+
+    runner: of a skeleton of the model.  The items are drawn; no weight is read.
+    """
+    evaluations = [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate]
+    found: dict[str, tuple[list[str], Problem]] = {}
+    for name, error in _problems(recipe, source, runner, evaluations):
+        # Steps that share their calibration share what is wrong with it.
+        found.setdefault(str(error), ([], error))[0].append(name)
+    return [(", ".join(names), error) for names, error in found.values()]
+
+
+def _problems(
+    recipe: Recipe, source: Source, runner: Any, evaluations: Sequence[Evaluation]
+) -> Iterator[tuple[str, Problem]]:
+    for name, evaluation in zip(recipe.evaluation_names, evaluations, strict=True):
+        try:
+            evaluation.check()
+            _does_any(evaluation, runner)
+        except (PlanError, UsageError) as error:
+            yield f"evaluate {name}", error
+    checked: set[Calibration] = set()
+    for step in recipe.steps:
+        planner = step.pass_
+        wanted = getattr(planner, "calibration", None) or recipe.calibration
+        try:
+            if isinstance(planner, TrainingPass):
+                check_trainable(planner, source, training_source(recipe, planner, evaluations))
+            elif isinstance(planner, Pass) and planner.needs() and wanted not in checked:
+                _calibrates(wanted, calibration_source(recipe, wanted, evaluations), runner)
+                checked.add(wanted)
+        except (PlanError, UsageError) as error:
+            yield step.name, error
+
+
+def _calibrates(wanted: Calibration, giver: Evaluation, runner: Any) -> None:
+    """PlanError or UsageError where there are not the items that calibration is to run the model on."""
+    if wanted.task not in runner.tasks:
+        raise PlanError(
+            f"calibrate on {wanted.task}", f"{_kind(runner)} does {' and '.join(runner.tasks)} here",
+            f"set calibration: {{task: {runner.tasks[0]}}}",
+        )
+    if isinstance(giver, CalibrationFile):
+        rows = giver.drawn(wanted.task, wanted.samples, wanted.seed)
+        _can_read(str(giver.data), any("image" in row for row in rows), any("text" in row for row in rows), runner)
+        return
+    items = giver.calibration_items(wanted.task, wanted.samples, wanted.seed)
+    pictured = any(getattr(item, "image", None) is not None for item in items)
+    _can_read(giver.name, pictured, any(hasattr(item, "text") for item in items), runner)
+
+
+def _does_any(evaluation: Evaluation, runner: Any) -> None:
+    """UsageError where the model does nothing that the evaluation scores."""
+    if evaluation.tasks and not set(evaluation.tasks) & set(runner.tasks):
+        raise UsageError(
+            f"the evaluation {evaluation.name}",
+            f"it scores {' and '.join(evaluation.tasks)}; {_kind(runner)} does {' and '.join(runner.tasks)} here",
+            "leave it out",
+        )
+
+
+def _can_read(name: str, pictured: bool, plain: bool, runner: Any) -> None:
+    """PlanError where calibration items show pictures or are plain text, and the model is not run on these."""
+    asked = f"calibrate {_kind(runner)} on {name}"
+    if pictured and not getattr(runner, "sees", True):
+        raise PlanError(
+            asked, "it shows pictures, and the model is run on text here",
+            "calibration: {data: FILE} of JSON lines with `text`, or evaluate: [perplexity: {data: FILE}]",
+        )
+    if plain and not hasattr(runner, "logits"):
+        raise PlanError(
+            asked, "it gives plain text, which the model is not run on here",
+            "calibration: {data: FILE} of JSON lines with `image` and `question`, or with `prompt`",
+        )
+
+
+def _kind(runner: Any) -> str:
+    return type(getattr(runner, "model", runner)).__name__
