@@ -44,7 +44,7 @@ def test_recipe_becomes_documents() -> None:
     )
     assert (mend.name, mend.pass_, mend.stop_if) == ("last", Mend(), Gate(generation_drop=0.1))
     assert recipe.evaluate == (Quiz(limit=3),)
-    assert (recipe.device, recipe.dtype, recipe.seed, recipe.output) == ("cpu", "float32", 0, None)
+    assert (recipe.device, recipe.dtype, recipe.seed, recipe.output) == ("cpu", None, 0, None)
 
 
 def test_resolved_has_every_default_and_leaves_the_recipe_alone() -> None:

@@ -49,7 +49,7 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         for step, planned in zip(recipe.steps, steps, strict=True) if isinstance(step.pass_, Pass)
     ]  # fmt: skip
     memory = predicted(states[0].model, source.family, measured)
-    if "dtype" not in recipe.model_fields_set and (stored := _stored(source)) is not None:
+    if recipe.dtype is None and (stored := _stored(source)) is not None:
         # Out of core every tensor keeps the dtype that it has on disk.
         on_disk = predicted(stored, source.family, measured)
         memory = memory.model_copy(update={"out_of_core": on_disk.out_of_core})

@@ -83,8 +83,18 @@ class OnDisk:
         }
 
     def running(self) -> AbstractContextManager[Lockstep]:
-        """A context in which the skeleton can be run, a block in memory at a time."""
-        return streamed(self.model, self.source.family, self.read)
+        """A context in which the skeleton can be run, a block in memory at a time.
+
+        A model of transformers computes in one dtype; where its files hold several, that is float32.
+        """
+        kinds = {tensor.dtype for tensor in self.model.parameters() if tensor.is_floating_point()}
+        if len(kinds) < 2 or self.dtype is not None or not self.source.family.general:
+            return streamed(self.model, self.source.family, self.read)
+        return streamed(self.model, self.source.family, lambda name: _whole(self.read(name)))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def open_on_disk(source: Source, dtype: str | None = None) -> OnDisk:
@@ -112,8 +122,7 @@ class OutOfCore:
 
     def run(self) -> OnDisk:
         """All steps; the model that they come to, still on disk."""
-        dtype = self.recipe.dtype if "dtype" in self.recipe.model_fields_set else None
-        model = open_on_disk(self.source, dtype)
+        model = open_on_disk(self.source, self.recipe.dtype)
         self.steps.append(self._weighed(model, BASELINE, time.monotonic()))
         for index, step in enumerate(self.recipe.steps, start=1):
             place = f"[{index}/{len(self.recipe.steps)}] {step.name}"

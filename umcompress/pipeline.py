@@ -33,6 +33,7 @@ from umcompress.recipe import Calibration, Recipe, Step
 from umcompress.report import Score, StepReport, Stopped, check_gate, step_report
 from umcompress.rewrite.apply import rewrite
 from umcompress.run_folder import TRAINING, CommittedStep, RunFolder, keep_tensors, kept_tensors
+from umcompress.stored import rounded
 from umcompress.train.run import feed_experts, run_training, sharded, summary
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Pipeline:
         started = time.monotonic()
         work = processes.by_first(lambda: self.folder.work(index, step.name, self._kept()))
         try:
-            plan, tensors = self._planned(index, step, outcome.model, work)
+            plan, tensors = self._planned(index, step, outcome.model, work, before)
         except PlanError as error:
             error.add_note(f"  in step {step.name} of the recipe")
             raise
@@ -148,18 +149,25 @@ class Pipeline:
         processes.by_first(lambda: self.folder.commit(index, step.name, work, CommittedStep(report=report, plan=plan)))
         return report, plan, tensors
 
-    def _planned(self, index: int, step: Step, model: nn.Module, work: Path) -> tuple[Plan, dict[str, Tensor]]:
+    def _planned(
+        self, index: int, step: Step, model: nn.Module, work: Path, before: Sequence[Applied]
+    ) -> tuple[Plan, dict[str, Tensor]]:
         """The plan with its tensors kept in `work`.  Processes train together; all else one plans for all."""
         if isinstance(step.pass_, TrainingPass):
-            proposal = self._train(index, step, step.pass_, model, work)
+            proposal = self._rounded(self._train(index, step, step.pass_, model, work), before)
             plan = processes.by_first(lambda: keep_tensors(proposal.plan, proposal.tensors, work))
             return plan, dict(proposal.tensors)
         if processes.rank() == 0:
-            proposal = self._propose(index, step, model)
+            proposal = self._rounded(self._propose(index, step, model), before)
             plan = processes.from_first(keep_tensors(proposal.plan, proposal.tensors, work))
             return plan, dict(proposal.tensors)
         plan = processes.from_first(Plan(pass_name=step.reference))
         return plan, dict(kept_tensors(plan, work))
+
+    def _rounded(self, proposal: Proposal, before: Sequence[Applied]) -> Proposal:
+        """Values as they will be written."""
+        plans = [*(done.plan for done in before), proposal.plan]
+        return Proposal(proposal.plan, rounded(self.source, self.recipe, plans, proposal.tensors))
 
     def _train(self, index: int, step: Step, planner: TrainingPass, model: nn.Module, work: Path) -> Proposal:
         proposal = planner.plan(trace_model(model, self.source.family), Statistics())

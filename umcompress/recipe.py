@@ -68,8 +68,9 @@ class RecipeHead(Document):
     output: str | None = Field(default=None, description="The run's folder; -o says it too.")
     seed: NonNegativeInt = Field(default=0, description="Seeds evaluation and whatever is drawn.")
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="What the weights are loaded as."
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        default=None,
+        description="What is computed in and written; null: computed in float32, written as the model is stored.",
     )
     components: dict[Component, Globs] | None = Field(
         default=None, description="What the parts of a model are for: component to globs of module paths."

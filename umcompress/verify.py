@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,17 +31,20 @@ EXPECTED = "expected.safetensors"
 ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None = None) -> Checkpoint:
+def verify(
+    model: nn.Module, source: Source, folder: Path, plain: Plain | None = None, written: Sequence[str] = ()
+) -> Checkpoint:
     """Raises CheckError when the fresh process computes anything else, or counts other parameters.
 
-    plain: what was written, if it is not `model` and its plans but a folder that needs none.
+    plain: what was written, if it is not `model` and its plans but a folder that needs none. written: the dtypes of
+    weights that are stored in less than is computed in.
     """
     import torch
 
     with tempfile.TemporaryDirectory() as temporary:
         expected = Path(temporary) / EXPECTED
         save_outputs(source.runner(model).probe(), expected)
-        bar = ROUNDING.get(source.dtype, 5e-2) if plain is not None and not plain.exact else 0.0
+        bar = ROUNDING.get("".join(written) or source.dtype, 5e-2) if plain is not None and not plain.exact else 0.0
         arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads()), str(bar),
                      "trust" if source.trust_remote_code else ""]
         done = subprocess.run(
@@ -62,6 +66,9 @@ def verify(model: nn.Module, source: Source, folder: Path, plain: Plain | None =
         )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     notes = [plain.note] if plain and plain.note else []
+    if written:
+        notes.append(f"weights are {' and '.join(written)}, as in the model's own folder; all above was computed in "
+                     f"{source.dtype}")
     if bar:
         notes.append(f"outputs in a fresh process differ by rounding only (at most {bar:g})")
     return Checkpoint(
