@@ -20,6 +20,7 @@ from umcompress.expert_load import Experts
 from umcompress.learning import TrainingSummary
 from umcompress.recipe import Gate
 from umcompress.scores import Change, KindScore, Score, change, is_beyond_noise, proportion, score, wilson
+from umcompress.unfinished import unfinished
 
 __all__ = [
     "Change", "Checkpoint", "GateResult", "KindScore", "Report", "Score", "Size", "Speed", "StepReport",
@@ -225,6 +226,8 @@ def read_report(path: Path) -> Report:
     file = path / FILE if path.is_dir() else path
     asked = f"the report of {path}"
     if not file.is_file():
+        if (said := unfinished(path, "the report")) is not None:
+            raise UsageError(asked, *said)
         found = f"{path} is a folder without {FILE}" if path.is_dir() else "no such file or folder"
         raise UsageError(asked, found, "name the output folder of a finished run, or its report.json")
     try:

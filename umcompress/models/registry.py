@@ -9,12 +9,11 @@ from umcompress.discover import entries
 from umcompress.errors import ModelError, nearest
 from umcompress.models.base import Family
 from umcompress.models.hub import hub_folder, is_hub_id
+from umcompress.unfinished import RUN, unfinished
 
 FAMILIES = "umcompress.families"
 BUILT_IN = {"bagel-mini": "bagel_mini"}
 RECORD = "umcompress.json"
-# In the output folder of a run.
-RUN = "run.json"
 
 
 def resolve_folder(model: str, code: bool = False) -> Path:
@@ -41,6 +40,8 @@ def resolve_folder(model: str, code: bool = False) -> Path:
         )
     # The output folder of a run holds the model in `model/`.
     inner = folder / "model"
+    if not inner.is_dir() and (said := unfinished(folder, "the model")) is not None:
+        raise ModelError(f"the model {model}", *said)
     ran = (folder / RUN).is_file() and inner.is_dir()
     return inner if (ran or (inner / RECORD).is_file()) and not (folder / RECORD).is_file() else folder
 
