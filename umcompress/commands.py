@@ -133,17 +133,21 @@ def _finish(
     loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str, pipeline: Any, outcome: Any
 ) -> Report:
     """Write the model, check it in a fresh process, report."""
+    from umcompress.stored import held_as, stored_dtypes
     from umcompress.verify import verify
 
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
     record = _record(source, made_of, [done.plan for done in outcome.plans])
     say(f"writing {folder.model}")
-    plain = write_model(outcome.model, source, folder, record)
+    with held_as(outcome.model, stored_dtypes(source, loaded.recipe, [done.plan for done in outcome.plans])) as stored:
+        plain = write_model(outcome.model, source, folder, record)
     say("reloading it in a fresh process and comparing outputs bit for bit")
-    checkpoint = verify(outcome.model, source, folder.model, None if isinstance(plain, str) else plain)
+    written = sorted(str(dtype).removeprefix("torch.") for dtype in stored)
+    checkpoint = verify(outcome.model, source, folder.model, None if isinstance(plain, str) else plain, written)
     if isinstance(plain, str) and plain:
-        checkpoint = checkpoint.model_copy(update={"note": plain})
+        notes = "; ".join(filter(None, (plain, checkpoint.note)))
+        checkpoint = checkpoint.model_copy(update={"note": notes})
     report = _report(
         loaded.recipe.model, outcome.steps, source, pipeline.evaluations, loaded.recipe.seed
     ).model_copy(update={
