@@ -36,6 +36,24 @@ def test_two_of_four_experts_are_work(tmp_path: Path, in_memory: bool) -> None:
     assert found == pytest.approx(4 * (experts + router + attention + products) + head, rel=0.01)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "qwen2_moe", "deepseek_v3"])
+def test_of_the_experts_those_are_active_that_a_token_uses(tmp_path: Path, kind: str, in_memory: bool) -> None:
+    """Everything but the experts that a token does not use, whose sizes are those of the configuration."""
+    source = open_source(str(folder(kind, tmp_path / "m")))
+    model = source.load() if in_memory else source.skeleton()
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    width = config.get("moe_intermediate_size", config["intermediate_size"])
+    experts = next(config[key] for key in ("num_local_experts", "num_experts", "n_routed_experts") if key in config)
+    # All layers are mixtures but those that the configuration says are dense.
+    dense = len(config.get("mlp_only_layers") or ()) + config.get("first_k_dense_replace", 0)
+    unused = (experts - config["num_experts_per_tok"]) * (config["num_hidden_layers"] - dense)
+    found = weigh(model, source.family, source.runner(model))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert found.parameters.active == {"understanding": total - unused * 3 * config["hidden_size"] * width}
+    assert found.bytes.active == {"understanding": 4 * found.parameters.active["understanding"]}
+
+
 @pytest.mark.parametrize(
     ("step", "how"), [(DROP, []), (DROP, ["--out-of-core"]), (DROP | {"unit": "block"}, [])],
     ids=["compressed", "out of core", "plain"],

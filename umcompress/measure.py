@@ -23,6 +23,8 @@ from umcompress.models.base import Family, Runner
 from umcompress.report import Size, Speed
 
 REPEATS = 3
+# Names of stacked parameters of experts -> how many of how many experts a token uses.
+Shares = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
     """
     touched: dict[Task, set[str]] = {}
     macs: dict[Task, int] = {}
+    shares = _experts(model)
     for task in runner.tasks:
-        names, hooks = _watch(model)
+        names, hooks = _watch(model, shares)
         # The counter does not know fused attention kernels, which are run as matrix products, nor grouped ones.
         counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
         routed = _Routed(counter)
@@ -56,8 +59,8 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         touched[task] = names
         macs[task] = round((counter.get_total_flops() / 2 + routed.correction) / tokens)
     return Weight(
-        _size(model, family, touched, lambda tensor: tensor.numel()),
-        _size(model, family, touched, lambda tensor: tensor.numel() * tensor.element_size()),
+        _size(model, family, touched, shares, lambda tensor: tensor.numel()),
+        _size(model, family, touched, shares, lambda tensor: tensor.numel() * tensor.element_size()),
         macs,
     )
 
@@ -72,8 +75,11 @@ def _grouped_products() -> dict[Any, Callable[..., int]]:
     return dict.fromkeys((torch.ops.aten._grouped_mm, *([own] if own else [])), products)
 
 
-def _watch(model: nn.Module) -> tuple[set[str], list[torch.utils.hooks.RemovableHandle]]:
-    """Names of parameters whose own module received a token, filled while the hooks are on."""
+def _watch(model: nn.Module, shares: Shares) -> tuple[set[str], list[torch.utils.hooks.RemovableHandle]]:
+    """Names of parameters whose own module received a token, filled while the hooks are on.
+
+    So is `shares`, with those of experts that are called with the numbers of the chosen ones.
+    """
     touched: set[str] = set()
     hooks = []
     # Experts are run by the module that routes to them, which need not call their own modules.
@@ -84,19 +90,36 @@ def _watch(model: nn.Module) -> tuple[set[str], list[torch.utils.hooks.Removable
         if not own or path.startswith(routed):
             continue
 
-        def note(_: nn.Module, inputs: tuple[object, ...], own: list[str] = own) -> None:
+        def note(called: nn.Module, inputs: tuple[object, ...], own: list[str] = own) -> None:
             if any(isinstance(value, Tensor) and value.numel() for value in inputs):
                 touched.update(own)
+            if (found := _chosen(called, inputs)) is not None:
+                shares.update(dict.fromkeys(own, found))
 
         hooks.append(module.register_forward_pre_hook(note))
     return touched, hooks
 
 
+def _chosen(module: nn.Module, inputs: tuple[object, ...]) -> tuple[int, int] | None:
+    """How many of how many experts a token uses, as a mixture of transformers is called: rows (T, H), the numbers of
+    the experts (T, K), their weights.  The stacked weights are its own, experts first.  None for any other module.
+    """
+    own = list(module.parameters(recurse=False))
+    index = inputs[1] if len(inputs) > 2 else None
+    if not isinstance(index, Tensor) or index.ndim != 2 or index.is_floating_point():
+        return None
+    experts = {parameter.shape[0] for parameter in own}
+    if len(experts) != 1 or all(parameter.ndim < 3 for parameter in own):
+        return None
+    (count,) = experts
+    return (index.shape[1], count) if index.shape[1] <= count else None
+
+
 def _size(
-    model: nn.Module, family: Family, touched: dict[Task, set[str]], count: Callable[[Tensor], int]
+    model: nn.Module, family: Family, touched: dict[Task, set[str]], shares: Shares, count: Callable[[Tensor], int]
 ) -> Size:
     counts = {name: count(parameter) for name, parameter in model.named_parameters()}
-    at_work = counts | {name: counts[name] * active // of for name, (active, of) in _experts(model).items()}
+    at_work = counts | {name: counts[name] * active // of for name, (active, of) in shares.items()}
     tied = tied_names(model)
     by_component: dict[Component, int] = {}
     for name, value in counts.items():
@@ -112,9 +135,9 @@ def _size(
     )
 
 
-def _experts(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Each stacked parameter of experts -> how many of how many a token uses."""
-    shares: dict[str, tuple[int, int]] = {}
+def _experts(model: nn.Module) -> Shares:
+    """Each stacked parameter of experts of ours -> how many of how many a token uses."""
+    shares: Shares = {}
     for path, module in model.named_modules():
         if isinstance(module, RoutedFeedForward):
             stack = f"{path}.experts." if path else "experts."
