@@ -67,8 +67,7 @@ def verify(
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     notes = [plain.note] if plain and plain.note else []
     if written:
-        notes.append(f"weights are {' and '.join(written)}, as in the model's own folder; all above was computed in "
-                     f"{source.dtype}")
+        notes.append(f"weights as they were stored: {', '.join(written)}")
     if bar:
         notes.append(f"outputs in a fresh process differ by rounding only (at most {bar:g})")
     return Checkpoint(

@@ -14,6 +14,8 @@ from umcompress.unfinished import RUN, unfinished
 FAMILIES = "umcompress.families"
 BUILT_IN = {"bagel-mini": "bagel_mini"}
 RECORD = "umcompress.json"
+# What peft saves in place of a model.
+ADAPTER = "adapter_config.json"
 
 
 def resolve_folder(model: str, code: bool = False) -> Path:
@@ -61,6 +63,11 @@ def find_family(folder: Path) -> Family:
             matching.append(family)
     if matching:
         return min(matching, key=lambda family: family.general)
+    if (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"the kind of model in {folder}", f"an adapter ({ADAPTER}), without the model that it changes",
+            "merge it into that model first: merge_and_unload() of peft, then save_pretrained()",
+        )
     files = sorted(path.name for path in folder.iterdir())[:8]
     raise ModelError(
         asked=f"the kind of model in {folder}",

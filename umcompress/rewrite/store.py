@@ -27,6 +27,12 @@ from umcompress.models.plain import Plain
 from umcompress.rewrite.apply import shapes_only
 
 RECORD = "umcompress.json"
+# In a folder of the hub beside the safetensors: the same weights again, for other programs.
+WEIGHTS = frozenset({
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".ggml", ".onnx", ".onnx_data",
+    ".tflite", ".mlmodel", ".npz", ".nemo", ".pkl",
+})  # fmt: skip
+INDEXES = (".safetensors.index.json", ".bin.index.json", ".h5.index.json", ".msgpack.index.json")
 
 
 class StoredFamily(ModelFamily, Protocol):
@@ -138,9 +144,10 @@ def is_compressed(folder: Path) -> bool:
 
 
 def side_files(folder: Path) -> list[Path]:
-    """What a model folder holds beside weights, their index, our record and a model card."""
+    """What a model folder holds beside weights, their index, our record and a model card.
+
+    Weights of other libraries are weights, too: next to a smaller model they would be those of the old one.
+    """
     own = {RECORD, "README.md", ".gitattributes"}
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in own)
-    return [
-        p for p in files if not p.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt"))
-    ]
+    return [p for p in files if p.suffix not in WEIGHTS and not p.name.endswith(INDEXES)]

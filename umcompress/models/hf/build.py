@@ -86,6 +86,7 @@ def model_class(config: PreTrainedConfig, file: Path, trust: bool = False) -> ty
 def build(folder: Path, trust: bool = False) -> PreTrainedModel:
     """The model of a folder's configuration, in eval mode, with its generation settings."""
     config, file = read_config(folder, trust), config_file(folder)
+    _refuse_quantized(config, folder)
     cls = model_class(config, file, trust)
     config.architectures = [cls.__name__]
     model = build_own(cls, config, folder) if cls.is_custom_code() else _build_known(cls, config, file)
@@ -96,6 +97,18 @@ def build(folder: Path, trust: bool = False) -> PreTrainedModel:
         raise _refused(file, error) from error
     model.train(False)
     return model
+
+
+def _refuse_quantized(config: PreTrainedConfig, folder: Path) -> None:
+    """Packed weights are no matrices to cut; and what is cut would be loaded as if it were packed."""
+    for part in (config, config.get_text_config()):
+        if (settings := getattr(part, "quantization_config", None)) is not None:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            raise ModelError(
+                f"compress the model in {folder}",
+                f"its weights are quantized ({method or 'quantization_config'} in {CONFIG})",
+                "compress the model that it was made from, and quantize the result",
+            )
 
 
 def build_own(cls: type[PreTrainedModel], config: Any, folder: Path) -> PreTrainedModel:
