@@ -84,3 +84,14 @@ def test_rows_of_a_file_by_task(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"prompt": "no picture"}\n')
     with pytest.raises(UsageError, match="no row of it"):
         TrainingFile(data=tmp_path / "data.jsonl").training_items("generation", 1, 0)
+
+
+def test_texts_of_unequal_lengths_add_up(llama: Path, tmp_path: Path) -> None:
+    """Each alone, without padding, or all together: the same losses, and the same is learned."""
+    whole, one = run(llama, tmp_path / "a", steps=2, batch_size=4, ema=0.0)
+    parts, four = run(llama, tmp_path / "b", steps=2, batch_size=4, ema=0.0, gradient_accumulation=4)
+    for a, b in zip(one.rows, four.rows, strict=True):
+        assert {"cross_entropy", "logits", "blocks", "balance"} <= set(a["losses"])
+        assert b["losses"] == pytest.approx(a["losses"], rel=2e-4) and b["load"] == pytest.approx(a["load"], abs=1e-6)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=3e-5)

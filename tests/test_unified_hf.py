@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from unified_models import BEGIN, END_OF_ROW, FIRST_CODE, NAMES, WRAPPER, write_unified
+from unified_models import BEGIN, END_OF_ROW, FIRST_CODE, GRIDS, NAMES, WRAPPER, whole, write_unified
 
 from umcompress.edits import DropBlock, DropBranch, Plan
 from umcompress.errors import ModelError, UsageError
@@ -25,8 +25,6 @@ PROMPTS = ["a red dot", "two cats on a mat", "x"]
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, size, dtype=np.uint8) for size in ((20, 30, 3), (16, 16, 3), (9, 14, 3))]
 QUESTIONS = ["what is it?", "how many?", "hm"]
-# height, width in codes
-GRIDS = {"janus": (4, 4), "emu3": (4, 6), "chameleon": (8, 8)}
 
 
 @pytest.fixture(scope="module")
@@ -84,24 +82,6 @@ def test_the_greedy_answer_is_scored_as_the_likeliest(name: str, runners: dict[s
 
 
 # -- generation -------------------------------------------------------------------------------------------------------
-
-
-def whole(runner: Any, name: str, ids: list[int], codes: list[int], last: int) -> Tensor:
-    """Logits of the next code after `codes`, the whole read at once without a cache. last: row width."""
-    model = runner.model
-    if name == "janus":
-        words = model.get_input_embeddings()(torch.tensor([ids]))
-        seen = model.prepare_embeddings_for_image_generation(torch.tensor([codes], dtype=torch.long))
-        hidden = model.model.language_model(inputs_embeds=torch.cat([words, seen], 1), use_cache=False)
-        return model.model.generation_head(hidden.last_hidden_state[0, -1])
-    rows = list(ids)
-    for place, code in enumerate(codes):
-        rows.append(FIRST_CODE + code)
-        if name == "emu3" and (place + 1) % last == 0:
-            rows.append(END_OF_ROW)
-    body = model.model
-    hidden = body(input_ids=torch.tensor([rows]), use_cache=False).last_hidden_state[0, -1]
-    return model.lm_head(hidden)[FIRST_CODE : FIRST_CODE + 16]
 
 
 @pytest.mark.parametrize("padded", [True, False])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers as hf
 from hf_models import randomise, tokenizer
 from hf_zoo import ZOO
+from torch import Tensor
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
@@ -18,6 +20,8 @@ MARKS = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>", "
          "eof_token": "<eof>"}  # fmt: skip
 IMAGE, BEGIN, END, WRAPPER, EOF = range(96, 101)
 FIRST_CODE, END_OF_ROW, VOCABULARY = 101, 117, 128
+# height, width in codes
+GRIDS = {"janus": (4, 4), "emu3": (4, 6), "chameleon": (8, 8)}
 
 
 def model_of(name: str) -> Any:
@@ -58,3 +62,21 @@ def write_unified(name: str, folder: Path) -> Path:
     model_of(name).save_pretrained(folder)
     processor_of(name).save_pretrained(folder)
     return folder
+
+
+def whole(runner: Any, name: str, ids: list[int], codes: list[int], last: int) -> Tensor:
+    """Logits of the next code after `codes`, the whole read at once without a cache. last: row width."""
+    model = runner.model
+    if name == "janus":
+        words = model.get_input_embeddings()(torch.tensor([ids]))
+        seen = model.prepare_embeddings_for_image_generation(torch.tensor([codes], dtype=torch.long))
+        hidden = model.model.language_model(inputs_embeds=torch.cat([words, seen], 1), use_cache=False)
+        return model.model.generation_head(hidden.last_hidden_state[0, -1])
+    rows = list(ids)
+    for place, code in enumerate(codes):
+        rows.append(FIRST_CODE + code)
+        if name == "emu3" and (place + 1) % last == 0:
+            rows.append(END_OF_ROW)
+    body = model.model
+    hidden = body(input_ids=torch.tensor([rows]), use_cache=False).last_hidden_state[0, -1]
+    return model.lm_head(hidden)[FIRST_CODE : FIRST_CODE + 16]

@@ -25,10 +25,10 @@ _TINY = 1e-12
 
 
 class BlockOutputs:
-    """What blocks return while this listens: `heard[i]` are the (R, H) tensors of block i."""
+    """What blocks return while this listens: `heard[i]` are the (R, H) tensors of block i, call after call."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self.heard: dict[int, tuple[Tensor, ...]] = {}
+        self.heard: dict[int, list[tuple[Tensor, ...]]] = {}
         self._on = False
         self._hooks = [block.register_forward_hook(self._hook(index)) for index, block in enumerate(blocks)]
 
@@ -37,7 +37,8 @@ class BlockOutputs:
             if self._on:
                 found = output if isinstance(output, tuple) else (output,)
                 tensors = (t for t in found if isinstance(t, Tensor) and t.is_floating_point() and t.ndim > 1)
-                self.heard[index] = tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors)
+                rows = tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors)
+                self.heard.setdefault(index, []).append(rows)
 
         return hear
 
@@ -51,14 +52,24 @@ class BlockOutputs:
         finally:
             self._on = False
 
-    def take(self) -> dict[int, tuple[Tensor, ...]]:
-        """What was heard, given away: it must not outlive its step."""
+    def take(self, batch: TrainingBatch) -> dict[int, tuple[Tensor, ...]]:
+        """The tokens of `batch` as they were heard, given away: they must not outlive their step."""
         heard, self.heard = self.heard, {}
-        return heard
+        return {
+            index: tuple(_tokens(parts, batch) for parts in zip(*calls, strict=True)) for index, calls in heard.items()
+        }
 
     def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
+
+
+def _tokens(parts: Sequence[Tensor], batch: TrainingBatch) -> Tensor:
+    """Rows of all calls without the padding.  What has other rows than the main stack (a vision tower) keeps all."""
+    rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    if batch.kept is None or len(batch.kept) != len(rows):
+        return rows
+    return rows[batch.kept.to(rows.device)]
 
 
 class Routers:
@@ -72,7 +83,7 @@ class Routers:
         experts = {path: module.shape.experts for path, module in modules.items()}
         self.load = {path: torch.full((count,), 1 / count, device=device) for path, count in experts.items()}
         self.counts = {path: torch.zeros(count, device=device) for path, count in experts.items()}
-        self._seen: dict[str, list[tuple[Tensor, int]]] = {}
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._inputs: dict[str, Tensor] = {}
         self._on = False
         self._hooks = []
@@ -97,11 +108,9 @@ class Routers:
                 frozen = module.selector(x).detach().float()
                 scores = (frozen + scores) / frozen.std().clamp_min(_TINY)
             # Computed also when a block runs again going back, which must do the same as the first time.
-            probability = scores.softmax(-1).sum(0)
+            probability = scores.softmax(-1)
             if self._on:
-                self._seen.setdefault(path, []).append((probability, len(chosen)))
-                experts = torch.arange(module.shape.experts, device=chosen.device)
-                self.counts[path] += (chosen.reshape(-1, 1) == experts).sum(0)
+                self._seen.setdefault(path, []).append((probability, chosen))
 
         return watch
 
@@ -116,13 +125,18 @@ class Routers:
             self._on = False
 
     def balance(self, batch: TrainingBatch, totals: Totals) -> Tensor | None:
-        """E * sum of load times mean probability, mean over the feed-forwards: 1 where all is even."""
+        """E * sum of load times mean probability, mean over the feed-forwards: 1 where all is even.
+
+        Counts what was chosen, too.
+        """
         seen, self._seen = self._seen, {}
-        terms = [
-            self.modules[path].shape.experts * (self.load[path] * probability).sum() / _whole(tokens, batch, totals)
-            for path, calls in seen.items()
-            for probability, tokens in calls
-        ]
+        terms = []
+        for path, calls in seen.items():
+            probability, chosen = (_tokens(parts, batch) for parts in zip(*calls, strict=True))
+            count = self.modules[path].shape.experts
+            self.counts[path] += (chosen.reshape(-1, 1) == torch.arange(count, device=chosen.device)).sum(0)
+            mean = probability.sum(0) / _whole(len(probability), batch, totals)
+            terms.append(count * (self.load[path] * mean).sum())
         return torch.stack(terms).sum() / len(self.modules) if terms else None
 
     def end_step(self) -> None:
@@ -161,7 +175,7 @@ class Teacher:
         for batch in batches:
             with self.blocks.listening():
                 self.trainer.forward(batch)
-            for index, tensors in self.blocks.take().items():
+            for index, tensors in self.blocks.take(batch).items():
                 for place, rows in enumerate(tensors):
                     wide = rows.double()
                     new = [torch.tensor(float(len(rows))), wide.sum(0).cpu(), (wide**2).sum(0).cpu()]
@@ -199,12 +213,15 @@ class Student(nn.Module):
             parts[name] = _distance(name, done.outputs[name].float(), teacher.float()) / totals.rows[name]
             weight[name] = self.weights.distill_output
         if self.blocks is not None and taught:
-            parts["blocks"] = self._blocks(taught, totals)
+            parts["blocks"] = self._blocks(taught, batch, totals)
             weight["blocks"] = self.weights.distill_blocks
         if (balance := self.routers.balance(batch, totals)) is not None and self.weights.balance:
             parts["balance"] = balance
             weight["balance"] = self.weights.balance
         loss = torch.stack([weight[name] * part for name, part in parts.items() if weight[name]]).sum()
+        if not loss.requires_grad:
+            # Nothing of this batch goes through what learns, as texts go past a vision tower: no gradient, not none.
+            loss = loss + 0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     @torch.no_grad()
@@ -213,7 +230,7 @@ class Student(nn.Module):
             return {}, {}
         with self.teacher.blocks.listening():
             done = self.teacher.trainer.forward(batch)
-        heard = self.teacher.blocks.take()
+        heard = self.teacher.blocks.take(batch)
         return dict(done.outputs) if self.weights.distill_output else {}, heard
 
     @contextmanager
@@ -224,11 +241,11 @@ class Student(nn.Module):
         with self.blocks.listening():
             yield
 
-    def _blocks(self, taught: dict[int, tuple[Tensor, ...]], totals: Totals) -> Tensor:
+    def _blocks(self, taught: dict[int, tuple[Tensor, ...]], batch: TrainingBatch, totals: Totals) -> Tensor:
         """Mean over the blocks of the squared error over the teacher's variance; a block's tensors add up."""
         assert self.blocks is not None and self.teacher is not None
         terms = []
-        for index, tensors in self.blocks.take().items():
+        for index, tensors in self.blocks.take(batch).items():
             spreads = self.teacher.variances[index]
             for mine, wanted, rows, spread in zip(tensors, taught[index], totals.block_rows, spreads, strict=True):
                 error = (mine.float() - wanted.float()).square().sum() / mine.shape[-1]
@@ -238,6 +255,6 @@ class Student(nn.Module):
 
 def _distance(name: str, mine: Tensor, wanted: Tensor) -> Tensor:
     """Summed over rows: divergence of distributions for logits, else the mean squared error of a row."""
-    if name == "logits":
+    if name.endswith("logits"):
         return functional.kl_div(mine.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
     return (mine - wanted).square().mean(-1).sum()

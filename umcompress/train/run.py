@@ -17,24 +17,40 @@ from umcompress.errors import PlanError
 from umcompress.expert_load import Experts
 from umcompress.extend import Evaluation, TrainingPass
 from umcompress.learning import TrainingSummary
-from umcompress.models.base import Family, Runner
+from umcompress.models.base import Family, Runner, TrainingItem
 from umcompress.nn.experts import SparseFeedForward
 from umcompress.opening import Source
 from umcompress.train.engine import Job, Subject, train
 from umcompress.train.load import expert_load
 from umcompress.train.progress import CURVE, Curve
+from umcompress.training_data import TrainingFile
 
 # Items of each task that the load of experts is watched on.
 WATCHED_ITEMS = 16
 
 
 def check_trainable(planner: TrainingPass, source: Source, data: Evaluation) -> None:
-    """Find out before hours are spent that a model cannot be trained, or not on this data."""
-    if type(source.family).trainer is Family.trainer:
-        source.family.trainer(nn.Module(), source.folder)
+    """Find out before hours are spent that a model cannot be trained, or that there is no data."""
+    source.family.trainer(source.skeleton(), source.folder)
     data.check()
     if type(data).training_items is Evaluation.training_items:
         data.training_items("generation", 1, planner.seed)
+
+
+def check_learning(
+    planner: TrainingPass, names: Sequence[str], model: nn.Module, source: Source, data: Evaluation
+) -> None:
+    """PlanError or UsageError where `names` cannot learn from this data.  `model`: a skeleton, as it will be then."""
+    trainer = source.family.trainer(model, source.folder)
+    items: list[TrainingItem] = []
+    for task in _shares(planner, names, model, source.runner(model), trainer.tasks):
+        items += data.examples(task) if isinstance(data, TrainingFile) else data.training_items(task, 1, planner.seed)
+    trainer.check(items)
+    for name in names:
+        if reason := trainer.blocked(name, items):
+            raise PlanError(
+                f"{planner.name}: train {name}", reason, "leave it out of `parameters`, or give data that reach it"
+            )
 
 
 def run_training(

@@ -35,6 +35,14 @@ class BagelTrainer:
     def words(self) -> Words:
         return Words(self.folder)
 
+    def check(self, items: Sequence[TrainingItem]) -> None:
+        for item in items:
+            if not isinstance(item, ImageText | UnderstandingItem):
+                raise _of_no_use(item)
+
+    def blocked(self, name: str, items: Sequence[TrainingItem]) -> str:
+        return ""
+
     def batch(self, items: Sequence[TrainingItem], draws: Sequence[np.random.Generator]) -> TrainingBatch:
         """Samples in the order of the items; pictures of one size go through the autoencoder together."""
         painted = [item for item in items if isinstance(item, ImageText)]
@@ -46,10 +54,7 @@ class BagelTrainer:
             elif isinstance(item, UnderstandingItem):
                 samples.append(self._understanding(item))
             else:
-                raise ModelError(
-                    "train a BAGEL model", f"an item of kind {type(item).__name__}",
-                    "give it ImageText (generation) or UnderstandingItem",
-                )  # fmt: skip
+                raise _of_no_use(item)
         und, gen, labels = _rows(samples, self.model)
         rows = {"flow": gen, "velocity": gen, "cross_entropy": labels, "logits": labels}
         return TrainingBatch(samples, {name: count for name, count in rows.items() if count}, (und, gen))
@@ -89,6 +94,13 @@ class BagelTrainer:
             for index, latent in zip(same, vae.encode(stacked).float(), strict=True):
                 latents[index] = latent
         return latents
+
+
+def _of_no_use(item: TrainingItem) -> ModelError:
+    return ModelError(
+        "train a BAGEL model", f"an item of kind {type(item).__name__}",
+        "give it pictures with prompts (ImageText), or with questions and answers (UnderstandingItem)",
+    )  # fmt: skip
 
 
 def _rows(samples: Sequence[Sample], model: Bagel) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import GenerationConfig
 
 from umcompress.errors import ModelError
 from umcompress.models.base import GenerationItem, Likelihood, TextSample, UnderstandingItem, likelihood
-from umcompress.models.hf.questions import Seen, Sight, several, shared, together
+from umcompress.models.hf.questions import Seen, Sight, logits_from, several, shared, together
 from umcompress.models.hf.runner import TransformersRunner
 
 
@@ -36,8 +35,8 @@ class AskedRunner(TransformersRunner):
         shown, bare = _split_by_pictures(images)
         asked = {index: self.sight.asked(several(images[index]), questions[index]) for index in shown}
         for part in self._shared(asked, max_new_tokens):
-            call = self._on_device(together([asked[index] for index in part], left=True))
-            with self._places_fit():
+            call = self.on_device(together([asked[index] for index in part], left=True))
+            with self.places_fit():
                 out = self.model.generate(**call, generation_config=settings)
             for index, ids, row in zip(part, call["input_ids"].tolist(), out, strict=True):
                 # Some give the question back.
@@ -81,15 +80,11 @@ class AskedRunner(TransformersRunner):
 
     def _read(self, seen: Sequence[Seen], first: int = 0) -> Tensor:
         """(B, T - first, V) logits; the shorter rows are padded on the right, which no token before looks at."""
-        call = self._on_device(together(seen, left=False))
-        keeps = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
-        kept = {"logits_to_keep": call["input_ids"].shape[1] - first} if keeps else {}
-        with self._places_fit():
-            logits: Tensor = self.model(**call, **kept, use_cache=False).logits
-        return logits if keeps else logits[:, first:]
+        with self.places_fit():
+            return logits_from(self.model, self.on_device(together(seen, left=False)), first)
 
     @contextmanager
-    def _places_fit(self) -> Iterator[None]:
+    def places_fit(self) -> Iterator[None]:
         """What models say of a processor that leaves another number of places for a picture than there are features."""
         try:
             yield
@@ -103,7 +98,7 @@ class AskedRunner(TransformersRunner):
     def _shared(self, asked: Mapping[int, Seen], more: int, padded: bool = True) -> Iterator[list[int]]:
         return shared(asked, more, padded, alone=not self.proved)
 
-    def _on_device(self, call: Mapping[str, Any]) -> dict[str, Any]:
+    def on_device(self, call: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self._placed(value) if isinstance(value, Tensor) else value for name, value in call.items()}
 
     @torch.no_grad()
@@ -121,9 +116,9 @@ class AskedRunner(TransformersRunner):
             seen = self.sight.asked(several(item.image), item.question)
             asked[index] = self.sight.longer(seen, self.words.more_ids(item.answer))
         for part in self._shared(asked, 0, padded=False):
-            call = self._on_device(together([asked[index] for index in part], left=False))
+            call = self.on_device(together([asked[index] for index in part], left=False))
             # No logits: no statistic reads them.
-            with self._places_fit():
+            with self.places_fit():
                 self.model.base_model(**call, use_cache=False)
 
 

@@ -23,9 +23,12 @@ class ChameleonPictures(Pictures):
 
     @property
     def grid(self) -> tuple[int, int]:
-        config = self.model.config.vq_config
-        side = int(config.resolution) // 2 ** (len(config.channel_multiplier) - 1)
+        side = int(self.model.config.vq_config.resolution) // self.factor
         return side, side
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.model.config.vq_config.channel_multiplier) - 1))
 
     def fixed(self, fill: float | None = None) -> Call:
         found = picture(self.model, fill)

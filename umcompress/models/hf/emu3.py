@@ -24,6 +24,7 @@ class Emu3Pictures(Pictures):
 
     guidance: ClassVar[float] = 3.0
     top_k: ClassVar[int] = 2048
+    row_end: ClassVar[int] = 1
 
     @property
     def body(self) -> Any:
@@ -31,7 +32,6 @@ class Emu3Pictures(Pictures):
 
     @property
     def factor(self) -> int:
-        """Pixels of a code, each way."""
         return int(self.model.model.vqmodel.vision_spatial_factor)
 
     @property
@@ -94,3 +94,8 @@ class Emu3Pictures(Pictures):
     def decode(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         found: Tensor = self.model.model.vqmodel.decode(codes.view(-1, *grid))
         return found
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        sizes = [list(pixels.shape[-2:])] * len(pixels)
+        found: list[Tensor] = self.model.model.vqmodel.encode(pixels, sizes).image_tokens
+        return torch.stack(found).flatten(1)

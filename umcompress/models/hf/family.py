@@ -150,9 +150,9 @@ class TransformersFamily(Family):
         return remote.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
 
     def trainer(self, model: nn.Module, folder: Path) -> Trainer:
-        from umcompress.models.hf import remote, trainer
+        from umcompress.models.hf import remote, trainers
 
-        found: Trainer = trainer.trainer(model, folder)
+        found: Trainer = trainers.trainer(model, folder)
         return remote.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
 
 

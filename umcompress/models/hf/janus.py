@@ -24,6 +24,10 @@ class JanusPictures(Pictures):
         side = int(self.model.model.vqmodel.config.num_patches)
         return side, side
 
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.model.model.vqmodel.config.channel_multiplier) - 1))
+
     def fixed(self, fill: float | None = None) -> Call:
         found = picture(self.model, fill)
         assert found is not None
@@ -52,3 +56,7 @@ class JanusPictures(Pictures):
     def decode(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         found: Tensor = self.model.model.vqmodel.decode(codes)
         return found
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.model.model.vqmodel.encode(pixels).image_tokens
+        return found.view(len(pixels), -1)

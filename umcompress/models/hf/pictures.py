@@ -6,15 +6,18 @@ B pictures, P rows of one picture in the language model, V codes, H hidden.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from umcompress.errors import ModelError
 from umcompress.models.hf.processors import COPY
 from umcompress.models.hf.questions import Sight
+from umcompress.models.picture import to_image
 
 Call = dict[str, Tensor]
 
@@ -25,6 +28,8 @@ class Pictures(Sight, ABC):
     # Guidance when the folder says nothing.
     guidance: ClassVar[float]
     top_k: ClassVar[int] = 0
+    # Tokens after each row of codes.
+    row_end: ClassVar[int] = 0
     # Why its codes become no picture, where they do not.
     no_decoder: ClassVar[str | None] = None
 
@@ -66,6 +71,11 @@ class Pictures(Sight, ABC):
         """Height and width of a painted picture in codes."""
 
     @property
+    @abstractmethod
+    def factor(self) -> int:
+        """Pixels of a code, each way."""
+
+    @property
     def small_grid(self) -> tuple[int, int]:
         """The smallest that can be decoded, for checks."""
         return self.grid
@@ -103,4 +113,29 @@ class Pictures(Sight, ABC):
         if rule.do_normalize:
             pixels = pixels * np.asarray(rule.image_std, np.float32) + np.asarray(rule.image_mean, np.float32)
         found: np.ndarray[Any, np.dtype[np.uint8]] = (pixels / rule.rescale_factor).clip(0, 255).astype(np.uint8)
+        return found
+
+    # -- training --------------------------------------------------------------------------------------------
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, height, width) -> (B, h * w) codes, the other way of `decode`."""
+        raise ModelError(
+            f"train {type(self.model).__name__} on pictures of prompts", str(self.no_decoder),
+            "train it on questions about pictures",
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def codes_of(self, images: Sequence[Any]) -> Tensor:
+        """(B, h * w): pictures as the model would have to paint them."""
+        return self.encode(torch.stack([self.to_values(image) for image in images]).to(self.device, self.model.dtype))
+
+    def to_values(self, image: Any) -> Tensor:
+        """(3, h, w), the other way of `to_pixels`: scaled to the size that is painted, and cut where it is longer."""
+        height, width = (side * self.factor for side in self.grid)
+        rule = self.processor.image_processor
+        fitted = ImageOps.fit(to_image(image), (width, height), Image.Resampling.BICUBIC)
+        values = torch.from_numpy(np.array(fitted)).float() * rule.rescale_factor
+        if rule.do_normalize:
+            values = (values - torch.tensor(rule.image_mean)) / torch.tensor(rule.image_std)
+        found: Tensor = values.permute(2, 0, 1)
         return found

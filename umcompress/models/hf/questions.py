@@ -5,6 +5,7 @@ T tokens of a question, P pictures (or rows of patches).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from umcompress.models.hf.build import WRONG
 from umcompress.models.hf.processors import has_processor, open_processor
 from umcompress.models.hf.remote import trusted
 from umcompress.models.hf.runner import BATCH_TOKENS
+from umcompress.models.hf.words import answered
 from umcompress.models.picture import to_image
 
 # Of a processor's output: what this module makes itself, and targets of training.
@@ -103,15 +105,31 @@ class Sight:
 
     def rendered(self, question: str, images: int) -> str:
         """By the processor's chat template where there is one."""
+        chat = self._chat(question, images)
+        if self.chats:
+            return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        return "".join(part.get("text", self._place) for part in chat[0]["content"])
+
+    @property
+    def _place(self) -> str:
+        """The processor's word for a picture."""
         token = getattr(self.processor, "image_token", None)
-        token = "" if token is None else str(getattr(token, "content", token))
-        if images and token and question.count(token) == images:
-            images = 0
+        return "" if token is None else str(getattr(token, "content", token))
+
+    def _chat(self, question: str, images: int) -> list[dict[str, Any]]:
+        """Pictures first, but where the question has a place for each."""
+        there = images > 0 and bool(self._place) and question.count(self._place) == images
+        content = [{"type": "image"}] * (0 if there else images) + [{"type": "text", "text": question}]
+        return [{"role": "user", "content": content}]
+
+    def turn(self, images: int, question: str, answer: str) -> list[int]:
+        """What follows such a question where the model is taught: the answer, to the end of its turn."""
+        tokenizer = self.processor.tokenizer
         if not self.chats:
-            return token * images + question
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        chat = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+            return answered(tokenizer, answer)
+        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        whole = self.processor.apply_chat_template([*self._chat(question, images), said], tokenize=False)
+        return answered(tokenizer, answer, str(whole), self.rendered(question, images))
 
     def longer(self, seen: Seen, more: Sequence[int]) -> Seen:
         """With tokens that answer: marked as the model's own generation marks what it has decoded."""
@@ -134,6 +152,14 @@ def together(seen: Sequence[Seen], left: bool) -> dict[str, Any]:
     return call
 
 
+def logits_from(model: Any, call: Mapping[str, Any], first: int) -> Tensor:
+    """(B, T - first, V) logits of the places from `first` on; the others are not computed where the model can."""
+    keep = call["input_ids"].shape[1] - first
+    keeps = first > 0 and "logits_to_keep" in inspect.signature(type(model).forward).parameters
+    logits: Tensor = model(**call, **({"logits_to_keep": keep} if keeps else {}), use_cache=False).logits
+    return logits[:, -keep:]
+
+
 def _padded(rows: list[Tensor], longest: int, left: bool) -> Tensor:
     """(1, T, ...) each -> (B, longest, ...), zeros where there is nothing."""
     whole = rows[0].new_zeros(len(rows), longest, *rows[0].shape[2:])
@@ -143,13 +169,18 @@ def _padded(rows: list[Tensor], longest: int, left: bool) -> Tensor:
     return whole
 
 
-def shared(asked: Mapping[int, Seen], more: int, padded: bool, alone: bool) -> Iterator[list[int]]:
-    """Keys of what is read at once, about so many tokens; unpadded: of one length. alone: one at a time."""
+def alike(asked: Mapping[int, Seen], padded: bool, alone: bool) -> list[list[int]]:
+    """Keys of what may be read at once, the shortest first; unpadded: of one length. alone: pictures one at a time."""
     groups: dict[Any, list[int]] = {}
     for index, seen in sorted(asked.items(), key=lambda item: len(item[1].ids)):
-        single = alone or any(not isinstance(value, Tensor) for value in seen.pictures.values())
+        single = (alone and seen.pictures) or any(not isinstance(value, Tensor) for value in seen.pictures.values())
         groups.setdefault(index if single else (seen.layout, None if padded else len(seen.ids)), []).append(index)
-    for group in groups.values():
+    return list(groups.values())
+
+
+def shared(asked: Mapping[int, Seen], more: int, padded: bool, alone: bool) -> Iterator[list[int]]:
+    """Keys of what is read at once, about so many tokens; unpadded: of one length. alone: pictures one at a time."""
+    for group in alike(asked, padded, alone):
         batch: list[int] = []
         for index in group:
             if batch and (len(asked[index].ids) + more) * (len(batch) + 1) > BATCH_TOKENS:

@@ -39,6 +39,7 @@ _LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "plat
 # Methods of runners and trainers that run a model.
 _RUNNING = (
     "answer", "score", "generate", "logits", "feed", "pass_tokens", "probe", "workload", "batch", "forward",
+    "check",
 )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ class SeeingRunner(AskedRunner):
             kinds &= inspect.signature(type(self.model).forward).parameters.keys()
             call = {"input_ids": ids} | dict.fromkeys(kinds, (ids == places[0, 0]).long())
             if not is_shapes_only(self.model):
-                call = self._on_device(call)
+                call = self.on_device(call)
             out = self.model(**call, **pictures, use_cache=True, logits_to_keep=1)
         return out, ids.shape[1]
 

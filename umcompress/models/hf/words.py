@@ -62,11 +62,23 @@ class Words:
 
     def question(self, text: str) -> list[int]:
         """A question as the model was taught to be asked, by the tokenizer's chat template where there is one."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            return self.ids(text)
-        chat = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return self.more_ids(rendered)
+        return self.more_ids(self._rendered(text)) if self._chats else self.ids(text)
+
+    def turn(self, question: str, answer: str) -> list[int]:
+        """What follows such a question where the model is taught: the answer, to the end of its turn."""
+        if not self._chats:
+            return answered(self.tokenizer, answer)
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        whole = self.tokenizer.apply_chat_template(chat, tokenize=False)
+        return answered(self.tokenizer, answer, str(whole), self._rendered(question))
+
+    @property
+    def _chats(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def _rendered(self, question: str) -> str:
+        chat = [{"role": "user", "content": question}]
+        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
     def text(self, ids: Tensor) -> str:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
@@ -79,3 +91,17 @@ class Words:
         ids = [[pad] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         return tensor(ids), tensor(mask)
+
+
+def answered(tokenizer: Any, answer: str, whole: str = "", asked: str = "") -> list[int]:
+    """Ids of what is said after a question: as the chat template has it, else the answer and the end of texts.
+
+    whole, asked: the chat with the answer, and what the answer is asked with; "": no template.
+    """
+    rest = whole[len(asked) :].rstrip() if whole.startswith(asked) else ""
+    if not rest.strip().startswith(answer.strip()):
+        rest = answer
+    ids = [int(token) for token in tokenizer(rest, add_special_tokens=False)["input_ids"]]
+    if rest.strip() == answer.strip() and tokenizer.eos_token_id is not None:
+        ids.append(int(tokenizer.eos_token_id))
+    return ids
