@@ -219,3 +219,40 @@ def test_problem_of_an_override_names_the_option(override: str, message: str, hi
 
 def test_problem_of_a_setting_names_its_option() -> None:
     assert only(GOOD, settings={"device": "gpu"}).file == "--device gpu"
+
+
+THREE = """\
+model: m
+evaluate: [quiz]
+steps:
+  - {pass: cut, name: half, component: understanding, keep_ratio: 0.5, stop_if: {understanding_drop: 0.1}}
+  - {pass: mend, after: half}
+  - {pass: mend, name: last, after: 02-mend}
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "paths"),
+    [
+        # An evaluation with a mistake in it is an evaluation: the gate has a score.
+        ([("[quiz]", "[quizz]")], ["evaluate.0"]),
+        ([("[quiz]", "[quiz: {limit: 0}]")], ["evaluate.0.quiz.limit"]),
+        ([("[quiz]", "quiz")], ["evaluate"]),
+        ([("[quiz]", "[]")], ["steps.0.stop_if"]),
+        # Steps come after one with a mistake in it, whatever it is.
+        ([("0.5", "5")], ["steps.0.keep_ratio"]),
+        ([("pass: cut", "pass: cutt")], ["steps.0.pass"]),
+        ([("pass: mend, after: half", "pass: mendd, after: half")], ["steps.1.pass"]),
+        ([("02-mend", "03-mend")], ["steps.2.after"]),
+        # A wrong `after` is told with the rest: of another step, and of its own.
+        ([("0.5", "5"), ("after: half", "after: hal")], ["steps.0.keep_ratio", "steps.1.after"]),
+        ([("mend, after: half", "mend, how: no, after: hal")], ["steps.1.how", "steps.1.after"]),
+        ([("name: half", "name: last"), ("0.5", "5")], ["steps.0.keep_ratio", "steps.1.after", "steps.2.name"]),
+    ],
+)
+def test_all_at_once_and_none_that_follows_from_another(changes: list[tuple[str, str]], paths: list[str]) -> None:
+    text = THREE
+    for find, replace in changes:
+        assert find in text
+        text = text.replace(find, replace, 1)
+    assert [problem.path for problem in problems(text)] == paths

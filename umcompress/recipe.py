@@ -175,7 +175,7 @@ def parse_recipe(
     head = reader.head(models)
     evaluate = reader.evaluations(evaluations)
     reader.calibration_sources(evaluations)
-    steps = reader.steps(passes, scored=bool(evaluate))
+    steps = reader.steps(passes)
     if source.problems or head is None:
         raise RecipeError(source.ordered())
     # Only what was given, so that a recipe knows what its author left open.

@@ -95,7 +95,7 @@ class Reader:
             if isinstance(source, str):
                 self._resolve(resolve, source, (*path, "calibration", "source"))
 
-    def steps(self, resolve: Resolver, scored: bool) -> list[dict[str, Any]]:
+    def steps(self, resolve: Resolver) -> list[dict[str, Any]]:
         """`steps`: keyword arguments of `recipe.Step`, one for each step that is right."""
         if not self.readable:
             return []
@@ -105,13 +105,16 @@ class Reader:
             hint = "a list of passes, each `- pass: NAME` with its options"
             self.source.problem(("steps",), f"{what}; a recipe needs at least one step", hint)
             return []
-        read = (self._step(("steps", index), entry, resolve, scored) for index, entry in enumerate(entries))
+        read = (self._step(("steps", index), entry, resolve) for index, entry in enumerate(entries))
+        # Those that are wrong too: others may come after them.
         steps = [step for step in read if step is not None]
         self._names_differ(steps)
         self._come_after(steps)
-        return [{key: value for key, value in step.items() if key != "path"} for step in steps]
+        sound = (step for step in steps if step["pass"] is not None)
+        return [{key: value for key, value in step.items() if key not in ("path", "known")} for step in sound]
 
-    def _step(self, path: Path, entry: Any, resolve: Resolver, scored: bool) -> dict[str, Any] | None:
+    def _step(self, path: Path, entry: Any, resolve: Resolver) -> dict[str, Any] | None:
+        """Keyword arguments of `recipe.Step` and the step's path; of one with problems, `pass` is None."""
         if not isinstance(entry, dict):
             self.source.problem(path, f"a step is a mapping, found {shown(entry)}", "write `- pass: NAME`")
             return None
@@ -126,14 +129,14 @@ class Reader:
             close = nearest("pass", entry)
             hint = f"is {close!r} meant to be 'pass'?" if close else "write `- pass: NAME`"
             self.source.problem(path, "the step names no pass", hint)
-        gate = self._gate_of(path, entry, scored)
+        gate = self._gate_of(path, entry)
         options = self._options(entry, cls)
         document = None if cls is None else self.validate(cls, options, path, extra_keys=_STEP_KEYS)
         name = self._step_name(path, entry, getattr(cls, "name", None))
-        if document is None or len(self.source.problems) > before:
-            return None
+        if len(self.source.problems) > before:
+            document = None
         found = {"name": name, "reference": reference, "pass": document, "stop_if": gate, "path": path}
-        return found | {"after": entry.get("after")}
+        return found | {"after": entry.get("after"), "known": cls is not None or "name" in entry}
 
     def _options(self, entry: dict[str, Any], cls: type[Document] | None) -> dict[str, Any]:
         """The pass's own keys. What a step's `calibration` leaves out comes from the recipe's."""
@@ -149,12 +152,13 @@ class Reader:
             inherited = {key: value for key, value in inherited.items() if key not in ("source", "data")}
         return options | {"calibration": inherited | own}
 
-    def _gate_of(self, path: Path, entry: dict[str, Any], scored: bool) -> Document | None:
+    def _gate_of(self, path: Path, entry: dict[str, Any]) -> Document | None:
         if entry.get("stop_if") is None:
             return None
         here = (*path, "stop_if")
         gate = self.validate(self._gate, entry["stop_if"], here)
-        if not scored:
+        # An evaluation with a problem of its own is one all the same.
+        if not self._data.get("evaluate"):
             message = "needs a score, but the recipe evaluates nothing"
             self.source.problem(here, message, "add `evaluate: [scenes]`")
         elif gate is not None and all(value is None for value in gate.plain().values()):
@@ -180,13 +184,17 @@ class Reader:
 
     def _come_after(self, steps: list[dict[str, Any]]) -> None:
         """`after` names the baseline or an earlier step."""
-        earlier = ["baseline"]
+        earlier, unknown = ["baseline"], []
         for step in steps:
             after = step["after"]
-            if after is not None and after not in earlier:
+            # What a step is called by its pass is not known where the pass is not.
+            if after is not None and after not in earlier and not str(after).startswith(tuple(unknown)):
                 message = f"should name the baseline or an earlier step, found {shown(after)}"
                 self.source.problem((*step["path"], "after"), message, did_you_mean(str(after), earlier))
-            earlier.append(step["name"])
+            if step["known"]:
+                earlier.append(step["name"])
+            else:
+                unknown.append(f"{int(step['path'][-1]) + 1:02d}-")
 
     def _resolve(self, resolve: Resolver, name: str, path: Path) -> type[Document] | None:
         try:
