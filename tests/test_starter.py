@@ -18,6 +18,7 @@ from umcompress.cli import main
 from umcompress.documents import Task
 from umcompress.report import Size, read_report
 from umcompress.starter import Starter, recipe_text, suggest
+from umcompress.starting import left_out
 from umcompress.views import Inspection, SiteInfo
 
 
@@ -62,6 +63,27 @@ def test_a_model_of_one_part_stays_plain() -> None:
     drop, prune = suggest(model(("main", "shared", 8, 48)), ["understanding"]).suggestions
     assert drop.step["unit"] == "block"
     assert prune.step["uniform"] is True
+
+
+def test_layers_that_differ_from_the_start_are_not_asked_to_be_alike() -> None:
+    _, prune = suggest(model(("main", "shared", 4, 48), ("main", "shared", 2, 24)), ["understanding"]).suggestions
+    assert "uniform" not in prune.step
+    assert "24 and 48 wide" in prune.why
+
+
+def test_deepseek_has_layers_of_two_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("some words to read\n" * 1000)
+    write_folder(ZOO["deepseek_v3"].build(), tmp_path / "m")
+    assert main(["init", "m", "--evaluation", "perplexity:data=text.txt"]) == 0
+    text = Path("recipe.yaml").read_text()
+    assert [step["pass"] for step in yaml.safe_load(text)["steps"]] == ["layer_drop", "channel_prune"]
+    assert "Left out" not in text
+
+
+def test_the_note_of_a_step_names_its_pass_once() -> None:
+    assert left_out("one", "one: all of it\n  found: none\n  do: less") == "one: all of it; found: none; do: less"
+    assert left_out("one", "calibration data\n  found: none") == "one: calibration data; found: none"
 
 
 def test_what_cannot_be_calibrated_is_left_out_with_its_reason() -> None:

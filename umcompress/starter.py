@@ -82,9 +82,12 @@ def _steps(sites: Sequence[SiteInfo], place: Mapping[str, str], task: Task, alon
         prune: dict[str, Any] = {"pass": "channel_prune", **place, "keep_ratio": 0.75, "repair": "least_squares"}
         if all(width % _ALIGNED == 0 and width >= _WIDE for width in widths):
             prune["multiple_of"] = _ALIGNED
-        if alone:
-            prune["uniform"] = True
         why = "A quarter of the channels; the others are refitted to stand in for them."
+        if alone and len(widths) == 1:
+            prune["uniform"] = True
+        elif alone:
+            # A dense layer beside mixtures with a shared expert, say: no ratio makes these alike.
+            why += f" Layers are {' and '.join(map(str, sorted(widths)))} wide from the start, so none is made alike."
         steps.append(Suggestion(why, prune, task))
     return steps
 

@@ -119,7 +119,13 @@ def _planned(
         if step.problem is None:
             kept.append(suggestion)
         else:
-            notes.append(f"{step.pass_}: {' '.join(step.problem.split())}")
+            notes.append(left_out(step.pass_, step.problem))
     return replace(starter, suggestions=tuple(kept), notes=tuple(notes))
+
+
+def left_out(name: str, problem: str) -> str:
+    """Why a step is left out, on one line that begins with its pass."""
+    said = "; ".join(line.strip() for line in problem.splitlines())
+    return said if said.startswith(f"{name}:") else f"{name}: {said}"
 
 
