@@ -166,13 +166,14 @@ class ScopedPass(Pass):
         """The scope in this model, its component named.  PlanError where the model has no such part."""
         self._check_stack(graph)
         blocks = graph.blocks(stack=self.stack)
-        here = sorted({branch.component for block in blocks for branch in block.branches})
+        here = sorted({component for block in blocks for component in block.components})
         component = self.component or (here[0] if len(here) == 1 else None)
         if component is None or component not in here:
             raise PlanError(
                 asked=f"{self.name}: component {self.component or '(not given)'}",
                 found=f"these blocks belong to {', '.join(here) or 'no component'}",
-                do=f"component: {here[0]}" if len(here) == 1 else f"name one of {', '.join(here)}",
+                do=self._other_stacks(graph)
+                + (f"component: {here[0]}" if len(here) == 1 else f"name one of {', '.join(here)}"),
             )
         return Scope(component=component, stack=self.stack, layers=self._resolved_layers(graph))
 
@@ -183,6 +184,14 @@ class ScopedPass(Pass):
                 found=f"this model has {', '.join(graph.stacks)}",
                 do=did_you_mean(self.stack or "", [*graph.stacks, "all"]),
             )
+
+    def _other_stacks(self, graph: ModelGraph) -> str:
+        """Where the component that is wanted does lie; the start of a sentence, empty where it is nowhere."""
+        lie = [
+            stack for stack in graph.stacks
+            if any(self.component in block.components for block in graph.blocks(stack=stack))
+        ]
+        return f"stack: {' or '.join(lie)}, which serves {self.component}; or " if lie else ""
 
     def _everywhere(self, graph: ModelGraph) -> Scope:
         """The scope of all components."""

@@ -8,6 +8,7 @@ raises before anything is computed. What depends on the values of a tensor is ne
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,7 +42,16 @@ def expect_tensor(value: object, name: str) -> None:
         raise _otherwise(name, "a tensor", value)
 
 
-GUARDS = (expect_none, expect_given, expect_flag, expect_tensor)
+def expect_other_dtype(value: object, name: str, dtype: torch.dtype) -> None:
+    """Guard: the traced graph leaves out what would be done with elements of this type."""
+    if isinstance(value, torch.Tensor) and value.dtype == dtype:
+        raise ModelError(
+            f"run a rewritten block in {dtype}", f"it was traced for other types, and what it does to {name} in this "
+            "one was not kept", "load the model as float32 or bfloat16",
+        )
+
+
+GUARDS = (expect_none, expect_given, expect_flag, expect_tensor, expect_other_dtype)
 for _guard in GUARDS:
     fx.node.has_side_effect(_guard)
 
@@ -112,6 +122,11 @@ class Assuming(Refusing):
 
     def truth(self, proxy: fx.Proxy) -> bool:
         node = proxy.node
+        if (found := _compared_dtype(node)) is not None:
+            asked, dtype = found
+            # Only half precision is ever asked for, to clamp what would overflow; nothing here computes in it.
+            self._guard(fx.Proxy(asked, proxy.tracer), expect_other_dtype, dtype)
+            return node.target is operator.ne
         if node.op != "placeholder" or not node.args or not isinstance(node.args[0], (bool, int, type(None))):
             return super().truth(proxy)
         wanted = bool(node.args[0])
@@ -138,3 +153,14 @@ class Assuming(Refusing):
         there = [user for user in node.users if user.target is guard]
         if not there:
             proxy.tracer.create_proxy("call_function", guard, (proxy, str(node.target), *more), {})
+
+
+def _compared_dtype(node: fx.Node) -> tuple[fx.Node, torch.dtype] | None:
+    """The tensor and the type of `x.dtype == torch.float16`, None for any other node."""
+    if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
+        return None
+    left, dtype = node.args
+    if dtype is not torch.float16 or not isinstance(left, fx.Node) or left.target is not getattr:
+        return None
+    tensor, attribute = left.args
+    return (tensor, torch.float16) if isinstance(tensor, fx.Node) and attribute == "dtype" else None

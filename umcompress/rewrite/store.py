@@ -143,6 +143,10 @@ def is_compressed(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
+# The voices of an omni model, without which transformers does not load one. Copied, and read by nobody here.
+_NO_WEIGHTS = {"spk_dict.pt"}
+
+
 def side_files(folder: Path) -> list[Path]:
     """What a model folder holds beside weights, their index, our record and a model card.
 
@@ -150,4 +154,7 @@ def side_files(folder: Path) -> list[Path]:
     """
     own = {RECORD, "README.md", ".gitattributes"}
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in own)
-    return [p for p in files if p.suffix not in WEIGHTS and not p.name.endswith(INDEXES)]
+    return [
+        p for p in files
+        if p.name in _NO_WEIGHTS or (p.suffix not in WEIGHTS and not p.name.endswith(INDEXES))
+    ]

@@ -19,7 +19,9 @@ _RULES: tuple[tuple[str, Component], ...] = (
     (r"(^|\.)(vqmodel|vq_model)\.quantize\b", "shared"),
     (r"(^|\.)(vqmodel|vq_model)\b", "understanding"),
     (r"(^|\.)generation_(embeddings|aligner|head)\b", "generation"),
-    (r"(^|\.)(vision_model|vision_tower|visual|vision_encoder|image_encoder)\b", "understanding"),
+    # What an omni model says and paints it with; it hears as it sees.
+    (r"(^|\.)(talker|token2wav|code2wav)\b", "generation"),
+    (r"(^|\.)(vision_model|vision_tower|visual|vision_encoder|image_encoder|audio_tower)\b", "understanding"),
     (r"(^|\.)(aligner|multi_modal_projector|connector|visual_projection|embed_vision)\b", "understanding"),
 )
 _COMPILED = tuple((re.compile(pattern), component) for pattern, component in _RULES)

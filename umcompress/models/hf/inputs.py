@@ -24,6 +24,14 @@ def speaks(model: PreTrainedModel) -> bool:
     return reads_text(model) and model.can_generate() and any_model.get_output_embeddings() is not None
 
 
+def speaking_part(model: PreTrainedModel) -> PreTrainedModel:
+    """What runs in a model that cannot be called as a whole: an omni model's thinker. Any other model itself."""
+    if type(model).forward is not torch.nn.Module.forward:
+        return model
+    parts = (child for child in model.children() if isinstance(child, PreTrainedModel))
+    return next((part for part in parts if speaks(part)), model)
+
+
 def plain_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:
     """(B, T) ids spread over the vocabulary, none of them a special token of the configuration."""
     config = text_config(model)

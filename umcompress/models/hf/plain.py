@@ -105,7 +105,7 @@ def sized_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list
     graph, config = trace_model(model, family), _settled(model)
     reasons: list[str] = []
     for stack, path in graph.stacks.items():
-        part = _part(config, model.config, owner_of(model, path)[1])
+        part = _part(config, model.config, owner_of(model, path)[1]) or config
         reasons += _hollow(graph, stack)
         reasons += _set_widths(part, graph, stack)
         reasons += _set_heads(part, graph, stack)
@@ -121,7 +121,7 @@ def _settled(model: PreTrainedModel) -> Any:
 
 
 def _part(ours: Any, whole: Any, wanted: Any) -> Any:
-    """The copy, in `ours`, of the part `wanted` of `whole`."""
+    """The copy, in `ours`, of the part `wanted` of `whole`; None where it is no part of it."""
     if wanted is whole:
         return ours
     for name in config_parts(whole):
@@ -134,7 +134,7 @@ def _part(ours: Any, whole: Any, wanted: Any) -> Any:
             found = _part(getattr(ours, name), theirs, wanted)
             if found is not None:
                 return found
-    return ours
+    return None
 
 
 def _hollow(graph: ModelGraph, stack: str) -> list[str]:
