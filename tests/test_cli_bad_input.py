@@ -171,6 +171,7 @@ def test_what_is_sure_to_fail_is_known_before_anything_runs(tiny_bagel: Path, tm
         (None, "there is no file"),
         ("import nothing_there", "does not import: ModuleNotFoundError"),
         ("def (:", "SyntaxError"),
+        ("import sys; sys.exit(3)", "does not import: SystemExit: 3"),
         ("class Own: pass", "derive the class from umcompress.extend.Pass"),
         ("class Others: pass", "has no Own"),
     ],
@@ -182,6 +183,19 @@ def test_passes_in_files(
         (tmp_path / "own.py").write_text(code, encoding="utf-8")
     path = write_recipe(tmp_path, tiny_bagel, {"pass": "own.py:Own"})
     refused("plan", path, contains=(f"{path}:", "steps.0.pass", found))
+
+
+def test_a_pass_that_ends_the_process(tiny_bagel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = "    def plan(self, graph, statistics):\n        raise SystemExit"
+    code = f"class Own(Pass):\n    name: ClassVar[str] = 'own'\n{plan}"
+    head = "from typing import ClassVar\nfrom umcompress.extend import Pass\n"
+    (tmp_path / "own.py").write_text(head + code, encoding="utf-8")
+    assert main(["plan", str(write_recipe(tmp_path, tiny_bagel, {"pass": "own.py:Own"}))]) == 1
+    said = capsys.readouterr().err
+    assert f"sys.exit(None) in {tmp_path / 'own.py'}, line 6" in said
+    # Asking for help is no failure.
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", "--help"])
 
 
 # -- models -----------------------------------------------------------------------------------------------

@@ -170,6 +170,9 @@ def test_a_class_that_transformers_knows_is_taken_without_consent(tmp_path: Path
     ("configuration_toy.py", "self.theta = theta", "self.theta = 1 / 0", "configuration_toy.py, line"),
     ("modeling_toy.py", "class ToyForCausalLM(", "class Other(", "ToyForCausalLM"),
     ("modeling_toy.py", "hidden_states = inputs_embeds", "hidden_states = inputs_embeds.nothing", "AttributeError"),
+    ("modeling_toy.py", "import math", "import math\nimport sys\nsys.exit('no licence')", "SystemExit: no licence"),
+    ("modeling_toy.py", "self.norm = ", "raise SystemExit; self.norm = ", "it ends the process: SystemExit\n"),
+    ("modeling_toy.py", "hidden_states = inputs_embeds", "raise SystemExit(0)", "it ends the process: SystemExit: 0\n"),
 ])  # fmt: skip
 def test_errors_in_it_name_file_and_reason(
     file: str, old: str, new: str, found: str, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

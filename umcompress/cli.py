@@ -29,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command is None:
             cli_parser.build().print_help(sys.stderr)
             return UsageError.exit_code
-        code = _COMMANDS[options.command](options)
+        try:
+            code = _COMMANDS[options.command](options)
+        except SystemExit as error:
+            raise _ended(error) from error
         sys.stdout.flush()
         return code
     except UmcompressError as error:
@@ -44,6 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone. Without this, Python complains again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _ended(error: SystemExit) -> UmcompressError:
+    """Code that is not ours (a pass of the user's, a library) leaves the process: nothing here does."""
+    import traceback
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return UmcompressError(
+        "run the command to its end", f"sys.exit({error.code!r}) in {last.filename}, line {last.lineno}",
+        "take it out, or have it raise an error that says what is wrong",
+    )  # fmt: skip
 
 
 def _version() -> int:

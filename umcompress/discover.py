@@ -43,7 +43,7 @@ def load_class(group: str, name: str, base: Path | None, kind: type[object], wor
     entry = offers[name][0]
     try:
         found = entry.load()
-    except Exception as error:  # somebody else's module may raise anything; it is reported, not swallowed
+    except (Exception, SystemExit) as error:  # somebody else's module may raise anything; it is reported, not swallowed
         raise UsageError(
             f"{word} {name!r}", f"{entry.value} does not import: {_brief(error)}", "mend its package"
         ) from error
@@ -56,7 +56,7 @@ def _from_file(path: Path, attribute: str, kind: type[object], word: str) -> typ
         raise UsageError(asked, f"there is no file {path}", "the path is relative to the recipe's folder")
     try:
         module = _module(path.resolve())
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         raise UsageError(asked, f"{path} does not import: {_brief(error)}", "mend the file") from error
     candidates = [
         key

@@ -121,12 +121,13 @@ def errors_of(folder: Path, only_inside: bool = False) -> Iterator[None]:
         yield
     except UmcompressError:
         raise
-    except Exception as error:  # the code is somebody else's and may raise anything at all
+    except (Exception, SystemExit) as error:  # the code is somebody else's and may raise anything at all
         place = _place(error)
         if only_inside and place is None:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
+        kind = "it ends the process: SystemExit" if isinstance(error, SystemExit) else type(error).__name__
+        said = f"{kind}: {' '.join(lines[:2])[:300]}" if lines else kind
         raise _failed(folder, f"{place}: {said}" if place else said) from error
 
 
