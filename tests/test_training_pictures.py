@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hf_models import write_recipe
 from PIL import Image
 from seeing_models import KINDS, by_hand, write_seeing
 from torch import Tensor
 from training_models import Killed, names_of, quick, split
 from transformers import AutoModelForImageTextToText
 
+from umcompress.cli import main
 from umcompress.models.base import TextSample, TrainingItem, UnderstandingItem
 from umcompress.models.hf.words import answered
 from umcompress.opening import Source, open_source
@@ -252,3 +254,27 @@ def test_an_answer_ends_as_the_chat_template_ends_it() -> None:
     assert answered(Letters(), "so", "user:why?;model: so<end>\n", asked) == ids_of(" so<end>")
     assert answered(Letters(), "so", "user:why?;model: so ", asked) == [*ids_of(" so"), END]
     assert answered(Letters(), "so", "user:why?;so;", asked) == [*ids_of("so"), END]
+
+
+# -- through the command line -----------------------------------------------------------------------------------------
+
+SPLIT = {"pass": "moe_split", "component": "shared", "experts": 8, "active": 4, "router": "zero", "repair": "none"}
+
+
+def recipe(folder: Path, model: Path, *steps: dict[str, Any], **keys: Any) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(write_recipe(folder, model, *steps, evaluate=[], **keys))
+
+
+def test_a_recipe_splits_and_trains_on_pictures(folders: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    data = str(rows / "pictures.jsonl")
+    steps = [
+        SPLIT, {"pass": "router_train", "steps": 20, "batch_size": 3, "warm_up": 0, "learning_rate": 0.05, "data": data}
+    ]  # fmt: skip
+    path = recipe(tmp_path, folders["qwen2_5_vl"], *steps, calibration={"data": data, "samples": 3})
+    assert main(["plan", path]) == 0
+    assert main(["apply", path, "-o", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["checkpoint"]["reload_equal"] is True
+    training = report["steps"][2]["training"]
+    assert training["last"]["loss"] < training["first"]["loss"] and "cross_entropy" in training["last"]

@@ -14,15 +14,15 @@ from umcompress.checkpoint.index import shards_of
 from umcompress.documents import Component
 from umcompress.edits import Plan
 from umcompress.errors import ModelError, PlanError, UsageError
-from umcompress.extend import Pass
+from umcompress.extend import Pass, TrainingPass
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.graph.sites import AttentionSite, BlockSite, ExpertSite, FeedForwardSite
 from umcompress.graph.text import print_graph
 from umcompress.measure import Weight, weigh
 from umcompress.memory import predicted
 from umcompress.opening import DTYPES, Source, as_stored, located, open_source
-from umcompress.providers import data_problems
-from umcompress.recipe import Calibration, Recipe, Step
+from umcompress.providers import data_problems, learning_problem
+from umcompress.recipe import Recipe, Step
 from umcompress.rewrite.apply import shapes_only
 from umcompress.views import Inspection, PlanReport, PlanStep, SiteInfo
 
@@ -43,7 +43,7 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     steps = []
     for step, parent in zip(recipe.steps, recipe.parents(), strict=True):
         states.append(copy.deepcopy(states[parent]))
-        steps.append(states[-1].step(step, recipe.calibration))
+        steps.append(states[-1].step(step, recipe))
     measured = [
         (step.pass_, getattr(step.pass_, "calibration", None) or recipe.calibration, _kept_share(planned))
         for step, planned in zip(recipe.steps, steps, strict=True) if isinstance(step.pass_, Pass)
@@ -110,6 +110,8 @@ def check(recipe: Recipe, source: Source) -> None:
         try:
             plan = propose(planner, trace_model(skeleton, source.family), task)
             shapes_only(skeleton, source.family, [plan])
+            if (problem := _learning_problem(recipe, planner, plan, skeleton, source)) is not None:
+                problems.append((step.name, problem))
         except _NeedsValues:
             continue
         except (PlanError, UsageError) as error:
@@ -166,16 +168,18 @@ class _Dry:
     def _weigh(self) -> Weight:
         return weigh(self.model, self.source.family, self.source.runner(self.model))
 
-    def step(self, step: Step, calibration: Calibration) -> PlanStep:
+    def step(self, step: Step, recipe: Recipe) -> PlanStep:
         """One step; the skeleton changes only where there is no problem."""
         before, shapes = self.weight, shapes_of(self.model)
         graph = trace_model(self.model, self.source.family)
         planner = step.pass_
         assert isinstance(planner, Pass)
-        wanted = getattr(planner, "calibration", None) or calibration
+        wanted = getattr(planner, "calibration", None) or recipe.calibration
         try:
             plan = propose(planner, graph, wanted.task)
             tensors = shapes_only(self.model, self.source.family, [plan])
+            if (problem := _learning_problem(recipe, planner, plan, self.model, self.source)) is not None:
+                raise problem
         except (PlanError, UsageError) as error:
             return _plan_step(step, before, before, problem=str(error))
         if plan.edits:
@@ -185,6 +189,14 @@ class _Dry:
             step, before, self.weight, edits=len(plan.edits), declined=plan.declined,
             sites=tuple(site_changes(plan, graph, bool(planner.needs()))), tensors=tuple(changed),
         )  # fmt: skip
+
+
+def _learning_problem(
+    recipe: Recipe, planner: Pass, plan: Plan, model: nn.Module, source: Source
+) -> PlanError | UsageError | None:
+    if not isinstance(planner, TrainingPass):
+        return None
+    return learning_problem(recipe, planner, plan.tensor_names(), model, source)
 
 
 def _plan_step(step: Step, before: Weight, after: Weight, **found: Any) -> PlanStep:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from umcompress.calibration_data import CalibrationFile
 from umcompress.errors import PlanError, UsageError
 from umcompress.extend import Evaluation, Pass, TrainingPass, find_evaluation
 from umcompress.opening import Source
 from umcompress.recipe import Calibration, Recipe
-from umcompress.train.run import check_trainable
+from umcompress.train.run import check_learning, check_trainable
 from umcompress.training_data import TrainingFile
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Problem = PlanError | UsageError
 
@@ -58,6 +61,25 @@ def data_problems(recipe: Recipe, source: Source, runner: Any) -> list[tuple[str
         # Steps that share their calibration share what is wrong with it.
         found.setdefault(str(error), ([], error))[0].append(name)
     return [(", ".join(names), error) for names, error in found.values()]
+
+
+def learning_problem(
+    recipe: Recipe, planner: TrainingPass, names: Sequence[str], model: nn.Module, source: Source
+) -> Problem | None:
+    """Why `names` cannot be trained on the data of their step.  What is wrong with the data as such is left out.
+
+    model: a skeleton, as the step finds it.
+    """
+    try:
+        data = training_source(recipe, planner, [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate])
+        check_trainable(planner, source, data)
+    except (PlanError, UsageError):
+        return None
+    try:
+        check_learning(planner, names, model, source, data)
+    except (PlanError, UsageError) as error:
+        return error
+    return None
 
 
 def _problems(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from umcompress.documents import Task
 from umcompress.edits import Plan
-from umcompress.errors import PlanError
+from umcompress.errors import ModelError, PlanError
 from umcompress.expert_load import Experts
 from umcompress.extend import Evaluation, TrainingPass
 from umcompress.learning import TrainingSummary
@@ -30,8 +30,9 @@ WATCHED_ITEMS = 16
 
 
 def check_trainable(planner: TrainingPass, source: Source, data: Evaluation) -> None:
-    """Find out before hours are spent that a model cannot be trained, or that there is no data."""
-    source.family.trainer(source.skeleton(), source.folder)
+    """Find out before hours are spent that a kind of model cannot be trained, or that there is no data."""
+    if type(source.family).trainer is Family.trainer:
+        source.family.trainer(nn.Module(), source.folder)
     data.check()
     if type(data).training_items is Evaluation.training_items:
         data.training_items("generation", 1, planner.seed)
@@ -42,8 +43,14 @@ def check_learning(
 ) -> None:
     """PlanError or UsageError where `names` cannot learn from this data.  `model`: a skeleton, as it will be then."""
     trainer = source.family.trainer(model, source.folder)
+    tasks: Iterable[Task]
+    try:
+        tasks = _shares(planner, names, model, source.runner(model), trainer.tasks)
+    except ModelError:
+        # It cannot be run without values: which tasks reach what learns is known when it is.
+        tasks = planner.tasks or trainer.tasks
     items: list[TrainingItem] = []
-    for task in _shares(planner, names, model, source.runner(model), trainer.tasks):
+    for task in tasks:
         items += data.examples(task) if isinstance(data, TrainingFile) else data.training_items(task, 1, planner.seed)
     trainer.check(items)
     for name in names:
