@@ -47,3 +47,12 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="adapter") as refused:
         open_source(str(tmp_path))
     assert "merge_and_unload" in refused.value.do
+
+
+def test_what_git_cloned_without_its_weights_is_said_to_be_that(tmp_path: Path) -> None:
+    folder = write_folder(ZOO["llama"].build(), tmp_path / "model")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123456\n"
+    (folder / "model.safetensors").write_text(pointer)
+    with pytest.raises(ModelError, match="pointer of git-lfs") as refused:
+        open_source(str(folder)).skeleton()
+    assert "git lfs pull" in refused.value.do

@@ -69,12 +69,14 @@ def apply(
     check(loaded.recipe, source)
     made_of = fingerprint(loaded, source.fingerprint() + ("/out of core" if out_of_core else ""))
     folder = RunFolder(path)
-    claimed = processes.by_first(lambda: folder.claim(loaded, made_of))
-    if claimed and (path / "report.json").is_file():
-        say(f"{path} holds the finished run of this recipe; nothing is left to do")
-        return read_report(path), path
-    report = (_run_on_disk if out_of_core else _run)(loaded, source, folder, made_of)
-    return report, path
+    try:
+        claimed = processes.by_first(lambda: folder.claim(loaded, made_of))
+        if claimed and (path / "report.json").is_file():
+            say(f"{path} holds the finished run of this recipe; nothing is left to do")
+            return read_report(path), path
+        return (_run_on_disk if out_of_core else _run)(loaded, source, folder, made_of), path
+    finally:
+        folder.release()
 
 
 def _check_out_of_core(recipe: Recipe) -> None:

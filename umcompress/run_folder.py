@@ -5,7 +5,9 @@ A step is committed by one rename, after everything that belongs to it lies in a
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -49,6 +51,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: int | None = None
 
     @property
     def model(self) -> Path:
@@ -57,11 +60,14 @@ class RunFolder:
     def claim(self, loaded: LoadedRecipe, fingerprint: str) -> bool:
         """Take the folder for this run; whether an unfinished or finished run of the same recipe is in it.
 
-        Raises UsageError where the folder is somebody else's, or holds another recipe's run.
+        Raises UsageError where the folder is somebody else's, holds another recipe's run, or is being worked in. It is
+        this process's until `release`, or until the process ends.
         """
         asked = f"the output folder {self.path}"
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(asked, "a file of that name", "choose another with -o")
+        make_folder(self.path, asked)
+        self._hold(asked)
         mark = self.path / MARK
         if mark.is_file():
             if _fingerprint(mark, asked) == fingerprint:
@@ -73,11 +79,31 @@ class RunFolder:
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(asked, "it is not empty, and no run of umcompress is in it", "choose another with -o")
-        make_folder(self.path, asked)
         write_text_atomic(self.path / RECIPE, loaded.text)
         write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved()))
         write_text_atomic(mark, Mark(fingerprint=fingerprint).model_dump_json() + "\n")
         return False
+
+    def _hold(self, asked: str) -> None:
+        """Two runs in one folder would take each other's files away. The lock leaves nothing on the disk."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            do = "wait until it has ended, or choose another folder with -o"
+            raise UsageError(asked, "another `umcompress apply` is at work in it", do) from error
+        except OSError:
+            # Some file systems of networks have no locks.
+            os.close(handle)
+        else:
+            self._lock = handle
+
+    def release(self) -> None:
+        """Others may have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _only_claimed(self) -> bool:
         """Whether the run in it computed nothing: it stopped at an error in its recipe, say, which is now put right."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_HEADER = 100_000_000
+_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,16 @@ def read_header(file: Path) -> dict[str, Entry]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = struct.unpack("<Q", stream.read(8))[0]
+            start = stream.read(8)
+            if start == _POINTER[:8]:
+                raise ModelError(asked, "it is a pointer of git-lfs, not the file itself", "run: git lfs pull")
+            length = struct.unpack("<Q", start)[0]
             if not 0 < length <= min(_MAX_HEADER, size - 8):
                 raise ModelError(asked, "its first bytes are not a safetensors header", "get the file again")
             header = json.loads(stream.read(length))
+    except FileNotFoundError as error:
+        do = "get it again: the index of the weight files names it" if "-of-" in file.name else "check the path"
+        raise ModelError(asked, error.strerror or str(error), do) from None
     except OSError as error:
         raise ModelError(asked, error.strerror or str(error), "check the path") from None
     except (struct.error, ValueError):

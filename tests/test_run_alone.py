@@ -1,0 +1,64 @@
+"""An output folder is one run's at a time: two would take each other's files away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hf_models import write_recipe
+
+from umcompress.errors import UsageError
+from umcompress.extend import find_evaluation, find_pass
+from umcompress.recipe_files import LoadedRecipe, load_recipe
+from umcompress.run_folder import RunFolder
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from umcompress.run_folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+folder._hold("test")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> LoadedRecipe:
+    drop = {"pass": "layer_drop", "component": "generation", "drop_count": 1}
+    recipe = write_recipe(tmp_path, Path("bagel-mini"), drop)
+    return load_recipe(str(recipe), find_pass, find_evaluation)
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    out, ours = tmp_path / "out", RunFolder(tmp_path / "out")
+    assert ours.claim(loaded, "made of this") is False
+    ours.release()
+    before = sorted(path.name for path in out.iterdir())
+    first = subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="at work in it") as refused:
+            ours.claim(loaded, "made of this")
+        assert "-o" in refused.value.do
+    finally:
+        first.kill()
+        first.wait()
+    # Killed without a word: nothing is left that would keep others out.
+    assert ours.claim(loaded, "made of this") is True
+    ours.release()
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
+def test_a_released_folder_is_free(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "out")
+    folder.claim(loaded, "made of this")
+    with pytest.raises(UsageError, match="at work in it"):
+        RunFolder(tmp_path / "out").claim(loaded, "made of this")
+    folder.release()
+    folder.release()
+    other = RunFolder(tmp_path / "out")
+    assert other.claim(loaded, "made of this") is True
+    other.release()
