@@ -35,6 +35,22 @@ def test_pareto_marks_what_no_other_run_beats() -> None:
     assert "speed generation" in found.objectives
 
 
+def test_no_word_of_the_results_is_broken_at_80_columns() -> None:
+    """The widest cells there are: partial scores, changes beyond noise, large speeds, a run that cannot be compared."""
+    mark = {"partial": "9 of 10"}
+    wide = {task: task_score(task, 0.55).model_copy(update=mark) for task in ("understanding", "generation")}
+    baseline = report().baseline
+    slower = step_report(step("01-cut", "cut", (0.5, 0.5), 40_000_000, (11.0, 111.25)), baseline)
+    partial = slower.model_copy(update={"scores": wide, "evaluations": {"scenes": wide}})
+    view = compare_view(compare([("a", report()), ("b", report(steps=(baseline, partial))), ("c", report(seed=7))]))
+    lines = terminal.text(view).splitlines()
+    table = lines[lines.index("Results") + 1 : lines.index("A: scores, with the change from its baseline")]
+    assert any(line.split()[-1] == "Pareto" for line in table)
+    assert any(line.startswith("B ") and "~0.550" in line and "*" in line for line in table)
+    assert any(line.startswith("C ") and line.rstrip().endswith("not comparable") for line in table)
+    assert any(line.split() == ["B", "40.0M", "11.00x", "111.25x"] for line in table)
+
+
 def test_equal_runs_do_not_beat_each_other() -> None:
     assert [run.pareto for run in compare([("a", report()), ("b", report())]).runs] == [True, True]
 

@@ -19,7 +19,7 @@ _MOST_RUNS = 4
 def compare_view(comparison: Comparison) -> View:
     """The runs, their results side by side, the steps of each, and what their recipes say differently."""
     parts: list[Table | str] = [_legend(run) for run in comparison.runs]
-    parts += [_results(comparison), *_evaluations(comparison)]
+    parts += [*_results(comparison), *_evaluations(comparison)]
     parts += [table for run in comparison.runs for table in _steps(run)]
     if comparison.differences:
         parts.append(_differences(comparison))
@@ -33,8 +33,10 @@ def _legend(run: ComparedRun) -> str:
     return f"{run.label} = {run.name} ({run.model}{stopped})"
 
 
-def _results(comparison: Comparison) -> Table:
-    rows, notes = [], ["± half of the 95 % interval; change from A, * beyond noise (95 %)"]
+def _results(comparison: Comparison) -> tuple[Table, Table]:
+    """Scores, and size with speed: together they are wider than 80 columns."""
+    rows, sizes, notes = [], [], ["± half of the 95 % interval; change from A, * beyond noise (95 %)"]
+    slow = []
     marks = {True: "best", False: "beaten", None: ""}
     for run in comparison.runs:
         step = run.steps[run.result]
@@ -42,16 +44,20 @@ def _results(comparison: Comparison) -> Table:
         scores = [cell for pair in pairs for cell in pair]
         speeds = [speed_text(step, task) for task in TASKS]
         state = "not comparable" if run.reasons else marks[run.pareto]
-        rows.append((run.label, *scores, amount(step.parameters.total), *speeds, state))
+        rows.append((run.label, *scores, state))
+        sizes.append((run.label, amount(step.parameters.total), *speeds))
         notes += [f"{run.label} is not comparable with A: {reason}" for reason in run.reasons]
-        notes += [
+        slow += [
             f"{run.label}'s speeds are not comparable with A's: {reason}" for reason in run.speed_reasons
         ]
     if comparison.objectives:
         notes.append(f"best: Pareto-optimal in {', '.join(comparison.objectives)}")
-    names = ("underst.", "change", "generation", "change", "params", "spd u", "spd g")
-    columns = (words("run"), *numbers(*names), words("Pareto"))
-    return Table("Results", columns, tuple(rows), tuple(notes))
+    columns = (words("run"), *numbers("understanding", "change", "generation", "change"), words("Pareto"))
+    size_columns = (words("run"), *numbers("params", "speed u", "speed g"))
+    return (
+        Table("Results", columns, tuple(rows), tuple(notes)),
+        Table("Size and speed of the results", size_columns, tuple(sizes), tuple(slow)),
+    )
 
 
 def _evaluations(comparison: Comparison) -> list[Table]:
