@@ -256,3 +256,30 @@ def test_all_at_once_and_none_that_follows_from_another(changes: list[tuple[str,
         assert find in text
         text = text.replace(find, replace, 1)
     assert [problem.path for problem in problems(text)] == paths
+
+
+MERGED = """\
+model: m
+evaluate: [quiz]
+steps:
+  - &first
+    pass: cut
+    component: understanding
+    keep_ratio: 0.5
+    calibration: {samples: 3}
+  - <<: *first
+    keep_ratio: 0.25
+  - &mend {pass: mend, how: bias}
+  - {<<: [*mend, {strength: 2.0, how: none}], name: third}
+"""
+
+
+def test_merge_keys_bring_what_is_not_said() -> None:
+    """As YAML 1.1 defines them: a key of the mapping's own wins, then the first of several."""
+    first, second, _, last = (step.resolved() for step in parse(MERGED).steps)
+    assert second == first | {"name": "02-cut", "keep_ratio": 0.25}
+    assert last == {"name": "third", "pass": "mend", "how": "bias", "strength": 2.0}
+    # A mistake is told where it stands.
+    low, own = problems(MERGED.replace("0.25", "2").replace("understanding", "all"))[1:]
+    assert (low.line, low.path, own.line, own.path) == (6, "steps.1.component", 10, "steps.1.keep_ratio")
+    assert problems(MERGED.replace("<<: *first", "<<: 3"))[0].message == "`<<` merges mappings only"

@@ -18,6 +18,7 @@ from umcompress.errors import Problem, RecipeError
 Path = tuple[str | int, ...]
 # A recipe is a page of text. More values than this are aliases multiplied into each other.
 _MOST_VALUES = 100_000
+_MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
 
 
@@ -68,8 +69,12 @@ class Source:
 
     def _build_mapping(self, node: MappingNode, path: Path, above: tuple[int, ...]) -> dict[str, Any]:
         built: dict[str, Any] = {}
+        merged: list[Node] = []
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
+            if str(key_node.tag) == _MERGE:
+                merged += value_node.value if isinstance(value_node, SequenceNode) else [value_node]
+                continue
             if not isinstance(key_node, ScalarNode):
                 self.problems.append(Problem(self.file, line, dotted(path), "a key must be a word"))
                 continue
@@ -82,7 +87,20 @@ class Source:
                 continue
             self._lines[here] = line
             built[key] = self._build(value_node, here, above)
+        for other in merged:
+            built = self._merged(other, path, above) | built
         return built
+
+    def _merged(self, node: Node, path: Path, above: tuple[int, ...]) -> dict[str, Any]:
+        """What `<<: *name` brings; a key that is there already stays, with its line."""
+        if not isinstance(node, MappingNode):
+            line = node.start_mark.line + 1
+            self.problems.append(Problem(self.file, line, dotted(path), "`<<` merges mappings only"))
+            return {}
+        mine, self._lines = self._lines, {}
+        found: dict[str, Any] = self._build(node, path, above)
+        self._lines |= mine
+        return found
 
     def _scalar(self, node: Node, path: Path) -> Any:
         # ruamel would make dates and bytes of some plain words; a recipe has neither, so they stay text.
