@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -69,6 +70,16 @@ def test_light_commands_load_no_torch(arguments: list[str], run_folder: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    """As `umcompress passes | head -1`: with a pipe that nobody reads from any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "umcompress", "passes"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_help_starts_at_once() -> None:
@@ -152,3 +163,16 @@ def test_passes_tell_types_defaults_and_meaning(capsys: pytest.CaptureFixture[st
     assert "number above 0, at most 1" in line
     assert "required" in line
     assert all(option in shown for option in ("component", "layers", "calibration", "repair", "multiple_of"))
+
+
+def test_passes_as_json_have_what_the_table_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["passes", "--format", "json"]) == 0
+    listed = {one["name"]: one["about"] for one in json.loads(capsys.readouterr().out)["passes"]}
+    assert listed["layer_drop"].startswith("Drop the blocks")
+    assert cli.main(["passes", "channel_prune", "--format", "json"]) == 0
+    options = {one["name"]: one for one in json.loads(capsys.readouterr().out)["options"]}
+    ratio, score = options["keep_ratio"], options["score"]
+    assert (ratio["required"], ratio["type"]) == (True, "number above 0, at most 1")
+    assert (score["required"], score["default"]) == (False, "activation")
+    assert cli.main(["passes", "channel_prune", "--format", "md"]) == 0
+    assert "| keep_ratio | number above 0, at most 1 | required |" in capsys.readouterr().out.replace("\\", "")

@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             code = _COMMANDS[options.command](options)
         except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):
+                raise  # rich leaves so when the reader (`| head`) has gone
             raise _ended(error) from error
         sys.stdout.flush()
         return code
@@ -170,11 +172,14 @@ def _report(options: Namespace) -> int:
 
 def _passes(options: Namespace) -> int:
     from umcompress.registered import all_passes, one_pass
-    from umcompress.render import terminal
-    from umcompress.render.passes_view import pass_view, passes_view
+    from umcompress.render.passes_view import describe_pass, list_passes, pass_view, passes_view
 
-    view = pass_view(options.name, one_pass(options.name)) if options.name else passes_view(all_passes())
-    terminal.show(view)
+    if options.name:
+        one = describe_pass(options.name, one_pass(options.name))
+        _print(one, pass_view(one), options.format)
+    else:
+        found = list_passes(all_passes())
+        _print(found, passes_view(found), options.format)
     return 0
 
 

@@ -149,6 +149,7 @@ def _report(parser: argparse.ArgumentParser) -> None:
 
 def _passes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this pass's options")
+    _format_option(parser)
 
 
 def _schema(parser: argparse.ArgumentParser) -> None:

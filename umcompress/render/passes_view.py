@@ -10,27 +10,45 @@ from typing import Any
 from umcompress.documents import Document
 from umcompress.render.table import Table, View, words
 from umcompress.schema import type_text
+from umcompress.views import OptionInfo, PassInfo, PassList
 
 
-def passes_view(passes: Mapping[str, type[Document]]) -> View:
+def list_passes(passes: Mapping[str, type[Document]]) -> PassList:
+    """Each in one sentence."""
+    return PassList(passes=tuple(PassInfo(name=name, about=summary(cls)) for name, cls in passes.items()))
+
+
+def describe_pass(name: str, cls: type[Document]) -> PassInfo:
+    """What a pass does, and each option with its type, default and meaning."""
+    schema = cls.model_json_schema(by_alias=True)
+    required = schema.get("required", [])
+    options = tuple(
+        OptionInfo(
+            name=option, type=type_text(prop, schema.get("$defs")), required=option in required,
+            default=prop.get("default"), meaning=prop.get("description", ""),
+        )
+        for option, prop in schema.get("properties", {}).items()
+    )  # fmt: skip
+    return PassInfo(name=name, about=inspect.cleandoc(cls.__doc__ or ""), options=options)
+
+
+def passes_view(found: PassList) -> View:
     """One line a pass."""
-    rows = tuple((name, summary(cls)) for name, cls in passes.items())
+    rows = tuple((one.name, one.about) for one in found.passes)
     table = Table("Passes", (words("pass"), words("what it does")), rows)
     return (table, "next: umcompress passes NAME shows the options of one")
 
 
-def pass_view(name: str, cls: type[Document]) -> View:
-    """What a pass does, and each option with its type, default and meaning."""
-    schema = cls.model_json_schema(by_alias=True)
-    required = schema.get("required", [])
-    rows = []
-    for option, prop in schema.get("properties", {}).items():
-        default = "required" if option in required else _default(prop.get("default"))
-        rows.append((option, type_text(prop, schema.get("$defs")), default, prop.get("description", "")))
+def pass_view(found: PassInfo) -> View:
+    """A row an option, and how a recipe names the pass."""
+    rows = tuple(
+        (option.name, option.type, "required" if option.required else _default(option.default), option.meaning)
+        for option in found.options
+    )
     columns = (words("option"), words("type"), words("default"), words("meaning"))
-    about = inspect.cleandoc(cls.__doc__ or "")
-    example = ", ".join([f"pass: {name}", *(f"{option}: ..." for option in required)])
-    return (f"{name}: {about}", Table("", columns, tuple(rows)), f"in a recipe: steps: [{{{example}}}]")
+    required = (f"{option.name}: ..." for option in found.options if option.required)
+    example = ", ".join([f"pass: {found.name}", *required])
+    return (f"{found.name}: {found.about}", Table("", columns, rows), f"in a recipe: steps: [{{{example}}}]")
 
 
 def summary(cls: type[Document]) -> str:
