@@ -112,6 +112,38 @@ def test_chunks_do_not_depend_on_what_is_done(tmp_path: Path) -> None:
         benchmark.collect([1, 1], tmp_path, str, work, lambda text: None)
 
 
+def test_seconds_are_those_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that work moves: 10 s an item, and 1 s a run before the first and after the last row."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.time", lambda: now[0])
+
+    def run(items: range, broken: int | None = None, limit: int = 4) -> float | None:
+        def work(part: Any) -> list[dict[str, Any]]:
+            if broken in part:
+                raise KeyboardInterrupt
+            now[0] += 10 * len(part)
+            return [{"id": str(item)} for item in part]
+
+        started = now[0]
+        now[0] += 1
+        settings = {"limit": limit}
+        Doubles().collect(items, tmp_path, str, work, lambda text: None, chunk=2, settings=settings)
+        now[0] += 1
+        return Doubles().timed(score({"x": (1, 2)}), started, None, tmp_path).seconds
+
+    with pytest.raises(KeyboardInterrupt):
+        run(range(6), broken=4)
+    now[0] += 500
+    # Four items before, two now.
+    assert run(range(6)) == pytest.approx(40 + 1 + 20 + 1)
+    now[0] += 500
+    assert run(range(6)) == pytest.approx(60 + 2)
+    # Rows of other settings are set aside, and their seconds with them.
+    now[0] += 500
+    assert run(range(6), limit=5) == pytest.approx(1 + 60 + 1)
+
+
 # -- time left ----------------------------------------------------------------------------------------------------
 
 
@@ -224,3 +256,21 @@ def test_what_is_published_and_what_is_partial_is_shown() -> None:
     whole = shown({"pope": score({"random": (9, 10)})})
     assert "~" not in whole and "Evaluations" not in whole
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_names_of_numbers_stay_readable_beside_many_steps() -> None:
+    one = score({"a": (3, 4)}).model_copy(update={"numbers": {"bits_per_byte": proportion(3, 4)}})
+    base = report().baseline
+    steps = tuple(
+        StepReport(
+            name=f"{index:02}-channel_prune" if index else "baseline", pass_="channel_prune" if index else None,
+            scores={"understanding": one}, evaluations={"text": {"understanding": one}}, parameters=base.parameters,
+            bytes=base.bytes,
+        )  # type: ignore[call-arg]
+        for index in range(7)
+    )  # fmt: skip
+    out = io.StringIO()
+    terminal.show(evaluation_view(report().model_copy(update={"steps": steps})), out, 80)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\n  bits_per_byte" in text and "3 steps left out" in text

@@ -8,7 +8,8 @@ from umcompress.documents import Task
 from umcompress.render.table import Table, numbers, seconds, words
 from umcompress.report import KindScore, Score, StepReport
 
-_MOST_COLUMNS = 5
+# With margins, in 80 columns, and room for the names of numbers.
+_MOST_COLUMNS = 4
 
 
 def benchmarks_tables(steps: Sequence[StepReport]) -> list[Table]:
@@ -48,7 +49,7 @@ def _values(steps: Sequence[StepReport], entries: Sequence[tuple[str, Task]]) ->
     heads = [step.name if step.pass_ is None else step.name.partition("-")[0][:8] for step in shown]
     notes = ["± half of the 95 % interval; items: how many were scored, of how many if not of all"]
     if len(shown) < len(steps):
-        notes.append(f"{len(steps) - len(shown)} steps left out; report.json has them")
+        notes.append(left_out(len(steps) - len(shown)))
     took = [
         f"{name} {task} took {seconds(score.seconds)}"
         for name, task in entries
@@ -68,6 +69,11 @@ def _parts(step: StepReport, entries: Sequence[tuple[str, Task]]) -> list[Table]
         if rows:
             tables.append(Table(f"{name}, {task} by kind", (words("kind"), *numbers("score", "items")), rows))
     return tables
+
+
+def left_out(steps: int) -> str:
+    """A note on columns that a table has no room for."""
+    return f"{steps} step{'s' if steps > 1 else ''} left out; report.json has all"
 
 
 def value_text(score: KindScore | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from umcompress.documents import TASKS, Task
-from umcompress.render.benchmarks_view import benchmarks_tables, partial_notes
+from umcompress.render.benchmarks_view import benchmarks_tables, left_out, partial_notes
 from umcompress.render.experts_view import training_views
 from umcompress.render.table import Table, View, amount, numbers, seconds, words
 from umcompress.report import Change, KindScore, Report, Score, StepReport
@@ -117,8 +117,7 @@ def _kind_table(steps: tuple[StepReport, ...], task: Task) -> Table | None:
         chance = "" if part.chance is None else f"{part.chance:.2f}"
         rows.append((kind, *("-" if one is None else f"{one.value:.3f}" for one in found), chance))
     heads = [step.name if step.pass_ is None else step.name.partition("-")[0][:8] for step in shown]
-    left_out = len(scored) - len(shown)
-    notes = (f"{left_out} steps left out; report.json has them",) if left_out else ()
+    notes = (left_out(len(scored) - len(shown)),) if len(shown) < len(scored) else ()
     title = f"{task.capitalize()} by kind"
     return Table(title, (words("kind"), *numbers(*heads, "chance")), tuple(rows), notes)
 
