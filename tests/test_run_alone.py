@@ -1,14 +1,19 @@
-"""An output folder is one run's at a time: two would take each other's files away."""
+"""An output folder is one run's at a time: two would take each other's files away.  And a disk may be full."""
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hf_models import write_recipe
+import torch
+from hf_models import write_folder, write_recipe
+from hf_zoo import ZOO
 
+from umcompress.cli import main
 from umcompress.errors import UsageError
 from umcompress.extend import find_evaluation, find_pass
 from umcompress.recipe_files import LoadedRecipe, load_recipe
@@ -62,3 +67,23 @@ def test_a_released_folder_is_free(loaded: LoadedRecipe, tmp_path: Path) -> None
     other = RunFolder(tmp_path / "out")
     assert other.claim(loaded, "made of this") is True
     other.release()
+
+
+def test_a_full_disk_is_no_traceback_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_folder(ZOO["llama"].build().to(torch.float32), tmp_path / "model")
+    recipe = write_recipe(tmp_path, model, {"pass": "layer_drop", "unit": "block", "drop": [1]})
+
+    def refuse(stream: Any, data: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = ["apply", str(recipe), "-o", str(tmp_path / "out")]
+    with monkeypatch.context() as full:
+        full.setattr("umcompress.checkpoint.writer._write", refuse)
+        assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "found: No space left on device" in said and "same command" in said and "Traceback" not in said
+    assert not list((tmp_path / "out").glob(".model*"))
+    assert main(command) == 0
+    assert "done before" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from umcompress.render.table import View
 
 INTERRUPTED = 130
+# A disk or what a user may write on it is used up.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`| head`) has gone. Without this, Python complains again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"umcompress: write {error.filename2 or error.filename or 'a file'}\n  found: {error.strerror}\n"
+              "  do: make room and give the same command again; the steps that are done are kept", file=sys.stderr)
         return 1
 
 

@@ -74,7 +74,8 @@ class RunFolder:
                 return True
             if not self._only_claimed():
                 raise UsageError(
-                    asked, "a run of another recipe, model or version (or of this recipe before it was changed)",
+                    asked, "a run of another recipe, model or version (or of this recipe before it was changed, or in "
+                    "memory and not out of core, or the other way round)",
                     f"give another folder with -o, or remove it first: rm -r {self.path}",
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
