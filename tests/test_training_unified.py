@@ -136,6 +136,29 @@ def train(planner: Any, folder: Path, data: Any, out: Path) -> tuple[dict[str, T
     return values, curve
 
 
+def test_distillation_of_codes_by_hand(folders: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    """The divergence from the unpruned model's chances, each code with what is before it read anew."""
+    source = open_source(str(folders["janus"]))
+    runners = [source.runner(model) for model in (source.load(), split(source, "shared"))]
+    pictures: Any = runners[0].pictures
+    data = TrainingFile(data=rows / "both.jsonl")
+    drawn = data.training_items("generation", 3, int(np.random.default_rng((0, 2, 0, 0)).integers(2**31)))
+    wanted = 0.0
+    for index, item in enumerate(drawn):
+        left_out = np.random.default_rng((0, 1, 0, index)).random() < 0.1
+        ids = pictures.prompted(item.prompt)[int(left_out)]
+        codes = pictures.codes_of([item.image])[0].tolist()
+        for step in range(16):
+            with torch.no_grad():
+                teacher, student = (
+                    whole(runner, "janus", ids, codes[:step], 4).double().log_softmax(-1) for runner in runners
+                )
+            wanted += float((teacher.exp() * (teacher - student)).sum()) / 48
+    planner = quick(steps=1, batch_size=3, tasks={"generation": 1})
+    _, curve = train(planner, folders["janus"], data, tmp_path)
+    assert curve.rows[0]["losses"]["code_logits"] == pytest.approx(wanted, rel=1e-4) and wanted > 1e-4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_routers_learn_from_both_tasks_and_go_on_to_the_same_bits(
     name: str, folders: dict[str, Path], rows: Path, tmp_path: Path
