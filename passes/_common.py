@@ -57,13 +57,29 @@ def unmatched(
 ) -> list[Declined]:
     """Branches of `kind` in scope at which no site was found, for `reason` or since they are experts already."""
     found = {(site.block, site.component) for site in sites}
+    known = {(gap.path, gap.component): gap.reason for gap in graph.gaps() if gap.kind == kind}
     already = "its feed-forward is a mixture of experts already"
     return [
         Declined(
-            site=branch.block, component=branch.component, reason=already if graph.is_mixture(branch) else reason
+            site=branch.block,
+            component=branch.component,
+            reason=already if graph.is_mixture(branch) else known.get((branch.block, branch.component), reason),
         )
         for branch in graph.branches(kind, **scope.query())
         if (branch.block, branch.component) not in found
+    ] + _without_branch(graph, scope, kind)
+
+
+def _without_branch(graph: ModelGraph, scope: Scope, kind: BranchKind) -> list[Declined]:
+    """Blocks in which there may be such a branch, and none could be told apart."""
+    inside = {block.path: block for block in graph.blocks(**scope.query())}
+    gaps = [gap for gap in graph.gaps() if gap.path in inside and gap.component == scope.component]
+    return [
+        Declined(site=gap.path, component=gap.component, reason=gap.reason)
+        for gap in gaps
+        if (gap.kind == kind and all(branch.kind != kind for branch in inside[gap.path].branches))
+        or (gap.kind == "branches" and not inside[gap.path].branches and (gap.path, kind) not in
+            {(other.path, other.kind) for other in gaps})
     ]
 
 

@@ -232,10 +232,12 @@ def _first_to_go(unit: Unit, cosine: float) -> tuple[float, int]:
 def _edits(graph: ModelGraph, chosen: Sequence[Unit]) -> list[Edit]:
     """One DropBlock where every branch of a block goes, else a DropBranch for each; in depth order."""
     gone = {branch for unit in chosen for branch in unit.branches}
+    # Of blocks in which no branch is known only the whole can go.
+    whole = {unit.name for unit in chosen if not unit.branches}
     edits: list[Edit] = []
     for block in graph.blocks(stack="all"):
         going = [branch for branch in block.branches if branch in gone]
-        if going and len(going) == len(block.branches):
+        if block.path in whole or (going and len(going) == len(block.branches)):
             edits.append(DropBlock(block=block.path))
         else:
             edits += [_drop(site) for site in going]

@@ -24,7 +24,7 @@ from umcompress.opening import DTYPES, Source, as_stored, located, open_source
 from umcompress.providers import data_problems, learning_problem
 from umcompress.recipe import Recipe, Step
 from umcompress.rewrite.apply import shapes_only
-from umcompress.views import Inspection, PlanReport, PlanStep, SiteInfo
+from umcompress.views import Inspection, Missing, PlanReport, PlanStep, SiteInfo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,13 +82,14 @@ def inspect_model(model: str, graph_path: str | None, trust_remote_code: bool = 
     source = open_source(model, trust_remote_code=trust_remote_code)
     skeleton = _skeleton(source)
     graph = trace_model(skeleton, source.family)
-    text = None if graph_path is None else print_graph(graph.block(graph_path).graph)
+    text = None if graph_path is None else print_graph(graph.block_graph(graph_path))
     weight = weigh(skeleton, source.family, source.runner(skeleton))
     return Inspection(
         model=model, family=source.family.name,
         stacks={name: len(graph.blocks(stack=name)) for name in graph.stacks},
         parameters=weight.parameters, bytes=weight.bytes, macs_per_token=weight.macs_per_token,
         sites=tuple(_sites(graph)), graph=text,
+        missing=tuple(Missing(path=gap.path, kind=gap.kind, reason=gap.reason) for gap in graph.gaps()),
     )  # fmt: skip
 
 

@@ -62,6 +62,10 @@ class ModelError(UsageError):
     """A model folder is missing, incomplete, damaged or of an unknown kind."""
 
 
+class UncountedError(ModelError):
+    """A model cannot be run without values, so how much it works is not known; its sizes are."""
+
+
 class PlanError(UmcompressError):
     """A step cannot be planned: it selects nothing, or its ratio is not legal for a site."""
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from umcompress.checkpoint.fill import tied_names
 from umcompress.documents import Component, Task
+from umcompress.errors import UncountedError
 from umcompress.graph.protocol import RoutedFeedForward
 from umcompress.models.base import Family, Runner
 from umcompress.report import Size, Speed
@@ -41,7 +42,7 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
     as many as one token uses.
 
     A token is one row that goes through the network once: text, image patch or latent, in one step and one guidance
-    branch; the vision tower's work is spread over them.
+    branch; the vision tower's work is spread over them. A task whose work cannot be known without values is left out.
     """
     touched: dict[Task, set[str]] = {}
     macs: dict[Task, int] = {}
@@ -52,10 +53,14 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
         routed = _Routed(counter)
         hooks += routed.watch(model)
-        with counter, sdpa_kernel(SDPBackend.MATH):
-            tokens = runner.pass_tokens(task)
-        for hook in hooks:
-            hook.remove()
+        try:
+            with counter, sdpa_kernel(SDPBackend.MATH):
+                tokens = runner.pass_tokens(task)
+        except UncountedError:
+            continue
+        finally:
+            for hook in hooks:
+                hook.remove()
         touched[task] = names
         macs[task] = round((counter.get_total_flops() / 2 + routed.correction) / tokens)
     return Weight(

@@ -104,6 +104,14 @@ class SiteInfo(Document):
     shape: str = ""
 
 
+class Missing(Document):
+    """What a block has none of that edits can act on, and why."""
+
+    path: str
+    kind: str
+    reason: str
+
+
 class Inspection(Document):
     """A model from outside: what it is, how large, and its sites. `graph` is the text of one traced block."""
 
@@ -114,4 +122,5 @@ class Inspection(Document):
     bytes: Size
     macs_per_token: dict[Task, NonNegativeInt] = {}
     sites: tuple[SiteInfo, ...] = ()
+    missing: tuple[Missing, ...] = ()
     graph: str | None = None

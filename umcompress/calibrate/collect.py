@@ -29,7 +29,7 @@ from umcompress.calibrate.declare import (
     RoutedMoments,
 )
 from umcompress.calibrate.expert_sums import ContributionSum, Pairs, RoutedSum, SampleDraw
-from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum
+from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum, watch_whole
 from umcompress.calibrate.on_demand import OnDemand, Shelf, Values, sizes
 from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
 from umcompress.edits import Edit
@@ -105,6 +105,8 @@ class _Sweep:
         self.sums: dict[Declaration, dict[Key, _Sum]] = {}
         # block path -> (branch whose incoming stream is "before", branch whose add is "after", sum)
         self.streams: dict[str, list[tuple[Branch, Branch, SimilaritySum]]] = {}
+        # Blocks of which nothing inside is known: what goes in and what comes out.
+        self.wholes: list[tuple[str, SimilaritySum]] = []
         self.inputs: list[tuple[str, Callable[[Tensor], None]]] = []
 
     def declare(self, declaration: Declaration) -> None:
@@ -115,6 +117,9 @@ class _Sweep:
         query = declaration.scope.query()
         if isinstance(declaration, BlockSimilarity | BranchSimilarity):
             for block in self.graph.blocks(**query):
+                if isinstance(declaration, BlockSimilarity) and not block.branches:
+                    sums[site_key(block, block.component)] = whole = SimilaritySum()
+                    self.wholes.append((block.path, whole))
                 for key, first, last in self._spans(block.path, declaration):
                     sums[key] = similarity = SimilaritySum()
                     self.streams.setdefault(block.path, []).append((first, last, similarity))
@@ -180,6 +185,8 @@ class _Sweep:
         with ExitStack() as undo, torch.no_grad():
             for path, watched in self.streams.items():
                 undo.enter_context(lowered(model.get_submodule(path), self._instrumented(path, watched)))
+            for path, whole in self.wholes:
+                undo.callback(watch_whole(model.get_submodule(path), whole).remove)
             for path, add in self.inputs:
                 hook = model.get_submodule(path).register_forward_pre_hook(partial(_pass_input, add))
                 undo.callback(hook.remove)

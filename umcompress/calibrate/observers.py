@@ -8,9 +8,11 @@ Of a symmetric sum only the upper half is kept, in tiles: that is the memory and
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from umcompress.calibrate.declare import TILE
 from umcompress.calibrate.statistics import Channels, HalfMoments, Heads, Similarity
@@ -39,6 +41,16 @@ class SimilaritySum:
 
     def result(self) -> Similarity:
         return Similarity(self.total / max(self.tokens, 1), self.tokens)
+
+
+def watch_whole(block: nn.Module, total: SimilaritySum) -> RemovableHandle:
+    """Watch a block from outside: its stream is what it takes first, and what it gives, or gives first."""
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        total.add(before, output[0] if isinstance(output, tuple) else output)
+
+    return block.register_forward_hook(note, with_kwargs=True)
 
 
 class ChannelSum:

@@ -17,6 +17,11 @@ from torch import fx
 
 from umcompress.errors import ModelError
 
+# What gives a tensor, called on one.
+_METHODS = frozenset({"reshape", "view", "transpose", "permute", "contiguous", "to", "float", "type_as", "squeeze",
+                      "unsqueeze", "flatten", "clone"})  # fmt: skip
+_SUMS = ("add", "sub", "mul", "truediv", "iadd", "isub", "imul")
+
 
 def expect_none(value: object, name: str) -> None:
     """Guard: the traced graph leaves out what would be done with this argument."""
@@ -98,12 +103,21 @@ class Refusing:
 
     def isinstance(self, value: object, kind: Any) -> bool:
         if isinstance(value, fx.Proxy):
+            if _is_tensor(value.node):
+                return issubclass(torch.Tensor, kind)
             raise fx.proxy.TraceError(f"asks what kind of thing {value.node.name} is")
         return builtins.isinstance(value, kind)
 
     def table(self) -> Mapping[str, Callable[..., Any]]:
         """The functions that rewritten forwards call."""
         return {"is_none": self.is_none, "isinstance": self.isinstance, "len": len}
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    """Whether what a node gives can only be a tensor."""
+    if node.op == "call_method":
+        return node.target in _METHODS
+    return node.op == "call_function" and getattr(node.target, "__name__", "") in _SUMS
 
 
 class Assuming(Refusing):

@@ -17,6 +17,8 @@ _ADDS = {"add", "iadd", "add_", "__add__", "__iadd__"}
 _STEP_MODULES = ("Norm", "Dropout", "Identity")
 _STEP_CALLS = {"dropout", "contiguous", "to", "getitem"}
 _SHAPING = {"view", "reshape"}
+_CASTS = {"to", "float"}
+_SCALES = {"mul", "imul", "mul_"}
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ def _step(node: fx.Node, block: nn.Module) -> fx.Node | None:
     """The one operand of something that a stream passes through between two adds."""
     if call_name(node) in _SHAPING and isinstance(node.args[0], fx.Node):
         return node.args[0]
+    if call_name(node) in _SCALES and len(node.args) == 2:
+        scaled = [a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
+        return scaled[0] if len(scaled) == 1 else None
     if len(node.all_input_nodes) != 1:
         return None
     module = module_of(block, node)
@@ -155,6 +160,8 @@ def _split(
 def _from_input(node: fx.Node) -> bool:
     if node.op == "placeholder":
         return True
+    if call_name(node) in _CASTS and isinstance(node.args[0], fx.Node):
+        return _from_input(node.args[0])
     operands = _operands(node)
     return operands is not None and any(_from_input(operand) for operand in operands)
 
@@ -184,10 +191,17 @@ def _classify(
         return Branch("attention", _agreed(linears, path, component_of), add, stream, branch, own, None)
     inner = [node for node, module in calls.items() if is_matrix(module)]
     experts = [node for node, module in calls.items() if is_mixture(module)]
+    if any(_gated_by_argument(node) for node in own):
+        return None
     if len(inner) >= 2 or experts:
         component = _agreed(inner + experts, path, component_of)
         return Branch("feed_forward", component, add, stream, branch, own, None)
     return None
+
+
+def _gated_by_argument(node: fx.Node) -> bool:
+    """Whether a product takes an argument of the block as it is: a value of each token's (Gemma's per-layer inputs)."""
+    return call_name(node) in _SCALES and any(used.op == "placeholder" for used in node.all_input_nodes)
 
 
 def is_mixture(module: nn.Module) -> bool:

@@ -10,9 +10,10 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor, fx, nn
 
-from umcompress.errors import UsageError, did_you_mean
+from umcompress.errors import ModelError, UsageError, did_you_mean
 from umcompress.graph.branches import Branch, find_branches, is_mixture
 from umcompress.graph.channels import channel_groups
+from umcompress.graph.gaps import Gap, Sites, reasons
 from umcompress.graph.linears import is_conv1d
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 from umcompress.graph.sites import (
@@ -48,6 +49,9 @@ class BlockGraph:
     attentions: tuple[AttentionSite, ...]
     feed_forwards: tuple[FeedForwardSite, ...]
     experts: tuple[ExpertSite, ...]
+    gaps: tuple[Gap, ...] = ()
+    # Why the block could not be traced: it is one piece then, which can be dropped.
+    untraced: ModelError | None = None
 
 
 class _InStack(Protocol):
@@ -116,6 +120,10 @@ class ModelGraph:
         found = self._narrow((s for b in self._blocks.values() for s in b.experts), stack, layers)
         return tuple(site for site in found if component is None or site.component == component)
 
+    def gaps(self, stack: str = "all") -> tuple[Gap, ...]:
+        """What was looked for in blocks and not found, and why, in depth order."""
+        return self._narrow((gap for b in self._blocks.values() for gap in b.gaps), stack, None)
+
     def is_mixture(self, site: BranchSite) -> bool:
         """Whether a branch has experts, the model's own or split ones."""
         block = self.model.get_submodule(site.block)
@@ -154,8 +162,11 @@ class ModelGraph:
         return value.t() if leaf == "weight" and is_conv1d(self.model.get_submodule(path)) else value
 
     def block_graph(self, path: str) -> fx.Graph:
-        """A copy of a block's graph, free to be instrumented."""
-        return copy.deepcopy(self.block(path).graph)
+        """A copy of a block's graph, free to be instrumented. ModelError where it could not be traced."""
+        found = self.block(path)
+        if found.untraced is not None:
+            raise found.untraced
+        return copy.deepcopy(found.graph)
 
     def block(self, path: str) -> BlockGraph:
         """A block with its graph and branches; UsageError with the nearest path if there is none."""
@@ -173,7 +184,7 @@ class ModelGraph:
 
 
 def trace_model(model: nn.Module, family: ModelFamily, read: Read | None = None) -> ModelGraph:
-    """Trace every block of every stack and find its sites. ModelError for a block that cannot be traced.
+    """Trace every block of every stack and find its sites. A block that cannot be traced is one piece: see `gaps`.
 
     read: where the graph of a skeleton finds the values of its parameters.
     """
@@ -187,18 +198,28 @@ def trace_model(model: nn.Module, family: ModelFamily, read: Read | None = None)
 
 
 def read_block(block: nn.Module, path: str, stack: str, index: int, family: ModelFamily) -> BlockGraph:
-    """Trace one block and find its sites."""
-    graph = trace_block(block, path)
+    """Trace one block and find its sites; one that cannot be traced has none."""
+    component = family.component_of(path)
+    try:
+        graph = trace_block(block, path)
+    except ModelError as error:
+        why = f"the block cannot be traced, so it can only be dropped as a whole: {error.found}"
+        gap = Gap(path, stack, index, component, "branches", why)
+        return BlockGraph(BlockSite(path, stack, index, (), component), fx.Graph(), (), (), (), (), (gap,), error)
     branches = find_branches(graph, block, path, family.component_of)
     sites = tuple(BranchSite(path, stack, index, b.kind, b.component) for b in branches)
-    return BlockGraph(
-        BlockSite(path, stack, index, sites),
-        graph,
+    found = Sites(
         branches,
         tuple(_attention_sites(graph, block, path, stack, index)),
         tuple(_feed_forward_sites(graph, block, path, stack, index, family)),
         tuple(_expert_sites(graph, block, path, stack, index, family)),
     )
+    missing = reasons(graph, block, found, family)
+    gaps = tuple(Gap(path, stack, index, of or component, kind, reason) for kind, of, reason in missing)
+    return BlockGraph(
+        BlockSite(path, stack, index, sites, component), graph, branches, tuple(found.attentions),
+        tuple(found.feed_forwards), tuple(found.experts), gaps,
+    )  # fmt: skip
 
 
 def _attention_sites(

@@ -27,11 +27,13 @@ class BlockSite:
     stack: str
     index: int
     branches: tuple[BranchSite, ...]
+    # Of a block in which no branch was found: it can go as a whole all the same.
+    component: str = "shared"
 
     @property
     def components(self) -> frozenset[str]:
         """Every component that one of the branches belongs to."""
-        return frozenset(branch.component for branch in self.branches)
+        return frozenset(branch.component for branch in self.branches) or frozenset({self.component})
 
 
 @dataclass(frozen=True)

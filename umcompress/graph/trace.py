@@ -9,9 +9,11 @@ itself is refused with the place that asked.
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +29,42 @@ from umcompress.graph.source import asking
 _HERE = Path(__file__).parent
 LEAF = re.compile(r"Attention|Attn|Norm|Rotary|RoPE|Router|Experts")
 ATTENTION = re.compile(r"Attention|Attn")
+_CACHE = re.compile(r"^(past|layer_past|kv_cache|cache_params|cache$)")
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is called as a whole. An attention that merely wraps another attention is opened."""
+    """Whether a module is called as a whole. What merely wraps another part that mixes tokens is opened."""
     if isinstance(module, StreamAttention | RoutedFeedForward) or not any(True for _ in module.children()):
         return True
     name = type(module).__name__
     if ATTENTION.search(name):
         return not any(ATTENTION.search(type(child).__name__) for child in module.children())
-    return LEAF.search(name) is not None
+    return LEAF.search(name) is not None or is_mixer(module)
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether a leaf mixes tokens."""
-    return isinstance(module, StreamAttention) or ATTENTION.search(type(module).__name__) is not None
+    """Whether a leaf mixes tokens: an attention, or what stands in its place."""
+    named = isinstance(module, StreamAttention) or ATTENTION.search(type(module).__name__) is not None
+    return named or is_mixer(module)
+
+
+def is_mixer(module: nn.Module) -> bool:
+    """Whether a module keeps a cache itself (Mamba, DeltaNet, short convolutions), and nothing inside it does."""
+    own: Any = type(module)
+    if isinstance(module, nn.ModuleList) or not _takes_cache(own):
+        return False
+    inner: set[Any] = {type(child) for child in module.modules() if child is not module}
+    return not any(_takes_cache(kind) or ATTENTION.search(kind.__name__) for kind in inner)
+
+
+@cache
+def _takes_cache(cls: Any) -> bool:
+    """Whether the forward of a class, as it was before any rewriting, has an argument for a cache."""
+    try:
+        names = inspect.signature(inspect.unwrap(cls.forward)).parameters
+    except (TypeError, ValueError):
+        return False
+    return any(_CACHE.search(name) for name in names)
 
 
 class _Tracer(fx.Tracer):

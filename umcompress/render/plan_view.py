@@ -105,6 +105,11 @@ def inspection_view(found: Inspection) -> View:
     rows = by_layers((site.path, site.kind, site.component, site.shape) for site in found.sites)
     if rows:
         parts.append(Table("Sites", (words("path"), words("kind"), words("component"), words("shape")), rows))
+    gaps = by_layers((gap.path, gap.kind.replace("_", "-"), gap.reason) for gap in found.missing)
+    if gaps:
+        parts.append(Table("Not found", (words("path"), words("what"), words("why")), gaps))
+    if not found.stacks:
+        parts.append("no stack of blocks was found: no pass has anything to act on")
     return (*parts, "", f"next: umcompress init {shlex.quote(found.model)}")
 
 

@@ -52,6 +52,10 @@ def reshape(model: nn.Module, family: ModelFamily, plan: Plan, number: int, tens
     work.finish()
 
 
+# Other names under which modules keep the number of their layer.
+LAYER_NUMBERS = ("layer_id", "layer_number", "layer_index", "block_idx")
+
+
 class _Work:
     def __init__(self, blocks: Blocks, number: int, tensors: TensorMap) -> None:
         self.blocks, self.number, self.tensors = blocks, number, tensors
@@ -205,8 +209,10 @@ class _Work:
             del modules[index]
         for index, block in enumerate(modules):
             for module in block.modules():
-                if isinstance(getattr(module, "layer_idx", None), int):
-                    module.layer_idx = index  # type: ignore[assignment]
+                for name in ("layer_idx", *LAYER_NUMBERS):
+                    known = vars(module).get(name)
+                    if type(known) is int and (name == "layer_idx" or known == stay[index]):
+                        setattr(module, name, index)
         return gone
 
 

@@ -109,9 +109,9 @@ class TransformersFamily(Family):
         return disk.open_disk(_of_transformers(model), folder)
 
     def texts(self, model: nn.Module, folder: Path) -> dict[str, str]:
-        from umcompress.models.hf import plain
+        from umcompress.models.hf import own_config
 
-        return plain.own_configs(_of_transformers(model), self, folder)
+        return own_config.own_configs(_of_transformers(model), self, folder)
 
     def plain(
         self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
@@ -136,6 +136,13 @@ class TransformersFamily(Family):
 
     def component_of(self, path: str) -> Component:
         return component_of(path, self.components)
+
+    def why_no_heads(self, module: nn.Module) -> str:
+        """In words, why the heads of an attention cannot be cut."""
+        from umcompress.models.hf import attention
+
+        found = attention.layout_of(module)
+        return found if isinstance(found, str) else ""
 
     def with_components(self, components: Mapping[str, Component]) -> TransformersFamily:
         return TransformersFamily(components, self.trusts)

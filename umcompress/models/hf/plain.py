@@ -7,8 +7,10 @@ tensors, buffers and settings, module by module. Nothing is taken for granted ab
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,16 @@ from transformers import PreTrainedModel
 from umcompress.checkpoint.writer import Source
 from umcompress.errors import ModelError
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
-from umcompress.graph.sites import AttentionSite
 from umcompress.models.hf import attention, disk, remote
-from umcompress.models.hf.build import BASE_CONFIG, WRONG, build_own, config_file, parameters_on_meta
+from umcompress.models.hf.build import BASE_CONFIG, WRONG, build_own, parameters_on_meta
 from umcompress.models.hf.family import CONFIG, WEIGHTS
 from umcompress.models.hf.inputs import config_parts
-from umcompress.models.hf.settle import owner_of
+from umcompress.models.hf.settle import owner_of, unsaid
 from umcompress.models.plain import Plain
 
-_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "mlp_dim", "ffn_hidden_size", "ffn_config")
+WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "mlp_dim", "ffn_hidden_size", "ffn_config")
 # Of the expert beside a mixture that every token uses.
-_SHARED_WIDTH = "shared_expert_intermediate_size"
+SHARED_WIDTH = "shared_expert_intermediate_size"
 _SHOWN = 4
 
 
@@ -43,21 +44,9 @@ def plain_folder(
     reasons = reasons or _unset(model, config)
     if reasons:
         return "; ".join(reasons)
-    text = as_text(_content(config))
+    text = as_text(content_of(config))
     weights = {WEIGHTS: disk.sources(model, values)}
     return Plain(weights, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
-
-
-def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> dict[str, str]:
-    """Files of a model that is no ordinary one: what it came from, and a configuration that tells its layers.
-
-    transformers has a schema for layers that differ, and refuses to build a model from it: better than one with
-    weights at random where there are none.
-    """
-    config, _ = plain_config(model, family)
-    written = json.loads(as_text(_content(config)))
-    _add_layers(written, model, family)
-    return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: as_text(written)}
 
 
 def _unset(model: PreTrainedModel, config: Any) -> list[str]:
@@ -72,7 +61,7 @@ def _unset(model: PreTrainedModel, config: Any) -> list[str]:
     return [f"transformers leaves {_listed(unset)} unset, {more}"] if unset else []
 
 
-def _content(config: Any) -> dict[str, Any]:
+def content_of(config: Any) -> dict[str, Any]:
     """What is not as it is by default; of code that cannot be asked for defaults, everything."""
     try:
         found: dict[str, Any] = config.to_diff_dict()
@@ -91,13 +80,14 @@ def as_text(content: dict[str, Any]) -> str:
 def plain_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list[str]]:
     """The configuration of the model as it is now, and why it does not say all; no reason: it is ordinary."""
     config, reasons = sized_config(model, family)
-    reasons = reasons or list(_differences(model, config))
-    if reasons:
-        # Layers may differ as the architecture has it, such as dense ones before mixtures with a shared expert.
-        as_before = _settled(model)
-        if not list(_differences(model, as_before)):
-            return as_before, []
-    return config, reasons
+    # Layers may differ as the architecture has it: mixers without attention, dense ones before mixtures.
+    differences = list(_differences(model, config))
+    if not differences:
+        return config, []
+    as_before = _settled(model)
+    if not list(_differences(model, as_before)):
+        return as_before, []
+    return config, reasons or differences
 
 
 def sized_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list[str]]:
@@ -115,6 +105,7 @@ def sized_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list
 def _settled(model: PreTrainedModel) -> Any:
     """The model's configuration: numbers of layers are right already."""
     config = copy.deepcopy(model.config)
+    config.__class__ = unsaid(type(config))
     config.dtype = model.dtype
     config.architectures = [type(model).__name__]
     return config
@@ -165,14 +156,14 @@ def _set_widths(config: Any, graph: ModelGraph, stack: str) -> list[str]:
 def _set_shared(config: Any, width: int) -> None:
     """The width of the expert that every token uses: a number of its own, or so many times that of the others."""
     each = getattr(config, "moe_intermediate_size", None)
-    if hasattr(config, _SHARED_WIDTH):
-        setattr(config, _SHARED_WIDTH, width)
+    if hasattr(config, SHARED_WIDTH):
+        setattr(config, SHARED_WIDTH, width)
     elif isinstance(each, int) and hasattr(config, "n_shared_experts") and width % each == 0:
         config.n_shared_experts = width // each
 
 
 def _set_width(config: Any, width: int) -> None:
-    field = _width_field(config)
+    field = width_field(config)
     if field is not None:
         # A width that is left out is computed, so it is written only where it has to be.
         if getattr(config, field) is not None or width != 4 * config.hidden_size:
@@ -182,29 +173,32 @@ def _set_width(config: Any, width: int) -> None:
         config.mlp_ratio = width // config.hidden_size if whole else width / config.hidden_size
 
 
-def _width_field(config: Any) -> str | None:
-    return next((name for name in _WIDTHS if hasattr(config, name)), None)
+def width_field(config: Any) -> str | None:
+    return next((name for name in WIDTHS if hasattr(config, name)), None)
 
 
 def _set_heads(config: Any, graph: ModelGraph, stack: str) -> list[str]:
     sites = graph.attentions(stack=stack)
     shapes = {(site.query_heads, site.key_value_groups, site.head_dim) for site in sites}
-    if len(shapes) > 1:
+    if len({(heads, groups) for heads, groups, _ in shapes}) > 1:
         listed = _listed([f"{heads}/{groups}" for heads, groups, _ in sorted(shapes)])
         return [f"the attentions of the stack {stack} have {listed} heads and groups, layer by layer"]
+    widths = {head_dim for _, _, head_dim in shapes}
     for heads, groups, head_dim in shapes:
-        _set_head_counts(config, heads, groups, head_dim)
+        _set_head_counts(config, heads, groups, head_dim if len(widths) == 1 else None)
     return []
 
 
-def _set_head_counts(config: Any, heads: int, groups: int, head_dim: int) -> None:
+def _set_head_counts(config: Any, heads: int, groups: int, head_dim: int | None) -> None:
+    """head_dim: None where layers differ in it, as the architecture says by itself."""
     name = "num_attention_heads" if hasattr(config, "num_attention_heads") else "num_heads"
     if getattr(config, name, None) == heads:
         return
     setattr(config, name, heads)
     if hasattr(config, "num_key_value_heads"):
         config.num_key_value_heads = groups
-    config.head_dim = head_dim
+    if head_dim is not None:
+        config.head_dim = head_dim
 
 
 def _differences(model: PreTrainedModel, config: Any) -> Iterator[str]:
@@ -241,6 +235,9 @@ def differing_setting(ours: nn.Module, theirs: nn.Module) -> str | None:
         if name.startswith("_") or not isinstance(value, (int, float, str, bool, type(None))):
             continue
         own = getattr(ours, name, None)
+        kind: Any = type(theirs)
+        if own != value and not read_later(kind, name):
+            continue
         # A tensor where a new model has nothing is kept from a call (Qwen2.5-VL: how far positions lag behind tokens).
         if value is None and isinstance(own, torch.Tensor):
             continue
@@ -254,55 +251,15 @@ def differing_setting(ours: nn.Module, theirs: nn.Module) -> str | None:
     return None
 
 
-def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFamily) -> None:
-    """transformers' own schema for layers that differ, in the parts that the stacks read."""
-    graph = trace_model(model, family)
-    for stack, path in graph.stacks.items():
-        config = owner_of(model, path)[1]
-        if layers := _layers(graph, stack, config):
-            _json_part(written, model.config, config)["per_layer_config"] = layers
-
-
-def _layers(graph: ModelGraph, stack: str, config: Any) -> dict[str, dict[str, Any]]:
-    layers: dict[str, dict[str, Any]] = {}
-    widths = {site.index: site.width for site in graph.feed_forwards(stack=stack)}
-    heads = {site.index: site for site in graph.attentions(stack=stack)}
-    split = {site.index for site in graph.experts(stack=stack)}
-    field = _width_field(config) or ("mlp_ratio" if hasattr(config, "mlp_ratio") else _WIDTHS[0])
-    for block in graph.blocks(stack=stack):
-        kinds = {branch.kind for branch in block.branches}
-        entry: dict[str, Any] = {}
-        if len(set(widths.values())) > 1 and block.index in widths:
-            entry[_WIDTHS[0] if field == "mlp_ratio" else field] = widths[block.index]
-        entry |= _head_entry(heads.get(block.index), list(heads.values()))
-        # A size of nothing as well: readers that do not know `skip` must not take the layer for a whole one.
-        if "attention" not in kinds:
-            entry |= {"skip": ["attention"], "num_attention_heads": 0, "num_key_value_heads": 0}
-        if "feed_forward" not in kinds:
-            entry |= {"skip": [*entry.get("skip", ()), "mlp"], field: 0}
-        if block.index in split:
-            # No channels of the dense kind: else transformers would load it with weights at random in their place.
-            entry[field] = 0
-            if hasattr(config, _SHARED_WIDTH):
-                entry[_SHARED_WIDTH] = 0
-        if entry:
-            layers[str(block.index)] = entry
-    return layers
-
-
-def _head_entry(site: AttentionSite | None, every: Sequence[AttentionSite]) -> dict[str, int]:
-    shapes = {(other.query_heads, other.key_value_groups) for other in every}
-    if site is None or len(shapes) < 2:
-        return {}
-    return {"num_attention_heads": site.query_heads, "num_key_value_heads": site.key_value_groups}
-
-
-def _json_part(written: dict[str, Any], whole: Any, wanted: Any) -> dict[str, Any]:
-    for name in config_parts(whole):
-        if getattr(whole, name, None) is wanted and isinstance(written.get(name), dict):
-            found: dict[str, Any] = written[name]
-            return found
-    return written
+@cache
+def read_later(cls: Any, name: str) -> bool:
+    """Whether anything but a constructor may look at an attribute of modules of transformers."""
+    if not attention.known_code(cls):
+        return True
+    own = [base for base in cls.__mro__ if attention.known_code(base)]
+    methods = (one for base in own for key, one in vars(base).items() if key != "__init__" and inspect.isroutine(one))
+    texts = (inspect.getsource(inspect.unwrap(one)) for one in methods if hasattr(inspect.unwrap(one), "__code__"))
+    return any(f".{name}" in text or f'"{name}"' in text for text in texts)
 
 
 def _listed(items: Sequence[object]) -> str:

@@ -17,15 +17,26 @@ from umcompress.errors import PlanError
 from umcompress.graph.trace import is_attention
 from umcompress.models.hf.family import TransformersFamily
 
-COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
+COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
 # One entry a layer.
-_BY_LAYER = re.compile(r"layer_types$|^no_rope_layers$|^attention_types$|^layers_block_type$")
+_BY_LAYER = re.compile(r"_types?$|^no_rope_layers$|_per_layer$|_pattern$|^attention_layers$|_layers_mask$|^layers_")
 # Layer numbers.
-_NUMBERS = ("mlp_only_layers", "fullatt_block_indexes", "deepstack_visual_indexes", "cross_attention_layers")
+_NUMBERS = re.compile(
+    r"^(mlp_only_layers|fullatt_block_indexes|deepstack_visual_indexes|cross_attention_layers|global_attn_layers)$|"
+    r"layer_(indices|indexes|ids)$"
+)
+# What some configurations compute from other fields: a word for each layer.
+_KINDS = ("layer_types", "layers_block_type")
 # How many layers from the bottom differ from those above.
 _BOUNDARIES = ("max_window_layers", "first_k_dense_replace")
+# How many layers at the top do.
+_FROM_THE_TOP = ("num_kv_shared_layers",)
+# Of the module that runs the blocks: where those above begin.
+_EDGES = ("first_kv_shared_layer_idx",)
+# A layer that others take keys and values from.
+_SOURCES = ("kv_shared_layer_index",)
+_COMPUTED = "_umcompress_computed"
 _LAST = ("down_proj", "fc2", "c_proj", "w2", "linear2", "dense_4h_to_h")
-_USES_CACHE = re.compile(r"Mamba|DeltaNet|Mixer|ShortConv|RecurrentBlock")
 
 
 def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[str, Sequence[int]]) -> None:
@@ -36,6 +47,7 @@ def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[s
         owner, config = owner_of(model, path)
         if gone := set(removed.get(stack, ())):
             _must_not_feed(model, owner, stack, path, gone)
+            _keep_apart(blocks, config, path, gone)
             before = len(blocks) + len(gone)
             kept = [i for i in range(before) if i not in gone]
             _renumber(owner, config, path, kept, before)
@@ -60,6 +72,27 @@ def _must_not_feed(model: PreTrainedModel, owner: nn.Module, stack: str, path: s
         )
 
 
+def _keep_apart(blocks: nn.ModuleList, config: Any, path: str, gone: set[int]) -> None:
+    """Gemma: every layer has its part of an embedding; top layers use keys and values of layers below them."""
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise PlanError(
+            f"drop blocks {', '.join(map(str, sorted(gone)))} of {path}",
+            "each block reads its own columns of the per-layer embedding (hidden_size_per_layer_input), which stay",
+            "drop attentions instead (`unit: attention`), or prune channels and heads",
+        )
+    for module in blocks.modules():
+        for name in _SOURCES:
+            source = vars(module).get(name)
+            if source is None:
+                continue
+            if source in gone:
+                raise PlanError(
+                    f"drop block {source} of {path}", "blocks above it use its keys and values",
+                    "leave it out: `layers` of the step says which may go",
+                )
+            setattr(module, name, source - sum(old < source for old in gone))
+
+
 def owner_of(model: PreTrainedModel, path: str) -> tuple[nn.Module, Any]:
     """The module that runs the blocks of a stack, and the configuration that it reads."""
     parent = path.rpartition(".")[0]
@@ -71,26 +104,66 @@ def owner_of(model: PreTrainedModel, path: str) -> tuple[nn.Module, Any]:
 
 def count_field(config: Any, path: str, layers: int) -> str | None:
     """The field of a configuration that says how many blocks the stack at `path` has."""
-    side = [f"{name}_layers" for name in ("encoder", "decoder") if name in path.split(".")]
+    sides = [name for name in ("encoder", "decoder") if name in path.split(".")]
+    side = [field for name in sides for field in (f"{name}_layers", f"num_{name}_layers")]
     fields = [*side, *COUNTS]
     return next((name for name in fields if getattr(config, name, None) == layers), None)
 
 
 def _renumber(owner: nn.Module, config: Any, path: str, kept: list[int], before: int) -> None:
     new = {old: position for position, old in enumerate(kept)}
+    kinds = {name: value for name in _KINDS if isinstance(value := getattr(config, name, None), list)}
     for holder in (config, owner):
         for name, value in list(vars(holder).items()):
             if not isinstance(value, list):
                 continue
             if _BY_LAYER.search(name) and len(value) == before:
                 setattr(holder, name, [value[old] for old in kept])
-            elif name in _NUMBERS:
+            elif _NUMBERS.search(name):
                 setattr(holder, name, [new[old] for old in value if old in new])
     for name in _BOUNDARIES:
         if isinstance(edge := getattr(config, name, None), int):
             setattr(config, name, sum(old < edge for old in kept))
+    for name in _FROM_THE_TOP:
+        if isinstance(last := getattr(config, name, None), int):
+            setattr(config, name, sum(old >= before - last for old in kept))
     if (count := count_field(config, path, before)) is not None:
         setattr(config, count, len(kept))
+    _renumber_overrides(config, new)
+    for name, value in kinds.items():
+        say(config, name, [value[old] for old in kept] if len(value) == before else value)
+    for name in _EDGES:
+        if type(edge := vars(owner).get(name)) is int:
+            setattr(owner, name, sum(old < edge for old in kept))
+    for name in COUNTS:
+        if type(vars(owner).get(name)) is int and vars(owner)[name] == before:
+            setattr(owner, name, len(kept))
+
+
+def _renumber_overrides(config: Any, new: Mapping[int, int]) -> None:
+    """What a configuration says of single layers, for those that are left."""
+    spec = vars(config).get("_heterogeneity_spec")
+    if spec is not None:
+        left = {new[old]: dict(own) for old, own in spec.per_layer_overrides.items() if old in new}
+        config.per_layer_config = left or None
+
+
+def say(config: Any, name: str, value: list[str]) -> None:
+    """Set a field. Where the configuration computes it from others, which no longer say it, this instance says it."""
+    if getattr(config, name, value) == value:
+        return
+    own: Any = type(config)
+    where = own.attribute_map.get(name, name)
+    if not isinstance(computed := getattr(own, where, None), property) or computed.fset is not None:
+        setattr(config, name, value)
+        return
+    kept = tuple(value)
+    config.__class__ = type(own.__name__, (own,), {where: property(lambda _: list(kept)), _COMPUTED: unsaid(own)})
+
+
+def unsaid(own: Any) -> Any:
+    """The class of a configuration as transformers has it, which computes what `say` has set."""
+    return getattr(own, _COMPUTED, own)
 
 
 def _tap_again(config: Any, kept: list[int], before: int) -> None:
@@ -114,7 +187,7 @@ def _give_slots(config: Any, blocks: nn.ModuleList) -> None:
     mixers = [_mixers(block) for block in blocks]
     if not any(mixers):
         return
-    types = getattr(config, "layer_types", None)
+    types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     known = isinstance(types, list) and len(types) == len(blocks)
     kinds: list[str] = list(types) if known and types is not None else [""] * len(blocks)
     nearest = next(kind for kind, found in zip(reversed(kinds), reversed(mixers), strict=True) if found)
@@ -127,7 +200,9 @@ def _give_slots(config: Any, blocks: nn.ModuleList) -> None:
         for module in found:
             module.layer_idx = first if index == owner else index
     if known:
-        config.layer_types = kinds
+        for name in _KINDS:
+            if getattr(config, name, None) == types:
+                say(config, name, kinds)
 
 
 def _restate_widths(blocks: nn.ModuleList) -> None:
@@ -145,5 +220,5 @@ def _mixers(block: nn.Module) -> list[Any]:
     return [
         module for module in block.modules()
         if isinstance(getattr(module, "layer_idx", None), int)
-        and module is not block and (is_attention(module) or _USES_CACHE.search(type(module).__name__))
+        and module is not block and is_attention(module)
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from umcompress.graph.lower import original_class
@@ -24,9 +25,10 @@ def find_stacks(model: PreTrainedModel) -> dict[str, str]:
 
 
 def _repeats(blocks: nn.ModuleList) -> bool:
-    """Whether these are blocks of one kind that mix tokens and multiply."""
+    """Whether these are blocks of one kind, or of kinds that take turns, that mix tokens and multiply."""
     kinds = {original_class(block) for block in blocks}
-    if len(kinds) != 1 or nn.Module in kinds or is_attention(blocks[0]):
+    alike = len(kinds) == 1 or all(issubclass(kind, GradientCheckpointingLayer) for kind in kinds)
+    if not kinds or not alike or nn.Module in kinds or is_attention(blocks[0]):
         return False
     inside = [module for block in blocks for module in block.modules()]
     linears = sum(isinstance(module, (nn.Linear, Conv1D)) for module in inside)

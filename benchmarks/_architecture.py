@@ -1,0 +1,219 @@
+"""What must hold of one architecture: laws that know no graph, and cuts by the shipped passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from _pico import pico, randomise
+from torch import Tensor, nn
+
+from umcompress.dry import inspect_model
+from umcompress.edits import CompressionRecord, DropBlock, KeepChannels, KeepHeads, Plan
+from umcompress.errors import PlanError
+from umcompress.extend import Statistics
+from umcompress.graph.linears import is_conv1d
+from umcompress.graph.lower import lower
+from umcompress.graph.model_graph import ModelGraph, trace_model
+from umcompress.opening import Source, open_source
+from umcompress.passes.channel_prune import ChannelPrune
+from umcompress.passes.head_prune import HeadPrune
+from umcompress.passes.layer_drop import LayerDrop
+from umcompress.rewrite.apply import rewrite
+from umcompress.rewrite.store import save_compressed, save_plain
+
+IDS = torch.tensor([[7, 31, 15, 42, 9, 27, 51, 33, 12, 44, 19]])
+Outputs = dict[str, Tensor]
+
+
+class NotBuilt(Exception):
+    """transformers itself makes no such pico model here, or does not run it on text."""
+
+
+def look(cls: str, folder: Path, found: dict[str, Any]) -> None:
+    """Fill in `found`; raises what is raised."""
+    theirs = built(cls, folder / "source")
+    source = open_source(str(folder / "source"))
+    inspect_model(str(folder / "source"), None)
+    model = source.load()
+    outputs = run(source, model)
+    if apart(outputs, run(source, theirs)) > 1e-5:
+        found.setdefault("wrong", []).append("loads otherwise than transformers does")
+    graph = trace_model(model, source.family)
+    describe(graph, found)
+    if not graph.stacks:
+        return
+    twin = copy.deepcopy(model)
+    for block in graph.blocks(stack="all"):
+        if graph.block(block.path).untraced is None:
+            lower(twin.get_submodule(block.path), graph.block_graph(block.path))
+    for key, value in run(source, twin).items():
+        if not torch.equal(value.nan_to_num(0), outputs[key].nan_to_num(0)):
+            found.setdefault("wrong", []).append(f"the lowered model computes other {key}")
+    if twice := sensitive(model):
+        found["cache"] = twice
+    for title, planner in PASSES.items():
+        cut(title, planner(), source, model, graph, outputs, folder, found)
+
+
+PASSES: dict[str, Callable[[], Any]] = {
+    "blocks": lambda: LayerDrop(drop=(1,)),
+    "channels": lambda: ChannelPrune(keep_ratio=0.5, score="magnitude"),
+    "heads": lambda: HeadPrune(keep_ratio=0.5, score="magnitude"),
+}
+
+
+def built(cls: str, folder: Path) -> Any:
+    """A pico model, saved by transformers and loaded by it."""
+    import transformers
+
+    known = getattr(transformers, cls)
+    try:
+        model = known(pico(known.config_class)).eval()
+        randomise(model)
+        with torch.no_grad():
+            out = model(input_ids=IDS)
+        if any(value.isnan().any() for value in out.values() if isinstance(value, Tensor)):
+            raise NotBuilt("its outputs are no numbers")
+        model.save_pretrained(folder)
+        return known.from_pretrained(folder).eval()
+    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError, ImportError, OSError) as error:
+        raise NotBuilt(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def run(source: Source, model: nn.Module) -> Outputs:
+    return source.runner(model).probe()
+
+
+def apart(ours: Outputs, theirs: Outputs) -> float:
+    """Largest difference, over the size of what is compared; forbidden tokens apart."""
+    worst = 0.0 if ours.keys() == theirs.keys() else float("inf")
+    for key in ours.keys() & theirs.keys():
+        one, other = (part.double().nan_to_num(0).clamp(min=-1e6) for part in (ours[key], theirs[key]))
+        if one.shape != other.shape:
+            return float("inf")
+        seen = other[other > -1e6]
+        worst = max(worst, float((one - other).abs().max() / seen.abs().max().clamp(min=1)) if seen.numel() else 0.0)
+    return worst
+
+
+def describe(graph: ModelGraph, found: dict[str, Any]) -> None:
+    """Sites of the main stack, and what the others are."""
+    found["stacks"] = {name: len(graph.blocks(stack=name)) for name in graph.stacks}
+    if not graph.stacks:
+        found.setdefault("missing", []).append("no stack of blocks found")
+        return
+    blocks = graph.blocks()
+    found["branches"] = sorted({" + ".join(branch.kind for branch in block.branches) for block in blocks})
+    attentions, feed_forwards = graph.attentions(), graph.feed_forwards()
+    found["heads"] = sorted({f"{site.query_heads} / {site.key_value_groups}" for site in attentions})
+    found["channels"] = sorted({"gated" if site.gated else "plain" for site in feed_forwards})
+    found["attentions"], found["feed_forwards"] = len(attentions), len({site.block for site in feed_forwards})
+    found["gaps"] = sorted({gap.reason for gap in graph.gaps(graph.family.main_stack)})
+
+
+# -- cuts -----------------------------------------------------------------------------------------------------------
+
+
+def cut(
+    title: str, planner: Any, source: Source, model: nn.Module, graph: ModelGraph, outputs: Outputs, home: Path,
+    found: dict[str, Any],
+) -> None:
+    """Plan, apply, compare, save, load again."""
+    try:
+        plan = planner.plan(graph, Statistics("understanding")).plan
+        edited = rewrite(copy.deepcopy(model), source.family, [plan])
+    except PlanError as error:
+        found.setdefault("missing", []).append(f"{title}: {' '.join(str(error).split())[:400]}")
+        return
+    wrong = found.setdefault("wrong", [])
+    wanted, ours = run(source, reference(graph, model, plan)), run(source, edited)
+    # What a model keeps by layer, such as states, has one layer less.
+    fitting = {key: value for key, value in wanted.items() if key in ours and ours[key].shape == value.shape}
+    if (difference := apart({key: ours[key] for key in fitting} or ours, fitting)) > 1e-4:
+        wrong.append(f"{title}: {difference:.2g} from the reference")
+    if apart(ours, outputs) < 1e-6:
+        wrong.append(f"{title}: changes nothing")
+    if title == "blocks" and not found.get("cache") and (after := sensitive(edited)):
+        wrong.append(f"{title}: then {after}")
+    found.setdefault("cuts", {})[title] = stored(title, source, edited, plan, ours, home / title, wrong)
+
+
+def reference(graph: ModelGraph, model: nn.Module, plan: Plan) -> nn.Module:
+    """The model with what the plan removes made silent: a block's input is handed on, columns are zero."""
+    silent = copy.deepcopy(model)
+    for edit in plan.edits:
+        if isinstance(edit, DropBlock):
+            silent.get_submodule(edit.block).register_forward_hook(_hand_on, with_kwargs=True)
+        elif isinstance(edit, KeepChannels):
+            site = next(site for site in graph.feed_forwards(stack="all") if site.path == edit.site)
+            gone = sorted(set(range(site.width)) - set(edit.keep))
+            _columns(silent.get_submodule(site.consumer))[:, gone] = 0
+        elif isinstance(edit, KeepHeads):
+            at = next(site for site in graph.attentions(stack="all") if site.path == edit.site)
+            per = at.query_heads_per_group * at.head_dim
+            weight = _columns(silent.get_submodule(at.output))
+            for group in set(range(at.key_value_groups)) - set(edit.key_value_groups or ()):
+                weight[:, group * per : (group + 1) * per] = 0
+    return silent
+
+
+def _hand_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    stream = args[0] if args else kwargs["hidden_states"]
+    return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+
+def _columns(linear: Any) -> Tensor:
+    weight: Tensor = linear.weight.data
+    return weight.t() if is_conv1d(linear) else weight
+
+
+def stored(
+    title: str, source: Source, edited: Any, plan: Plan, ours: Outputs, out: Path, wrong: list[str]
+) -> str:
+    """`plain`, or why it is not; what is loaded again must compute the same bits."""
+    plain = source.family.plain(edited, source.folder, [plan])
+    if isinstance(plain, str):
+        record = CompressionRecord(base=str(source.folder), family=source.family.name, plans=(plan,))
+        save_compressed(edited, source.family, out, record, source.folder)
+        if not refused_by_transformers(type(edited), out):
+            wrong.append(f"{title}: not plain ({plain[:120]}), and yet transformers loads it")
+    else:
+        save_plain(plain, out, source.folder)
+        there, info = type(edited).from_pretrained(out, output_loading_info=True)
+        odd = [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]
+        if odd or apart(run(source, there.eval()), ours) > 1e-6:
+            wrong.append(f"{title}: transformers loads it with {odd or 'other outputs'}")
+    again = open_source(str(out))
+    for key, value in run(again, again.load()).items():
+        if not torch.equal(value.nan_to_num(0), ours[key].nan_to_num(0)):
+            wrong.append(f"{title}: loaded again it computes other {key}")
+    return plain if isinstance(plain, str) else "plain"
+
+
+def refused_by_transformers(cls: Any, folder: Path) -> bool:
+    """Whether transformers refuses a folder that only umcompress loads, rather than fill in weights at random."""
+    try:
+        cls.from_pretrained(folder)
+    except (RuntimeError, ValueError, AttributeError, TypeError, KeyError):
+        return True
+    return False
+
+
+@torch.no_grad()
+def sensitive(model: Any) -> str:
+    """How decoding with a cache, three tokens, one, four, three, differs from reading all at once; "" if not."""
+    try:
+        whole = model(input_ids=IDS, use_cache=False).logits
+        past, parts = None, []
+        for part in IDS.split([3, 1, 4, 3], dim=1):
+            out = model(input_ids=part, past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            parts.append(out.logits)
+        difference = apart({"": torch.cat(parts, 1)}, {"": whole})
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+        return f"a cache is not read in chunks ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
+    return f"decoding with a cache differs by {difference:.2g}" if difference > 1e-4 else ""

@@ -1,0 +1,80 @@
+"""What edits cannot act on in a block, and why: places that were looked for and not found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import fx, nn
+
+from umcompress.graph.branches import Branch, is_mixture
+from umcompress.graph.sites import AttentionSite, ExpertSite, FeedForwardSite
+from umcompress.graph.trace import ATTENTION, is_attention, module_of
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A kind of site that a block has none of. `component`: of the branch, else of the block."""
+
+    path: str
+    stack: str
+    index: int
+    component: str
+    kind: Literal["branches", "attention", "feed_forward"]
+    reason: str
+
+
+@runtime_checkable
+class ExplainingFamily(Protocol):
+    """A family that knows why the heads of an attention are not known."""
+
+    def why_no_heads(self, module: nn.Module) -> str: ...
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What was found in a block."""
+
+    branches: Sequence[Branch]
+    attentions: Sequence[AttentionSite]
+    feed_forwards: Sequence[FeedForwardSite]
+    experts: Sequence[ExpertSite]
+
+
+def reasons(
+    graph: fx.Graph, block: nn.Module, found: Sites, family: object
+) -> Iterator[tuple[Literal["branches", "attention", "feed_forward"], str | None, str]]:
+    """(kind, component, reason) of what a traced block has none of; component None: the block's own."""
+    leaves = [module for node in graph.nodes if (module := module_of(block, node)) is not None]
+    mixers = [module for module in leaves if is_attention(module)]
+    kinds = {branch.kind for branch in found.branches}
+    if not kinds:
+        yield "branches", None, "what the block adds to its stream was not found: it can be dropped as a whole"
+    elif mixers and "attention" not in kinds:
+        own = type(mixers[0]).__name__
+        yield "branches", None, f"what {own} adds to the stream was not found: it goes with its block only"
+    if not found.attentions:
+        for module in mixers:
+            component = next((b.component for b in found.branches if b.kind == "attention"), None)
+            yield "attention", component, _why_no_heads(module, family)
+    taken = {site.component for site in found.feed_forwards} | {site.component for site in found.experts}
+    for branch in found.branches:
+        if branch.kind == "feed_forward" and branch.component not in taken:
+            yield "feed_forward", branch.component, _why_no_channels(branch, block)
+
+
+def _why_no_heads(module: nn.Module, family: object) -> str:
+    name = type(module).__name__
+    if not ATTENTION.search(name):
+        return f"{name} has no heads that can be taken out"
+    said = family.why_no_heads(module) if isinstance(family, ExplainingFamily) else ""
+    return f"the heads of {name} are not known: {said}" if said else f"the heads of {name} are not known"
+
+
+def _why_no_channels(branch: Branch, block: nn.Module) -> str:
+    own = [module for node in branch.own if (module := module_of(block, node)) is not None]
+    experts = next((type(module).__name__ for module in own if is_mixture(module)), None)
+    if experts is not None:
+        return f"its experts are {experts}, whose channels are not cut"
+    return "its inner channels cannot be followed through the graph"
