@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from umcompress.errors import UsageError
-from umcompress.evals._lines import ResumableLines, Row, read_rows
+from umcompress.evals._lines import ResumableLines, Row, earlier_seconds, read_rows
 from umcompress.evals._progress import Progress
 from umcompress.extend import Document, Evaluation
 from umcompress.processes import share as spread
@@ -119,9 +119,13 @@ class Benchmark(Evaluation):
                     shown.advance(len(part))
         return lines.finish(keys)
 
-    def timed(self, score: Score, started: float, partial: str | None) -> Score:
-        """The score with its mark and the seconds since `started` (time.monotonic)."""
-        return score.model_copy(update={"partial": partial, "seconds": time.monotonic() - started})
+    def timed(self, score: Score, started: float, partial: str | None, out: Path | None = None) -> Score:
+        """The score with its mark and its seconds: since `started` (time.monotonic), and those of earlier runs that
+        left rows in `out`."""
+        seconds = time.monotonic() - started
+        if out is not None:
+            seconds += earlier_seconds(out, time.time() - seconds)
+        return score.model_copy(update={"partial": partial, "seconds": seconds})
 
 
 def _even(kinds: list[list[list[int]]], limit: int) -> list[int]:
@@ -156,5 +160,6 @@ def model_digest(runner: Any) -> str | None:
 
 
 __all__ = [
-    "Benchmark", "Needed", "Progress", "ResumableLines", "Row", "digest", "model_digest", "read_rows", "spread",
+    "Benchmark", "Needed", "Progress", "ResumableLines", "Row", "digest", "earlier_seconds", "model_digest",
+    "read_rows", "spread",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from umcompress import processes
 from umcompress.errors import UsageError
 
 Row = dict[str, Any]
+# Beside NAME.jsonl: how long each run was at it.
+SECONDS = ".seconds.jsonl"
 
 
 class ResumableLines:
@@ -25,6 +28,7 @@ class ResumableLines:
         self.path, self.key = path, key
         self.set_aside = False
         self._own = path if processes.rank() == 0 else self._of(processes.rank())
+        self._began, self._started = time.time(), time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
         found: list[Row] = []
         if processes.rank() == 0:
@@ -47,6 +51,7 @@ class ResumableLines:
         for part in self._parts():
             part.replace(part.with_name(f"{part.name}.old"))
             self.set_aside = True
+        self._seconds_file().unlink(missing_ok=True)
         mark.write_text(wanted, encoding="utf-8")
 
     def _fold(self) -> list[Row]:
@@ -83,6 +88,20 @@ class ResumableLines:
             file.write("".join(_line(row) for row in new))
             file.flush()
         self.rows |= {row[self.key]: row for row in new}
+        if processes.rank() == 0:
+            self._keep_seconds()
+
+    def _seconds_file(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}{SECONDS}")
+
+    def _keep_seconds(self) -> None:
+        """A killed run leaves the seconds that its rows took."""
+        file = self._seconds_file()
+        others = [row for row in read_rows(file) if row["began"] != self._began] if file.is_file() else []
+        mine = {"began": self._began, "seconds": round(time.monotonic() - self._started, 3)}
+        partial = file.with_name(f"{file.name}.partial")
+        partial.write_text("".join(_line(row) for row in [*others, mine]), encoding="utf-8")
+        partial.replace(file)
 
     def finish(self, keys: Sequence[str]) -> list[Row]:
         """The rows of `keys` in that order, those of all processes; afterwards the file is in that order too."""
@@ -99,6 +118,12 @@ class ResumableLines:
 
 def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def earlier_seconds(folder: Path, began: float) -> float:
+    """What runs that began before `began` (time.time) spent on the rows of the files in `folder`."""
+    rows = [row for file in sorted(folder.glob(f"*{SECONDS}")) for row in read_rows(file)]
+    return float(sum(row["seconds"] for row in rows if row["began"] < began))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -139,7 +139,7 @@ class QuestionBenchmark(Benchmark):
         if score is None:
             return {}
         partial = self.partial(len(chosen), self.whole(questions))
-        return {"understanding": self.timed(score, started, partial)}
+        return {"understanding": self.timed(score, started, partial, out)}
 
     def scored_items(self, task: Task) -> Iterator[ScoredItem]:
         """The bare questions with their pictures as they are stored."""

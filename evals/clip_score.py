@@ -72,7 +72,7 @@ class ClipScore(Benchmark):
             progress(f"clip_score: CLIP reads only the beginning of {cut} of {len(rows)} prompts")
         numbers = {"x 100": _times(found, 100), "x 2.5 (Hessel)": _times(found, HESSEL)}
         score = Score(**found.model_dump(), numbers=numbers, variant=f"CLIP {self.clip.name}" if self.clip else None)
-        return {"generation": self.timed(score, started, self.partial(len(rows), len(whole)))}
+        return {"generation": self.timed(score, started, self.partial(len(rows), len(whole)), out)}
 
     def _compare(
         self, runner: Any, wanted: Sequence[Wanted], out: Path, progress: Callable[[str], None], mark: str

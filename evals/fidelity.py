@@ -69,7 +69,7 @@ class Fidelity(Benchmark):
         same = KindScore(value=1.0, low=1.0, high=1.0, n=len(wanted))
         kinds = KINDS if hasattr(runner, "latents") else KINDS[:1]
         score = Score(**same.model_dump(), by_kind=dict.fromkeys(kinds, same))
-        return {"generation": self.timed(score, started, self.partial(len(wanted), len(whole)))}
+        return {"generation": self.timed(score, started, self.partial(len(wanted), len(whole)), out)}
 
     def compare(
         self, runner: Any, out: Path, progress: Callable[[str], None], reference: Path
@@ -98,7 +98,7 @@ class Fidelity(Benchmark):
             settings={"seed": self.seed, "data": mark, "reference": _mark(reference)},
         )
         score = _score(rows)
-        return {"generation": self.timed(score, started, self.partial(len(rows), len(whole)))}
+        return {"generation": self.timed(score, started, self.partial(len(rows), len(whole)), out)}
 
 
 def _mark(reference: Path) -> str:

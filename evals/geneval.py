@@ -103,7 +103,7 @@ class GenEval(Benchmark):
                 return {}
             judged, variant = self._judge(runner, prompts, out, progress)
         score = self._score(judged).model_copy(update={"variant": variant})
-        return {"generation": self.timed(score, started, self.partial(len(judged)))}
+        return {"generation": self.timed(score, started, self.partial(len(judged)), out)}
 
     # -- pictures --------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_
 
 from umcompress import processes
 from umcompress.errors import UsageError
-from umcompress.evals._benchmark import Progress, ResumableLines, model_digest
+from umcompress.evals._benchmark import Progress, ResumableLines, earlier_seconds, model_digest
 from umcompress.evals._lm_scores import scored
 from umcompress.extend import Evaluation, Score, ScoredItem, Task
 
@@ -87,9 +87,9 @@ class LmEval(Evaluation):
             (out / "results.json").write_text(json.dumps(kept, indent=1, default=float) + "\n", encoding="utf-8")
         tasks = loaded["tasks"]
         score = scored(results, values, {name: one.aggregation() for name, one in tasks.items()}, chances(tasks))
-        score = score.model_copy(
-            update={"partial": _partial(results["n-samples"]), "seconds": time.monotonic() - started}
-        )
+        seconds = time.monotonic() - started
+        seconds += earlier_seconds(out, time.time() - seconds)
+        score = score.model_copy(update={"partial": _partial(results["n-samples"]), "seconds": seconds})
         return {"understanding": score}
 
     def _collect(

@@ -41,7 +41,7 @@ class Perplexity(Windowed):
         size = len(runner.words.text(ids[: parts[-1][1]]).encode())
         whole = len(self.model_copy(update={"limit": None}).windows(len(ids)))
         score = token_weighted(losses, counts, size)
-        return {"understanding": self.timed(score, started, self.partial(len(losses), whole))}
+        return {"understanding": self.timed(score, started, self.partial(len(losses), whole), out)}
 
 
 def _likelihood(runner: Any, ids: Tensor, batch: list[tuple[int, int, int]]) -> Row:

@@ -39,6 +39,7 @@ class Score(KindScore):
     numbers: what a benchmark publishes, under its own names and on its own scale.
     partial: `120 of 2374` where not everything was scored; such a score is not the benchmark's.
     variant: what was done in another way than the benchmark's authors do it.
+    seconds: how long it took, with what runs that were killed had done of it.
     """
 
     by_kind: dict[str, KindScore] = {}
