@@ -66,6 +66,10 @@ class TextBenchmark(Benchmark):
         if not hasattr(runner, "logits") or not hasattr(runner, "words"):
             raise UsageError(f"{self.name} of this model", f"it has no {what} of plain text",
                              "use it on causal language models")
+        most = getattr(runner, "positions", None)
+        if most is not None and self.window > most:
+            raise UsageError(f"{self.name}: windows of {self.window} tokens", f"the model has positions for {most}",
+                             f"set window: {most}, or less")
         import torch
 
         return torch.tensor(runner.words.more_ids(self.parts()[1]), dtype=torch.long)

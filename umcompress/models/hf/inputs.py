@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 
 Call = dict[str, Any]
+_POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?)$")
 
 
 def reads_text(model: PreTrainedModel) -> bool:
@@ -30,6 +32,15 @@ def speaking_part(model: PreTrainedModel) -> PreTrainedModel:
         return model
     parts = (child for child in model.children() if isinstance(child, PreTrainedModel))
     return next((part for part in parts if speaks(part)), model)
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a model of learned positions takes; None for others, which compute theirs."""
+    tables = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
+    if not any(_POSITIONS.search(name) and "vision" not in name for name in tables):
+        return None
+    found = getattr(text_config(model), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def plain_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:

@@ -26,7 +26,7 @@ from umcompress.models.base import (
     likelihood,
 )
 from umcompress.models.hf.build import is_shapes_only
-from umcompress.models.hf.inputs import picture, plain_ids, reads_text, speaks, text_config
+from umcompress.models.hf.inputs import learned_positions, picture, plain_ids, reads_text, speaks, text_config
 from umcompress.models.hf.remote import trusted
 from umcompress.models.hf.shapes import OnShapes
 from umcompress.models.hf.towers import features, towers
@@ -52,6 +52,11 @@ class TransformersRunner:
     def words(self) -> Words:
         """The tokenizer; sizes and workloads need none."""
         return Words(self.folder, trusted(self.model))
+
+    @cached_property
+    def positions(self) -> int | None:
+        """The longest text in tokens, None where no table sets it: what is longer is cut, or refused."""
+        return learned_positions(self.model)
 
     @property
     def speaks(self) -> bool:
@@ -155,7 +160,7 @@ class TransformersRunner:
 
     def _text_ids(self, item: object) -> list[int]:
         if isinstance(item, TextSample):
-            return self.words.ids(item.text)
+            return self.words.ids(item.text)[: self.positions]
         if isinstance(item, UnderstandingItem) and _is_text(item):
             return self.question_ids(item.question) + self.words.more_ids(item.answer)
         raise UsageError(

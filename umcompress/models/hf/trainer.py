@@ -76,7 +76,7 @@ class TextTrainer:
 
     def _row(self, item: TrainingItem) -> Row:
         if isinstance(item, TextSample):
-            ids, start = self.runner.words.ids(item.text), 1
+            ids, start = self.runner.words.ids(item.text)[: self.runner.positions], 1
         elif isinstance(item, UnderstandingItem) and not several(item.image):
             asked = self.runner.question_ids(item.question)
             ids, start = asked + self._turn(item.question, item.answer), len(asked)
