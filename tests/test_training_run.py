@@ -46,7 +46,8 @@ class Painting(Evaluation):
     def training_items(self, task: Task, count: int, seed: int) -> list[Any]:
         asked = Path(__file__).with_name("asked")
         with asked.open("a") as stream:
-            stream.write(".")
+            # One alone is looked at before anything runs.
+            stream.write("." if count > 1 else "")
         if Path(__file__).with_name("stop").exists() and len(asked.read_text()) > 4:
             raise KeyboardInterrupt
         return Scenes().training_items(task, count, seed)

@@ -51,6 +51,10 @@ class TrainingFile(CalibrationFile):
         chosen = draw.sample(rows, count) if count <= len(rows) else draw.choices(rows, k=count)
         return [self._item(row, task) for row in chosen]
 
+    def offers(self, task: Task) -> bool:
+        """Whether any row is for it."""
+        return bool(self._by_task[task])
+
     def examples(self, task: Task) -> list[TrainingItem]:
         """One of each kind of row."""
         rows = self._found(task)
@@ -59,10 +63,7 @@ class TrainingFile(CalibrationFile):
 
     def _found(self, task: Task) -> list[Row]:
         if not self._by_task[task]:
-            other = next((f", or set tasks: {{{name}: 1}}" for name, rows in self._by_task.items() if rows), "")
-            raise UsageError(
-                f"train {task} on {self.data}", "no row of it is for that", f"name a file of {FORMS}{other}"
-            )
+            raise UsageError(f"train {task} on {self.data}", "no row of it is for that", f"name a file of {FORMS}")
         return self._by_task[task]
 
     def _item(self, row: Row, task: Task) -> TrainingItem:

@@ -50,7 +50,7 @@ def check_learning(
         # It cannot be run without values: which tasks reach what learns is known when it is.
         tasks = planner.tasks or trainer.tasks
     items: list[TrainingItem] = []
-    for task in tasks:
+    for task in _offered(planner, data, tasks):
         items += data.examples(task) if isinstance(data, TrainingFile) else data.training_items(task, 1, planner.seed)
     trainer.check(items)
     for name in names:
@@ -71,6 +71,7 @@ def run_training(
     if teacher is not None:
         teacher.model.requires_grad_(False)
     shares = _shares(planner, names, model, source.runner(model), student.trainer.tasks)
+    shares = {task: shares[task] for task in _offered(planner, data, shares)}
     say(f"{title}: training {_many(names, model)} on {' and '.join(shares)}, {planner.steps} steps")
     first = _from_block(planner, names, student, teacher, source, say, title)
     job = Job(
@@ -145,6 +146,25 @@ def _from_block(
     prefix = f"{source.family.stacks(student.model)[source.family.main_stack]}."
     places = [int(n.removeprefix(prefix).split(".")[0]) if n.startswith(prefix) else 0 for n in names]
     return min(places)
+
+
+def _offered(planner: TrainingPass, data: Evaluation, tasks: Iterable[Task]) -> Iterable[Task]:
+    """Of `tasks` those that there is data for, or all where the recipe names some.  PlanError where there is none."""
+    if planner.tasks is not None:
+        return tasks
+    found, refusals = [], []
+    for task in tasks:
+        try:
+            if not isinstance(data, TrainingFile):
+                data.training_items(task, 1, planner.seed)
+            elif not data.offers(task):
+                continue
+            found.append(task)
+        except PlanError as error:
+            refusals.append(error)
+    if not found and refusals:
+        raise refusals[0]
+    return found or tasks
 
 
 def _shares(
