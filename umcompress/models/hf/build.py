@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
@@ -170,6 +171,15 @@ def kept_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
 
 
 def _refused(file: Path, error: BaseException) -> ModelError:
+    if type(error).__name__ == "AmbiguousGlobalPerLayerAttributeError":
+        # Its message speaks to whoever writes the class. By name: older versions of transformers do not have it.
+        key = str(error).partition(" ")[0].strip("'")
+        return ModelError(
+            f"build the model of {file}",
+            f"per_layer_config gives layers their own {key}, and the class in this version of transformers "
+            f"({transformers.__version__}) builds all layers with one",
+            f"install a version whose class builds each layer from per_layer_config, or give all layers one {key}",
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     found = " ".join(lines[:2])[:300]
     return ModelError(f"build the model of {file}", found, "check the configuration; see docs/support.md for what runs")
