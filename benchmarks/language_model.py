@@ -82,10 +82,11 @@ def _dashed(step: Step) -> Step:
     return step | {key: step[key].replace(" ", "-") for key in ("name", "after") if key in step}
 
 
-def run(folder: Path, name: str, steps: list[Step], tokens: int) -> list[dict[str, Any]]:
-    """The report's steps."""
-    text = str(folder / "text.txt")
-    shared = {"data": text, "held_out": 1 - SCORED, "window": 256}
+def run(
+    folder: Path, name: str, steps: list[Step], tokens: int, text: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The report's steps. text: how the text is cut."""
+    shared = {"data": str(folder / "text.txt"), **(text or {"held_out": 1 - SCORED, "window": 256})}
     recipe = {
         "model": str(folder / "model"),
         "calibration": {"task": "understanding", "samples": 64, "source": "perplexity"},

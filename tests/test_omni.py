@@ -130,3 +130,59 @@ def test_what_is_done_in_half_precision_only_is_left_out_and_guarded(folder: Pat
         torch.testing.assert_close(traced(x, ends), block(x, ends), rtol=0, atol=0)
         with pytest.raises(ModelError, match="float32 or bfloat16"):
             traced.half()(x.half(), ends)
+
+
+def omni3() -> hf.PreTrainedModel:
+    """Mixtures in thinker and talker, a predictor of codes, features of three layers of the vision tower."""
+    rope = MROPE | {"mrope_interleaved": True}
+    mixed = TEXT | {
+        "rope_parameters": rope, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    }
+    vision = {
+        "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4, "out_hidden_size": 32,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "deepstack_visual_indexes": [1],
+        "num_position_embeddings": 16,
+    }  # fmt: skip
+    audio = {
+        "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "num_mel_bins": 16,
+        "output_dim": 32, "n_window": 4, "n_window_infer": 8, "max_source_positions": 64, "downsample_hidden_size": 8,
+    }  # fmt: skip
+    codes = TEXT | {"num_code_groups": 4, "head_dim": 8, "num_hidden_layers": 2}
+    talker = {
+        "text_config": mixed | {"shared_expert_intermediate_size": 16}, "code_predictor_config": codes,
+        "num_code_groups": 4, "thinker_hidden_size": 32, "accept_hidden_layer": 2, "speaker_id": {},
+        "spatial_merge_size": 2,
+    }  # fmt: skip
+    sound = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "decoder_dim": 16,
+        "num_key_value_heads": 4, "codebook_size": 16, "num_quantizers": 4, "upsample_rates": [2, 2],
+        "upsampling_ratios": [2], "sliding_window": 4,
+    }  # fmt: skip
+    ids = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "audio_token_id": 94}
+    thinker = {"text_config": mixed, "vision_config": vision, "audio_config": audio, **ids}
+    return hf.Qwen3OmniMoeForConditionalGeneration(
+        hf.Qwen3OmniMoeConfig(thinker_config=thinker, talker_config=talker, code2wav_config=sound)
+    ).eval()
+
+
+def test_an_omni_model_of_mixtures(tmp_path: Path) -> None:
+    folder = write_folder(omni3(), tmp_path / "m")
+    steps: list[dict[str, Any]] = [
+        {"pass": "head_prune", "component": "shared", "keep_ratio": 0.5, "score": "magnitude", "uniform": True},
+        *({"pass": "layer_drop", "stack": stack, "unit": "block", "keep_ratio": 0.5, "score": "last"}
+          for stack in ("main", "talker.model.layers", "code2wav.pre_transformer.layers")),
+        {"pass": "channel_prune", "stack": "talker.code_predictor.model.layers", "keep_ratio": 0.5,
+         "score": "magnitude"},
+    ]  # fmt: skip
+    recipe = write_recipe(tmp_path, folder, *steps, evaluate=[])
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "run"), "--out-of-core"]) == 0
+    out = tmp_path / "run" / "model"
+    theirs = hf.Qwen3OmniMoeForConditionalGeneration.from_pretrained(out).eval()
+    ours: Any = open_source(str(out)).load()
+    layers = theirs.thinker.model.language_model.layers
+    assert (len(layers), layers[0].self_attn.q_proj.out_features, len(theirs.talker.model.layers)) == (2, 16, 2)
+    assert theirs.talker.code_predictor.model.layers[0].mlp.up_proj.out_features == 24
+    assert len(theirs.code2wav.pre_transformer.layers) == 1
+    with torch.no_grad():
+        logits = [model.thinker(input_ids=torch.arange(5, 25)[None]).logits for model in (theirs, ours)]
+    assert torch.equal(*logits)

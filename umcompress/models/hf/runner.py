@@ -65,8 +65,9 @@ class TransformersRunner:
 
     @property
     def device(self) -> torch.device:
-        found: torch.device = next(self.model.parameters()).device
-        return found
+        """Of what has values; of a skeleton, meta. Of a model that is run a block at a time few parameters have any."""
+        with_values = (p.device for p in self.model.parameters() if not p.is_meta)
+        return next(with_values, torch.device("meta"))
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -235,6 +236,7 @@ class TransformersRunner:
             seconds = time.perf_counter() - started
             return Work(seconds, {"tokens_per_second": tokens / seconds})
         ids = plain_ids(self.model, 1, self._fitting(PROMPT_TOKENS)).to(self.device)
+        # XX_forget(self.model)
         out = self.model(input_ids=ids, use_cache=True)
         self._wait()
         first = time.perf_counter()
@@ -260,6 +262,13 @@ class TransformersRunner:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _forget(model: PreTrainedModel) -> None:
+    """Let go of how far pictures moved the positions of an earlier batch: Qwen's models add it to what is decoded."""
+    for part in model.modules():
+        if hasattr(part, "rope_deltas"):
+            part.rope_deltas = None
 
 
 def _no_pictures(model: PreTrainedModel, images: Sequence[Any]) -> None:
