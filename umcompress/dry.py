@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 from umcompress.calibrate.statistics import Measured, Statistics
 from umcompress.changes import at_work, shapes_of, site_changes, tensor_changes
@@ -54,9 +54,10 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         on_disk = predicted(stored, source.family, measured)
         memory = memory.model_copy(update={"out_of_core": on_disk.out_of_core})
     data = data_problems(recipe, source, source.runner(states[0].model))
+    loads_with, why = states[-1].loads_with() if not any(step.problem for step in steps) else (None, "")
     return PlanReport(
         model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory,
-        problems=tuple(f"{place}: {error}" for place, error in data),
+        problems=tuple(f"{place}: {error}" for place, error in data), loads_with=loads_with, why=why,
     )
 
 
@@ -160,11 +161,18 @@ class _Dry:
     def __init__(self, source: Source) -> None:
         self.source, self.model = source, _skeleton(source)
         self.weight = self._weigh()
+        self.plans: tuple[Plan, ...] = record.plans if (record := source.record) is not None else ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Dry:
         other = object.__new__(_Dry)
         other.source, other.model, other.weight = self.source, copy.deepcopy(self.model, memo), self.weight
+        other.plans = self.plans
         return other
+
+    def loads_with(self) -> tuple[Literal["transformers", "umcompress"], str]:
+        """What would load the model as it is now, and why it is not transformers, where there is more to say."""
+        plain = self.source.family.plain(self.model, self.source.folder, self.plans)
+        return ("umcompress", plain) if isinstance(plain, str) else (plain.loads_with, "")
 
     def _weigh(self) -> Weight:
         return weigh(self.model, self.source.family, self.source.runner(self.model))
@@ -185,6 +193,7 @@ class _Dry:
             return _plan_step(step, before, before, problem=str(error))
         if plan.edits:
             self.weight = self._weigh()
+        self.plans = (*self.plans, plan)
         changed = tensor_changes(shapes, tensors, shapes_of(self.model))
         return _plan_step(
             step, before, self.weight, edits=len(plan.edits), declined=plan.declined,

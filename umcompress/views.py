@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt
 
@@ -60,6 +60,7 @@ class PlanReport(Document):
     """What a recipe would do to a model. No weights were read, so which units stay is not decided here.
 
     problems: why `apply` would end although every step can be planned: data that are not there, or do not fit.
+    loads_with: what would load the result, if layers come to be as they are planned here; why: why not transformers.
     """
 
     model: str
@@ -67,6 +68,8 @@ class PlanReport(Document):
     steps: tuple[PlanStep, ...]
     memory: Memory | None = None
     problems: tuple[str, ...] = ()
+    loads_with: Literal["transformers", "umcompress"] | None = None
+    why: str = ""
 
 
 class OptionInfo(Document):

@@ -31,7 +31,20 @@ def plan_view(plan: PlanReport, recipe: str | None = None) -> View:
         parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
     parts += [f"apply CANNOT run this: {problem}" for problem in plan.problems]
     possible = recipe is not None and not plan.problems and not any(step.problem for step in plan.steps)
-    return (*parts, *_memory(plan), *([f"next: umcompress apply {shlex.quote(str(recipe))}"] if possible else []))
+    following = [f"next: umcompress apply {shlex.quote(str(recipe))}"] if possible else []
+    return (*parts, *_result(plan), *_memory(plan), *following)
+
+
+def _result(plan: PlanReport) -> list[str]:
+    """Whether others can load it, before it is made. Which layers a measure cuts more than others is not known yet."""
+    if plan.loads_with is None:
+        return []
+    lines = [f"result, of shapes as above: loads with {plan.loads_with}"]
+    # Of experts, what to set instead is said in the reason.
+    split = plan.why.removeprefix("model/ needs umcompress: ")
+    lines += [f"why: {split}"] if plan.why else []
+    alike = "whole blocks, or as much of every layer, leave a model that transformers loads"
+    return [*lines, alike] if plan.why and split == plan.why else lines
 
 
 def _memory(plan: PlanReport) -> list[str]:
