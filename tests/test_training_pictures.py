@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from umcompress.cli import main
 from umcompress.models.base import TextSample, TrainingItem, UnderstandingItem
+from umcompress.models.hf.runner import TransformersRunner
 from umcompress.models.hf.words import answered
 from umcompress.opening import Source, open_source
 from umcompress.passes.adapt import Adapt
@@ -239,6 +240,17 @@ def test_a_named_vision_tower_learns_by_the_gradient_of_transformers(
     planner = planner.model_copy(update={"batch_size": 1, "steps": 6})
     _, curve = train(planner, folders[name], rows / "mixed.jsonl", tmp_path / "b")
     assert {row["norm"] == 0 for row in curve.rows} == {True, False}
+
+
+@torch.no_grad()
+def test_what_is_decoded_next_does_not_move_by_pictures_of_before(folders: dict[str, Path]) -> None:
+    """Qwen's models keep for each row of a batch how far its pictures moved positions."""
+    source = open_source(str(folders["qwen2_5_vl"]))
+    model: Any = source.load()
+    trainer = source.family.trainer(model, source.folder)
+    trainer.forward(trainer.batch(items(), []))
+    assert model.model.rope_deltas.shape == (3, 1)
+    assert TransformersRunner(model, source.folder).workload("understanding").seconds > 0
 
 
 def test_an_answer_ends_as_the_chat_template_ends_it() -> None:

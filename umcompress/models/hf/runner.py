@@ -236,7 +236,7 @@ class TransformersRunner:
             seconds = time.perf_counter() - started
             return Work(seconds, {"tokens_per_second": tokens / seconds})
         ids = plain_ids(self.model, 1, self._fitting(PROMPT_TOKENS)).to(self.device)
-        # XX_forget(self.model)
+        _forget(self.model)
         out = self.model(input_ids=ids, use_cache=True)
         self._wait()
         first = time.perf_counter()
