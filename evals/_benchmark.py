@@ -55,10 +55,11 @@ class Benchmark(Evaluation):
         """The one message about data that is not there."""
         names = [str(path) for path in paths]
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        seen = "" if self.folder.is_absolute() else f"; seen from {Path.cwd()}, the current folder"
         need = self.needed
         return UsageError(
             f"{self.name}: the data in {self.folder}",
-            found or f"missing: {some}",
+            (found or f"missing: {some}") + seen,
             f"put {', '.join(need.files)} there ({need.size}), from {need.origin}; or name another place with "
             f"data: ({self.name}:data=PATH on the command line)",
         )

@@ -67,7 +67,7 @@ def test_questions_about_pictures_and_texts(tmp_path: Path) -> None:
         ("x.jsonl", "[1]\n", "line 1"),
         ("x.txt", "one\n", "1 of its 1 rows are for generation"),
         ("x.jsonl", '{"image": "a.png", "question": "q"}\n' * 2, "0 of its 2 rows are for generation"),
-        ("none.txt", None, "not readable"),
+        ("none.txt", None, "no such file"),
     ],
 )
 def test_what_does_not_suit_is_explained(tmp_path: Path, name: str, text: str | None, found: str) -> None:
@@ -191,3 +191,31 @@ def test_a_source_by_path_is_relative_to_the_recipe(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["apply", str(recipe), "-o", "out", *more]) == 2
     assert "mine was asked for 3 of understanding" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["calibration", "training"])
+def test_a_file_beside_the_recipe_is_named_as_it_has_to_be_written(
+    key: str, tiny_bagel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data are seen from the current folder: the error names it, and the file where it is."""
+    folder, here = tmp_path / "recipes", tmp_path / "elsewhere"
+    folder.mkdir()
+    here.mkdir()
+    (folder / "mine.jsonl").write_text('{"prompt": "a red circle"}\n' * 2)
+    monkeypatch.chdir(here)
+
+    def said(data: str, code: int) -> str:
+        step: dict[str, object] = {"pass": "channel_prune", "component": "generation", "keep_ratio": 0.5}
+        keys: dict[str, object] = {"calibration": {"data": data, "samples": 2, "task": "generation"}}
+        if key == "training":
+            step, keys = {"pass": "adapt", "parameters": ["*.mlp_moe_gen.*"], "data": data}, {}
+        assert main(["plan", str(write_recipe(folder, tiny_bagel, step, evaluate=[], **keys))]) == code
+        return " ".join(capsys.readouterr().out.split())
+
+    found = said("mine.jsonl", 2)
+    assert f"{'calibration: data' if key == 'calibration' else 'training data'}: mine.jsonl found:" in found
+    assert f"no such file in {here}, the current folder; it is in the recipe's" in found
+    assert "do: data: ../recipes/mine.jsonl (data are seen from the current folder, code from the recipe's)" in found
+    assert "it is in the recipe's" not in said("none.jsonl", 2)
+    if key == "calibration":
+        said("../recipes/mine.jsonl", 0)

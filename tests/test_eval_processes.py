@@ -42,7 +42,9 @@ def launch(arguments: list[str], count: int) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All but how long it took."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".seconds.jsonl"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def scores(report: dict[str, Any]) -> list[dict[str, Any]]:

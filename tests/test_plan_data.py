@@ -59,7 +59,7 @@ def said(recipe: Path, capsys: pytest.CaptureFixture[str], *how: str) -> str:
         ([DROP], {"calibration": {"data": "prompts.txt", "task": "generation"}}, "1 of its 1 rows are for generation"),
         ([DROP], {"calibration": TEXT}, "it gives plain text, which the model is not run on here"),
         ([DROP], {"calibration": {"source": "mme"}}, "the evaluation mme provides none"),
-        ([DROP | {"drop": [0], "drop_count": None}], {"evaluate": ["mme"]}, "evaluate mme: mme: the data in data/mme"),
+        ([DROP | {"drop": [0], "drop_count": None}], {"evaluate": ["mme"]}, ", the current folder\n  do: put"),
     ],
 )
 def test_data_that_are_not_there(

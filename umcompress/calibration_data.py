@@ -1,6 +1,6 @@
 """Calibration data of the user's own, from a file; and whether it overlaps with what is scored.
 
-A text file has a prompt a line.  JSON lines have `prompt`, or `image` (a file, seen from the JSON's folder) with
+A text file has a prompt a line, or where understanding is calibrated, a text.  JSON lines have `prompt`, or `image` (a file, seen from the JSON's folder) with
 `question` and perhaps `answer`, or `text`.  Pictures are opened when they are drawn.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -22,16 +23,22 @@ from umcompress.extend import Evaluation, ScoredItem
 from umcompress.models.picture import read_image
 from umcompress.scores import Score
 
-FORMS = "a prompt a line, or JSON lines with `prompt`, with `image` and `question`, or with `text`"
+FORMS = "a prompt or a text a line, or JSON lines with `prompt`, with `image` and `question`, or with `text`"
 Row = dict[str, str]
 
 
 class CalibrationFile(Evaluation):
-    """A source of calibration items.  It scores nothing."""
+    """A source of calibration items.  It scores nothing.
+
+    data: seen from the current folder, as every file and model is that a recipe names.
+    base: the recipe's folder, where code is looked for; it is named where the file is there instead.
+    """
 
     name: ClassVar[str] = "calibration file"
+    key: ClassVar[str] = "calibration: data"
     tasks: ClassVar[tuple[Task, ...]] = ()
     data: Path
+    base: Path | None = None
 
     def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         return {}
@@ -40,9 +47,11 @@ class CalibrationFile(Evaluation):
         self._rows()
 
     def _rows(self) -> list[Row]:
-        asked = f"calibration: data: {self.data}"
+        asked = f"{self.key}: {self.data}"
         try:
             lines = self.data.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError as error:
+            raise self._missing(asked) from error
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(asked, f"not readable: {error}", f"name a text file: {FORMS}") from error
         rows = [
@@ -52,9 +61,20 @@ class CalibrationFile(Evaluation):
         ]
         return [row for row in rows if row]
 
+    def _missing(self, asked: str) -> UsageError:
+        here = Path.cwd()
+        found = "no such file" if self.data.is_absolute() else f"no such file in {here}, the current folder"
+        beside = (self.base or here) / self.data
+        if beside.is_file():
+            do = f"data: {os.path.relpath(beside)} (data are seen from the current folder, code from the recipe's)"
+            return UsageError(asked, f"{found}; it is in the recipe's", do)
+        return UsageError(asked, found, f"name a text file: {FORMS}")
+
     def drawn(self, task: Task, samples: int, seed: int) -> list[Row]:
         """Rows that suit the task, `samples` of them.  UsageError where there are fewer."""
         rows = self._rows()
+        if task == "understanding" and self.data.suffix != ".jsonl":
+            rows = [{"text": row["prompt"]} for row in rows]
         fit = [row for row in rows if ("prompt" in row) == (task == "generation")]
         if len(fit) < samples:
             do = f"set samples: {len(fit)}, or give more" if fit else f"name a file that has some: {FORMS}"

@@ -77,8 +77,8 @@ class TrainingOptions(Document):
     )
     data: str | None = Field(
         default=None,
-        description="a file of training items instead: JSON lines with `text`, with `image`, `question` and `answer`, "
-        "or with `image` and `prompt`",
+        description="a file of training items instead, seen from the current folder: JSON lines with `text`, with "
+        "`image`, `question` and `answer`, or with `image` and `prompt`",
     )
     seed: int = Field(default=0, description="draws items, noise and times")
 

@@ -31,7 +31,7 @@ def seeded(evaluation: Any, seed: int) -> Evaluation:
 def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation]) -> Evaluation:
     """Who provides calibration items: the user's file, the named evaluation, else the recipe's first."""
     if wanted.data is not None:
-        return CalibrationFile(data=Path(wanted.data))
+        return CalibrationFile(data=Path(wanted.data), base=recipe.base)
     if wanted.source is not None:
         named = dict(zip(recipe.evaluation_names, evaluations, strict=True))
         return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source, recipe.base)()
@@ -46,7 +46,7 @@ def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequenc
 def training_source(recipe: Recipe, planner: TrainingPass, evaluations: Sequence[Evaluation]) -> Evaluation:
     """Who provides training items: the step's file, the evaluation that it names, else the recipe's first."""
     if planner.data is not None:
-        return TrainingFile(data=Path(planner.data))
+        return TrainingFile(data=Path(planner.data), base=recipe.base)
     return calibration_source(recipe, Calibration(source=planner.source), evaluations)
 
 

@@ -36,7 +36,8 @@ class Calibration(Document):
         default=None, description="The evaluation that provides items; null: the recipe's first."
     )
     data: str | None = Field(
-        default=None, description="A file of your own: a prompt a line, or JSON lines; instead of a source."
+        default=None,
+        description="A file of your own, seen from the current folder: a prompt a line, or JSON lines; no source then.",
     )
     memory: PositiveFloat = Field(
         default=4.0, description="GB that large statistics may take; layers beyond that wait for another sweep."

@@ -28,6 +28,7 @@ class TrainingFile(CalibrationFile):
     """A source of training items: texts, questions about pictures with answers, pictures with prompts."""
 
     name: ClassVar[str] = "training file"
+    key: ClassVar[str] = "training data"
 
     @cached_property
     def _by_task(self) -> dict[Task, list[Row]]:
