@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
@@ -266,7 +266,8 @@ class TransformersRunner:
 
 def _forget(model: PreTrainedModel) -> None:
     """Let go of how far pictures moved the positions of an earlier batch: Qwen's models add it to what is decoded."""
-    for part in model.modules():
+    parts: Iterable[Any] = model.modules()
+    for part in parts:
         if hasattr(part, "rope_deltas"):
             part.rope_deltas = None
 
