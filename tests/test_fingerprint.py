@@ -86,3 +86,15 @@ def test_data_that_is_gone_is_somebody_elses_error(recipe: Path) -> None:
     before = made_of(recipe)
     Path("texts.jsonl").unlink()
     assert made_of(recipe) != before
+
+
+def test_the_resolved_recipe_scores_with_the_seed_of_the_recipe(recipe: Path) -> None:
+    """An evaluation that leaves its seed open runs with the recipe's; read back, it must not be the default."""
+    content = json.loads(recipe.read_text(encoding="utf-8")) | {"seed": 5}
+    content["evaluate"][2]["agreement"]["seed"] = 3
+    recipe.write_text(json.dumps(content), encoding="utf-8")
+    resolved = load_recipe(str(recipe), find_pass, find_evaluation).recipe.resolved()
+    assert [options.get("seed") for one in resolved["evaluate"] for options in one.values()] == [None, 5, 3]
+    before = made_of(recipe)
+    recipe.write_text(json.dumps(resolved), encoding="utf-8")
+    assert made_of(recipe) == before

@@ -135,9 +135,15 @@ class Recipe(RecipeHead):
         named = zip(self.evaluation_names, self.evaluate, strict=True)
         return {
             **head.plain(),
-            "evaluate": [{name: evaluation.plain()} for name, evaluation in named],
+            "evaluate": [{name: self._evaluated(evaluation)} for name, evaluation in named],
             "steps": [step.resolved() for step in self.steps],
         }
+
+    def _evaluated(self, evaluation: Document) -> dict[str, Any]:
+        """The options of an evaluation; the seed that it leaves open is the recipe's."""
+        plain = evaluation.plain()
+        open_seed = "seed" in plain and "seed" not in evaluation.model_fields_set
+        return plain | {"seed": self.seed} if open_seed else plain
 
     def fingerprint(self) -> str:
         """Identifies what the recipe computes: a hash of `resolved()` without the place it is written to."""

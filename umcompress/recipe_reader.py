@@ -184,7 +184,7 @@ class Reader:
 
     def _come_after(self, steps: list[dict[str, Any]]) -> None:
         """`after` names the baseline or an earlier step."""
-        earlier, unknown = ["baseline"], []
+        earlier, unknown = ["baseline"], list[str]()
         for step in steps:
             after = step["after"]
             # What a step is called by its pass is not known where the pass is not.
