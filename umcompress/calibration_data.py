@@ -1,7 +1,8 @@
 """Calibration data of the user's own, from a file; and whether it overlaps with what is scored.
 
-A text file has a prompt a line, or where understanding is calibrated, a text.  JSON lines have `prompt`, or `image` (a file, seen from the JSON's folder) with
-`question` and perhaps `answer`, or `text`.  Pictures are opened when they are drawn.
+A text file has a prompt a line, or where understanding is calibrated, a text.  JSON lines have `prompt`, or `image`
+(a file, seen from the JSON's folder) with `question` and perhaps `answer`, or `text`.  Pictures are opened when they
+are drawn.
 """
 
 from __future__ import annotations
