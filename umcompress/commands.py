@@ -86,7 +86,7 @@ def _check_out_of_core(recipe: Recipe) -> None:
     asked, found = "apply out of core", []
     if recipe.evaluate:
         found.append("the recipe evaluates, which needs the model: leave `evaluate` out (--set evaluate=[]), "
-                     "and name where calibration data come from in `calibration: {source: ...}`")
+                     "and give a step that measures a text to calibrate on: `calibration: {data: FILE}`")
     found += [f"step {step.name} starts from {step.after}: alternatives need a run each" for step in recipe.steps
               if step.after is not None]
     found += [f"step {step.name} trains, which needs the model" for step in recipe.steps
