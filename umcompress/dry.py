@@ -22,6 +22,7 @@ from umcompress.measure import Weight, weigh
 from umcompress.memory import predicted
 from umcompress.opening import DTYPES, Source, as_stored, located, open_source
 from umcompress.providers import data_problems, learning_problem
+from umcompress.reach import reach_problem
 from umcompress.recipe import Recipe, Step
 from umcompress.rewrite.apply import shapes_only
 from umcompress.views import Inspection, Missing, PlanReport, PlanStep, SiteInfo
@@ -112,7 +113,7 @@ def check(recipe: Recipe, source: Source) -> None:
         try:
             plan = propose(planner, trace_model(skeleton, source.family), task)
             shapes_only(skeleton, source.family, [plan])
-            if (problem := _learning_problem(recipe, planner, plan, skeleton, source)) is not None:
+            if (problem := _data_problem(recipe, planner, plan, skeleton, source)) is not None:
                 problems.append((step.name, problem))
         except _NeedsValues:
             continue
@@ -187,7 +188,7 @@ class _Dry:
         try:
             plan = propose(planner, graph, wanted.task)
             tensors = shapes_only(self.model, self.source.family, [plan])
-            if (problem := _learning_problem(recipe, planner, plan, self.model, self.source)) is not None:
+            if (problem := _data_problem(recipe, planner, plan, self.model, self.source)) is not None:
                 raise problem
         except (PlanError, UsageError) as error:
             return _plan_step(step, before, before, problem=str(error))
@@ -201,11 +202,11 @@ class _Dry:
         )  # fmt: skip
 
 
-def _learning_problem(
+def _data_problem(
     recipe: Recipe, planner: Pass, plan: Plan, model: nn.Module, source: Source
 ) -> PlanError | UsageError | None:
     if not isinstance(planner, TrainingPass):
-        return None
+        return reach_problem(recipe, planner, model, source)
     return learning_problem(recipe, planner, plan.tensor_names(), model, source)
 
 

@@ -147,7 +147,8 @@ class Measured(Mapping[Any, Any]):
             raise PlanError(
                 asked=f"{what} at {key[0]} ({key[1]})",
                 found=f"no token passes there while the task is {self._task}",
-                do=f"calibrate on {other}: calibration: {{task: {other}}}",
+                do=f"calibrate on {other}, where the model does it (calibration: {{task: {other}}}), or on data that "
+                "pass there: a vision tower needs pictures",
             )
         return value
 

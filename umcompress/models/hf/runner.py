@@ -174,9 +174,16 @@ class TransformersRunner:
         body = self.model.base_model if speaks(self.model) else self.model
         body(input_ids=ids.to(self.device), use_cache=False)
 
-    @torch.no_grad()
     def pass_tokens(self, task: Task) -> int:
         """A text of fixed length, or for a model that reads only pictures, one picture.
+
+        UncountedError as `pass_text`.
+        """
+        return self.pass_text()
+
+    @torch.no_grad()
+    def pass_text(self) -> int:
+        """No picture where the model reads texts.
 
         UncountedError where a skeleton cannot be run: some mixtures look up which experts were chosen.
         """
