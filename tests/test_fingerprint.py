@@ -10,6 +10,7 @@ import pytest
 from umcompress.extend import find_evaluation, find_pass
 from umcompress.fingerprint import fingerprint
 from umcompress.recipe_files import load_recipe
+from umcompress.run_folder import RunFolder
 
 PASS = '''
 from typing import ClassVar
@@ -98,3 +99,14 @@ def test_the_resolved_recipe_scores_with_the_seed_of_the_recipe(recipe: Path) ->
     before = made_of(recipe)
     recipe.write_text(json.dumps(resolved), encoding="utf-8")
     assert made_of(recipe) == before
+
+
+def test_the_resolved_recipe_in_the_run_folder_is_the_same_run(recipe: Path) -> None:
+    """It lies elsewhere, and its code and data are still found; the same from wherever the first was named."""
+    before = made_of(recipe)
+    run = RunFolder(Path("runs/one"))
+    run.claim(load_recipe(str(recipe), find_pass, find_evaluation), before)
+    assert made_of(run.path / "recipe.resolved.yaml") == before
+    assert made_of(recipe.resolve()) == before
+    Path("recipes/a_pass.py").write_text(PASS + "# changed", encoding="utf-8")
+    assert made_of(run.path / "recipe.resolved.yaml") == made_of(recipe) != before

@@ -54,14 +54,17 @@ def test_it_says_so_and_how_to_go_on(
             said = capsys.readouterr().err
             found = f"a run that is not finished: the {lacks} comes at its end; done so far: baseline, 01-head_prune\n"
             assert found in said, said
-            assert "umcompress apply RECIPE -o 'my run' (its recipe: 'my run/recipe.yaml')" in said
+            assert "umcompress apply 'my run/recipe.resolved.yaml' -o 'my run': it goes on" in said
     assert main(["apply", str(other), "-o", "other"]) == 2
     assert "model: the model my run; found the output folder of a run that is not finished" in capsys.readouterr().err
     # What it says to do helps.
     Path("stop").unlink()
-    assert main(begun) == 0
+    assert main(["apply", "my run/recipe.resolved.yaml", "-o", "my run"]) == 0
     assert "01-head_prune: done before" in capsys.readouterr().err
     assert main(["inspect", "my run"]) == 0
+    # The recipe that the run keeps is the same one, although the code that it names lies elsewhere.
+    assert main(begun) == 0
+    assert "nothing is left to do" in capsys.readouterr().err
     # A folder that merely has a file of that name is no run.
     Path("not ours").mkdir()
     Path("not ours/run.json").write_text("{}", encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,10 +146,36 @@ class Recipe(RecipeHead):
         open_seed = "seed" in plain and "seed" not in evaluation.model_fields_set
         return plain | {"seed": self.seed} if open_seed else plain
 
+    def resolved_in(self, folder: Path) -> dict[str, Any]:
+        """`resolved()` as a recipe that lies in `folder`: code in files is named as seen from there."""
+        base = self.base
+        if base is None:
+            return self.resolved()
+        return _with_code(self.resolved(), lambda name: os.path.relpath(base / name, folder))
+
     def fingerprint(self) -> str:
-        """Identifies what the recipe computes: a hash of `resolved()` without the place it is written to."""
+        """Identifies what the recipe computes: a hash of `resolved()` without places: of the output, and of code."""
         content = {key: value for key, value in self.resolved().items() if key != "output"}
+        content = _with_code(content, lambda name: Path(name).name)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _with_code(resolved: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """A resolved recipe with every `file.py:Class` in it renamed."""
+
+    def named(name: Any) -> Any:
+        return rename(name) if isinstance(name, str) and ".py:" in name else name
+
+    def giver(holder: dict[str, Any]) -> dict[str, Any]:
+        found = {key: named(value) if key in ("pass", "source") else value for key, value in holder.items()}
+        if isinstance(found.get("calibration"), dict):
+            found["calibration"] = giver(found["calibration"])
+        return found
+
+    return giver(resolved) | {
+        "evaluate": [{named(name): options for name, options in one.items()} for one in resolved["evaluate"]],
+        "steps": [giver(step) for step in resolved["steps"]],
+    }
 
 
 def parse_recipe(

@@ -81,7 +81,7 @@ class RunFolder:
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(asked, "it is not empty, and no run of umcompress is in it", "choose another with -o")
         write_text_atomic(self.path / RECIPE, loaded.text)
-        write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved()))
+        write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved_in(self.path)))
         write_text_atomic(mark, Mark(fingerprint=fingerprint).model_dump_json() + "\n")
         return False
 
