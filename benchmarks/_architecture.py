@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from _pico import pico, randomise
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from umcompress.dry import inspect_model
@@ -163,7 +164,7 @@ def reference(graph: ModelGraph, model: nn.Module, plan: Plan) -> nn.Module:
 
 def _hand_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     stream = args[0] if args else kwargs["hidden_states"]
-    return (stream, *output[1:]) if isinstance(output, tuple) else stream
+    return type(output)((stream, *output[1:])) if isinstance(output, tuple | list) else stream
 
 
 def _columns(linear: Any) -> Tensor:
@@ -198,7 +199,7 @@ def refused_by_transformers(cls: Any, folder: Path) -> bool:
     """Whether transformers refuses a folder that only umcompress loads, rather than fill in weights at random."""
     try:
         cls.from_pretrained(folder)
-    except (RuntimeError, ValueError, AttributeError, TypeError, KeyError):
+    except (RuntimeError, ValueError, AttributeError, TypeError, KeyError, StrictDataclassError):
         return True
     return False
 

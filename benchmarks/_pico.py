@@ -69,6 +69,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}, "ffn_config": {
         "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "ffn_act_fn": {"name": "silu"}}},
     "step3p7_text": {"sliding_window": 4}, "glm4v_moe_text": {"head_dim": 16}, "cosmos3_edge_text": {"head_dim": 8},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "longcat_flash": {"num_layers": 4, "num_hidden_layers": 8},
+    "aria": {"projector_patch_to_query_dict": {"16": 4}},
+    "exaone4_5_vision": {"fullatt_block_indexes": [1], "window_size": 16},
     "hunyuan_vl_text": {"head_dim": 8} | _ROPE, "qwen4_exp_text": {"index_head_dim": 8, "index_n_heads": 4,
         "index_topk": 4, "index_block_size": 4},
     "ministral": {"head_dim": 8} | _ROPE, "nemotron": {"num_key_value_heads": 2, "head_dim": 8},

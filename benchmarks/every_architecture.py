@@ -106,7 +106,7 @@ def brief(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    import _architecture  # noqa: F401  (loaded once, before a process is made for each architecture)
+    import _architecture
     import torch
     import transformers
 
@@ -119,6 +119,9 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        # What transformers and umcompress load late is loaded once, not in every process.
+        _architecture.look("LlamaForCausalLM", Path(folder), {})
     rows = {task: sweep(task, options.only, options.again) for task in options.task}
     for task, found in rows.items():
         verdicts = [row["verdict"] for row in found]

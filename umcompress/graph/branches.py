@@ -15,9 +15,8 @@ from umcompress.graph.trace import call_name, is_attention, module_of
 
 _ADDS = {"add", "iadd", "add_", "__add__", "__iadd__"}
 _STEP_MODULES = ("Norm", "Dropout", "Identity")
-_STEP_CALLS = {"dropout", "contiguous", "to", "getitem"}
+_STEP_CALLS = {"dropout", "contiguous", "to", "float", "getitem"}
 _SHAPING = {"view", "reshape"}
-_CASTS = {"to", "float"}
 _SCALES = {"mul", "imul", "mul_"}
 
 
@@ -62,7 +61,7 @@ def find_branches(
             if operands is None:
                 node = _step(node, block)
                 continue
-            split = _split(operands, above)
+            split = _split(operands, above, block)
             if split is None:
                 break
             stream, branch = split
@@ -144,7 +143,7 @@ def _step(node: fx.Node, block: nn.Module) -> fx.Node | None:
 
 
 def _split(
-    operands: tuple[fx.Node, fx.Node], above: dict[fx.Node, frozenset[fx.Node]]
+    operands: tuple[fx.Node, fx.Node], above: dict[fx.Node, frozenset[fx.Node]], block: nn.Module
 ) -> tuple[fx.Node, fx.Node] | None:
     """(stream, branch): the branch came from the stream, or only adds part the stream from an input."""
     a, b = operands
@@ -152,18 +151,20 @@ def _split(
         if stream in above[branch]:
             return stream, branch
     for stream, branch in ((a, b), (b, a)):
-        if _from_input(stream) and not _from_input(branch):
+        if _from_input(stream, block) and not _from_input(branch, block):
             return stream, branch
     return None
 
 
-def _from_input(node: fx.Node) -> bool:
+def _from_input(node: fx.Node, block: nn.Module) -> bool:
+    """Whether a node is an argument of the block, normed, scaled or cast, or has one among its terms."""
     if node.op == "placeholder":
         return True
-    if call_name(node) in _CASTS and isinstance(node.args[0], fx.Node):
-        return _from_input(node.args[0])
     operands = _operands(node)
-    return operands is not None and any(_from_input(operand) for operand in operands)
+    if operands is not None:
+        return any(_from_input(operand, block) for operand in operands)
+    passed = _step(node, block)
+    return passed is not None and _from_input(passed, block)
 
 
 def _classify(

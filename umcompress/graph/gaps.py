@@ -67,7 +67,7 @@ def reasons(
 def _why_no_heads(module: nn.Module, family: object) -> str:
     name = type(module).__name__
     if not ATTENTION.search(name):
-        return f"{name} has no heads that can be taken out"
+        return f"{name} is no attention whose heads are known"
     said = family.why_no_heads(module) if isinstance(family, ExplainingFamily) else ""
     return f"the heads of {name} are not known: {said}" if said else f"the heads of {name} are not known"
 

@@ -23,6 +23,7 @@ class StreamLayout:
 
     Where one Linear makes queries, keys and values it is named three times, and `..._start` are their first rows.
     head_norms: norms whose tensors have a row for each head, of the queries or of the keys.
+    query_rows: rows of the query Linear for each head, where it makes more than queries (gates behind them).
     """
 
     query: str
@@ -37,6 +38,7 @@ class StreamLayout:
     key_start: int = 0
     value_start: int = 0
     head_norms: tuple[tuple[str, Literal["query", "key"]], ...] = ()
+    query_rows: int = 0
 
     @property
     def query_heads(self) -> int:

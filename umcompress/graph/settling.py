@@ -12,5 +12,8 @@ from torch import nn
 class SettlingFamily(Protocol):
     """A family whose models keep count of their blocks elsewhere than in the blocks."""
 
+    def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
+        """PlanError where one of these blocks has to stay. removed: stack -> positions. Changes nothing."""
+
     def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         """removed: stack -> positions that its lost blocks had. Runs alike on a live model and on a skeleton."""

@@ -29,7 +29,7 @@ from umcompress.graph.source import asking
 _HERE = Path(__file__).parent
 LEAF = re.compile(r"Attention|Attn|Norm|Rotary|RoPE|Router|Experts")
 ATTENTION = re.compile(r"Attention|Attn")
-_CACHE = re.compile(r"^(past|layer_past|kv_cache|cache_params|cache$)")
+_CACHE = re.compile(r"^(past|layer_past|kv_cache|cache_params|cache$|use_cache$)")
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -112,7 +112,9 @@ def _trace(block: nn.Module, answers: Refusing) -> fx.Graph:
 
 
 # What Python raises when code treats a proxy as a value, or believes that an argument was given.
-_QUESTIONS = (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError)
+_QUESTIONS = (
+    fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError, KeyError, IndexError,
+)  # fmt: skip
 _MODES: tuple[tuple[str, Refusing], ...] = (("symbolic", Refusing()), ("assumed", Assuming()))
 
 

@@ -20,6 +20,7 @@ from umcompress.edits import (
 )
 from umcompress.errors import did_you_mean
 from umcompress.graph.model_graph import BlockGraph, ModelFamily, read_block
+from umcompress.graph.settling import SettlingFamily
 from umcompress.graph.sites import ExpertSite, FeedForwardSite
 from umcompress.graph.split import find_part, place_of
 from umcompress.rewrite.experts import sparse_module
@@ -72,6 +73,8 @@ def check_plan(blocks: Blocks, plan: Plan) -> None:
     checker.problems += checker.emptied_stacks()
     if checker.problems:
         raise plan_problems(plan, checker.problems)
+    if isinstance(blocks.family, SettlingFamily) and (removed := checker.removed()):
+        blocks.family.check_removable(blocks.model, removed)
 
 
 class _Checker:
@@ -207,6 +210,14 @@ class _Checker:
     def _tensors(self, edit: SetTensors) -> list[str]:
         unknown = [name for name in edit.names if name not in self.tensors]
         return [f"no tensor {n} ({did_you_mean(n, _siblings(n, self.tensors))})" for n in unknown]
+
+    def removed(self) -> dict[str, list[int]]:
+        """Stack -> positions of the blocks that go, as a whole or branch by branch."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for path, (stack, index) in self.blocks.paths.items():
+            if self.dropped[path] or self._hollow(path):
+                found[stack].append(index)
+        return dict(found)
 
     def emptied_stacks(self) -> list[str]:
         """A stack must keep a block; one whose branches are all dropped does not count."""

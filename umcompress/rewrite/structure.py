@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -103,7 +104,8 @@ class _Work:
         shared = _rows(every, layout.head_dim)
         rows: dict[str, tuple[int, ...]] = {}
         for name, start, part in (
-            (layout.query, layout.query_start, query), (layout.key, layout.key_start, shared),
+            (layout.query, layout.query_start, _rows(kept, layout.query_rows or layout.head_dim)),
+            (layout.key, layout.key_start, shared),
             (layout.value, layout.value_start, shared),
         ):  # fmt: skip
             rows[name] = rows.get(name, ()) + tuple(start + row for row in part)
@@ -208,12 +210,22 @@ class _Work:
         for index in reversed(gone):
             del modules[index]
         for index, block in enumerate(modules):
-            for module in block.modules():
-                for name in ("layer_idx", *LAYER_NUMBERS):
-                    known = vars(module).get(name)
-                    if type(known) is int and (name == "layer_idx" or known == stay[index]):
-                        setattr(module, name, index)
+            _number(block, index, stay[index])
         return gone
+
+
+def _number(block: nn.Module, index: int, before: int) -> None:
+    """Tell all parts of a block its new number. A block with several slots of a cache has as many numbers, in a row."""
+    holders: list[Any] = [module for module in block.modules() if type(vars(module).get("layer_idx")) is int]
+    slots = sorted({module.layer_idx for module in holders if module is not block})
+    several = len(slots) > 1 and slots == list(range(before * len(slots), (before + 1) * len(slots)))
+    for module in holders:
+        own = several and module is not block
+        module.layer_idx = index * len(slots) + slots.index(module.layer_idx) if own else index
+    for part in block.modules():
+        for name in LAYER_NUMBERS:
+            if vars(part).get(name) == before and type(vars(part)[name]) is int:
+                setattr(part, name, index)
 
 
 def remove_dead(graph: fx.Graph) -> None:

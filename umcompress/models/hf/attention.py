@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -91,6 +92,9 @@ def layout_of(module: nn.Module) -> Layout:
     head_dim, fused = _head_dim(module), _FUSED.get(_class_name(module), "")
     if head_dim is None:
         return "it does not say how wide a head is"
+    kind: Any = type(module)
+    if known_code(kind) and shapes_as_input(kind):
+        return "it gives its heads' output the shape of its input"
     if output is None:
         return "its output projection is elsewhere"
     if is_matrix(children.get(fused)):
@@ -100,10 +104,15 @@ def layout_of(module: nn.Module) -> Layout:
     if query is None or key is None or value is None:
         return "queries, keys and values are made by linears that are laid out otherwise"
     sizes = [outputs(children[name]) for name in (query, key, value)]
-    if any(size % head_dim for size in sizes) or sizes[1] != sizes[2] or sizes[0] != inputs(children[output]):
+    width = inputs(children[output])
+    gated = sizes[0] == 2 * width and makes_gates(kind)
+    if any(size % head_dim for size in sizes) or sizes[1] != sizes[2] or not (gated or sizes[0] == width):
         return "the sizes of its linears do not fit heads of one width"
     groups = sizes[1] // head_dim
-    found = StreamLayout(query, key, value, output, (), groups, sizes[0] // head_dim // groups, head_dim)
+    found = StreamLayout(
+        query, key, value, output, (), groups, width // head_dim // groups, head_dim,
+        query_rows=2 * head_dim if gated else 0,
+    )  # fmt: skip
     return _checked(module, found, head_dim)
 
 
@@ -145,7 +154,7 @@ def _checked(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
     return StreamLayout(
         layout.query, layout.key, layout.value, layout.output, tuple(plain), layout.key_value_groups,
         layout.query_heads_per_group, head_dim, layout.query_start, layout.key_start, layout.value_start,
-        tuple(by_head),
+        tuple(by_head), layout.query_rows,
     )  # fmt: skip
 
 
@@ -158,6 +167,19 @@ def _with_stream(cls: Any) -> Any:
 def reads_config(cls: Any) -> bool:
     """Whether the forward takes head counts from the configuration, which all layers share."""
     return "config.num_" in source_of(cls)
+
+
+@cache
+def makes_gates(cls: Any) -> bool:
+    """Whether the query linear makes queries and gates, head by head (Qwen3-Next)."""
+    return known_code(cls) and "-1, self.head_dim * 2), 2, dim=-1" in source_of(cls)
+
+
+@cache
+def shapes_as_input(cls: Any) -> bool:
+    """Whether the forward reshapes what heads give to as many values as the stream has."""
+    taken = re.search(r"\w+, \w+, (\w{2,}) = hidden_states\.(size\(\)|shape)", source_of(cls))
+    return taken is not None and re.search(rf"(view|reshape)\([^)]*\b{taken[1]}\)", source_of(cls)) is not None
 
 
 @cache

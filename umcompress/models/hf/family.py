@@ -129,6 +129,11 @@ class TransformersFamily(Family):
         kept = getattr(model, _STACKS, None)
         return dict(kept) if isinstance(kept, dict) else stacks.find_stacks(_of_transformers(model))
 
+    def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
+        from umcompress.models.hf import staying
+
+        staying.check_removable(_of_transformers(model), self.stacks(model), removed)
+
     def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         from umcompress.models.hf import settle
 

@@ -86,11 +86,11 @@ def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1)
     vision = getattr(model.config, "vision_config", None)
     if vision is None and "pixel_values" in inspect.signature(type(model).forward).parameters:
         vision = getattr(model.config, "vq_config", model.config)
-    if vision is None:
+    if vision is None or _wants_more(model, vision):
         return None
     takes = _takes(model)
     if hasattr(vision, "spatial_merge_size") and vision.model_type != "pixtral":
-        return _patches(vision, fill, patches)
+        return _patches(vision, fill, patches) if hasattr(vision, "temporal_patch_size") else None
     size = getattr(vision, "image_size", None) or getattr(vision, "resolution", None)
     if size is None:
         return None
@@ -116,6 +116,16 @@ def _takes(model: PreTrainedModel) -> set[str]:
     """Names of what the vision tower is given."""
     found = seer(model)
     return set() if found is None else set(inspect.signature(found.get_image_features).parameters)
+
+
+def _wants_more(model: PreTrainedModel, vision: Any) -> bool:
+    """Whether pictures have to come cut into patches, without a tower (Fuyu), or with more than pixels and sizes."""
+    found = seer(model)
+    if found is None:
+        return False
+    given = inspect.signature(found.get_image_features).parameters.values()
+    needed = {one.name for one in given if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
+    return vision is model.config or bool(needed - {"pixel_values", "image_sizes", "image_grid_thw"})
 
 
 def seer(model: PreTrainedModel) -> Any:

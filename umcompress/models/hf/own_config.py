@@ -21,6 +21,8 @@ from umcompress.models.hf.inputs import config_parts
 from umcompress.models.hf.plain import SHARED_WIDTH, WIDTHS, as_text, content_of, plain_config, width_field
 from umcompress.models.hf.settle import owner_of
 
+_READ_BY_ALL = "tie_word_embeddings"
+
 
 def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> dict[str, str]:
     """Files of a model that is no ordinary one: what it came from, and a configuration that tells its layers.
@@ -45,9 +47,12 @@ def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFa
             told |= not getattr(config, "is_heterogeneous", False)
     if not told and graph.stacks:
         # Nothing there makes transformers refuse it, and it would build another model, or one with weights at random.
-        part = _json_part(written, model.config, owner_of(model, graph.stacks[graph.family.main_stack])[1])
+        config = owner_of(model, graph.stacks[graph.family.main_stack])[1]
+        part = _json_part(written, model.config, config)
         layers = part.get("per_layer_config") or {}
-        part["per_layer_config"] = layers | {"0": layers.get("0", {}) | {"vocab_size": 0}}
+        # Every model reads this when it is built, and none may once it is said of a layer; tokenizers do not.
+        marked = {_READ_BY_ALL: not getattr(config, _READ_BY_ALL, False)}
+        part["per_layer_config"] = layers | {"0": layers.get("0", {}) | marked}
 
 
 def _layers(graph: ModelGraph, stack: str, config: Any) -> dict[str, dict[str, Any]]:

@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from umcompress.errors import PlanError
 from umcompress.graph.trace import is_attention
 from umcompress.models.hf.family import TransformersFamily
 
-COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
+COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers",
+          "num_blocks")  # fmt: skip
 # One entry a layer.
 _BY_LAYER = re.compile(r"_types?$|^no_rope_layers$|_per_layer$|_pattern$|^attention_layers$|_layers_mask$|^layers_")
 # Layer numbers.
@@ -34,7 +34,7 @@ _FROM_THE_TOP = ("num_kv_shared_layers",)
 # Of the module that runs the blocks: where those above begin.
 _EDGES = ("first_kv_shared_layer_idx",)
 # A layer that others take keys and values from.
-_SOURCES = ("kv_shared_layer_index",)
+SOURCES = ("kv_shared_layer_index",)
 _COMPUTED = "_umcompress_computed"
 _LAST = ("down_proj", "fc2", "c_proj", "w2", "linear2", "dense_4h_to_h")
 
@@ -46,51 +46,14 @@ def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[s
         assert isinstance(blocks, nn.ModuleList)
         owner, config = owner_of(model, path)
         if gone := set(removed.get(stack, ())):
-            _must_not_feed(model, owner, stack, path, gone)
-            _keep_apart(blocks, config, path, gone)
             before = len(blocks) + len(gone)
             kept = [i for i in range(before) if i not in gone]
             _renumber(owner, config, path, kept, before)
+            _renumber_slots(config, blocks, kept, before)
             if stack != TransformersFamily.main_stack:
                 _tap_again(model.config, kept, before)
         _give_slots(config, blocks)
         _restate_widths(blocks)
-
-
-def _must_not_feed(model: PreTrainedModel, owner: nn.Module, stack: str, path: str, gone: set[int]) -> None:
-    """Qwen3-VL adds what some vision blocks see to the first language blocks, one to one: these have to stay."""
-    vision = getattr(model.config, "vision_config", None)
-    sources = getattr(vision, "deepstack_visual_indexes", None) or ()
-    bound = set(sources) if hasattr(owner, "deepstack_visual_indexes") else set()
-    if stack == TransformersFamily.main_stack:
-        bound = set(range(len(sources)))
-    if lost := sorted(gone & bound):
-        raise PlanError(
-            f"drop blocks {', '.join(map(str, lost))} of {path}",
-            f"what the vision tower sees goes through blocks {', '.join(map(str, sorted(bound)))} one to one",
-            "leave these blocks out: `layers` of the step says which may go",
-        )
-
-
-def _keep_apart(blocks: nn.ModuleList, config: Any, path: str, gone: set[int]) -> None:
-    """Gemma: every layer has its part of an embedding; top layers use keys and values of layers below them."""
-    if getattr(config, "hidden_size_per_layer_input", None):
-        raise PlanError(
-            f"drop blocks {', '.join(map(str, sorted(gone)))} of {path}",
-            "each block reads its own columns of the per-layer embedding (hidden_size_per_layer_input), which stay",
-            "drop attentions instead (`unit: attention`), or prune channels and heads",
-        )
-    for module in blocks.modules():
-        for name in _SOURCES:
-            source = vars(module).get(name)
-            if source is None:
-                continue
-            if source in gone:
-                raise PlanError(
-                    f"drop block {source} of {path}", "blocks above it use its keys and values",
-                    "leave it out: `layers` of the step says which may go",
-                )
-            setattr(module, name, source - sum(old < source for old in gone))
 
 
 def owner_of(model: PreTrainedModel, path: str) -> tuple[nn.Module, Any]:
@@ -140,6 +103,22 @@ def _renumber(owner: nn.Module, config: Any, path: str, kept: list[int], before:
             setattr(owner, name, len(kept))
 
 
+def _renumber_slots(config: Any, blocks: nn.ModuleList, kept: list[int], before: int) -> None:
+    """What others borrow from or look up by layer; and how many slots there are where a block has several (LongCat)."""
+    new = {old: position for position, old in enumerate(kept)}
+    for module in set(blocks.modules()):
+        for name in SOURCES:
+            if type(source := vars(module).get(name)) is int and source in new:
+                setattr(module, name, new[source])
+        for name, table in vars(module).items():
+            known = type(table) is dict and "layer" in name and table and all(type(key) is int for key in table)
+            if known and set(table) <= set(range(before)):
+                setattr(module, name, {new[old]: value for old, value in table.items() if old in new})
+    slots = max((len({module.layer_idx for module in _mixers(block)}) for block in blocks), default=1)
+    if slots > 1 and getattr(config, "num_hidden_layers", None) == before * slots:
+        config.num_hidden_layers = len(kept) * slots
+
+
 def _renumber_overrides(config: Any, new: Mapping[int, int]) -> None:
     """What a configuration says of single layers, for those that are left."""
     spec = vars(config).get("_heterogeneity_spec")
@@ -185,7 +164,7 @@ def _tap(tap: int, kept: list[int], before: int) -> int:
 def _give_slots(config: Any, blocks: nn.ModuleList) -> None:
     """Number the attentions that are left; retype the layers that have none."""
     mixers = [_mixers(block) for block in blocks]
-    if not any(mixers):
+    if not any(mixers) or any(len({module.layer_idx for module in found}) > 1 for found in mixers):
         return
     types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     known = isinstance(types, list) and len(types) == len(blocks)

@@ -8,7 +8,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from umcompress.graph.lower import original_class
-from umcompress.graph.trace import is_attention
+from umcompress.graph.trace import ATTENTION, is_attention, is_leaf
+from umcompress.models.hf.components import component_of
 from umcompress.models.hf.family import TransformersFamily
 
 _LANGUAGE = ("language_model", "text_model", "decoder", "transformer")
@@ -28,23 +29,29 @@ def _repeats(blocks: nn.ModuleList) -> bool:
     """Whether these are blocks of one kind, or of kinds that take turns, that mix tokens and multiply."""
     kinds = {original_class(block) for block in blocks}
     alike = len(kinds) == 1 or all(issubclass(kind, GradientCheckpointingLayer) for kind in kinds)
-    if not kinds or not alike or nn.Module in kinds or is_attention(blocks[0]):
+    if not kinds or not alike or nn.Module in kinds or _is_whole_attention(blocks[0]):
         return False
     inside = [module for block in blocks for module in block.modules()]
     linears = sum(isinstance(module, (nn.Linear, Conv1D)) for module in inside)
     return linears >= 2 * len(blocks) and any(is_attention(module) for module in inside)
 
 
-def _language(model: PreTrainedModel, path: str) -> tuple[int, int, int]:
-    """How much a stack looks like the language model's: next to the token embedding, by name, by size."""
+def _is_whole_attention(module: nn.Module) -> bool:
+    """By name only: a block may take a cache for what is inside it, and be named after that."""
+    return ATTENTION.search(original_class(module).__name__) is not None and is_leaf(module)
+
+
+def _language(model: PreTrainedModel, path: str) -> tuple[int, int, int, int]:
+    """How much a stack looks like the language model's: near the token embedding, beside it, by name, by size."""
     embedding = _embedding_path(model)
     shared = 0
     for ours, theirs in zip(path.split("."), embedding.split("."), strict=False):
         if ours != theirs:
             break
         shared += 1
-    named = any(part in path.split(".") for part in _LANGUAGE)
-    return shared, int(named), sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
+    beside = int(path.rpartition(".")[0] == embedding.rpartition(".")[0])
+    named = 2 * int(component_of(path) == "shared") + int(any(part in path.split(".") for part in _LANGUAGE))
+    return shared, beside, named, sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
 
 
 def _embedding_path(model: PreTrainedModel) -> str:

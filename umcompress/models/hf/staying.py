@@ -1,0 +1,71 @@
+"""Blocks that others depend on: asked before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from umcompress.errors import PlanError
+from umcompress.models.hf.family import TransformersFamily
+from umcompress.models.hf.settle import SOURCES, owner_of
+
+_ELSEWHERE = "leave these blocks out: `layers` of the step says which may go"
+
+
+def check_removable(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[str, Sequence[int]]) -> None:
+    """PlanError where one of the blocks at these positions has to stay."""
+    for stack, path in stacks.items():
+        blocks, gone = model.get_submodule(path), set(removed.get(stack, ()))
+        assert isinstance(blocks, nn.ModuleList)
+        if not gone:
+            continue
+        owner, config = owner_of(model, path)
+        _fed_by_vision(model, owner, stack, path, gone)
+        _own_parts(config, path, gone)
+        _lend(blocks, config, path, gone)
+
+
+def _fed_by_vision(model: PreTrainedModel, owner: nn.Module, stack: str, path: str, gone: set[int]) -> None:
+    """Qwen3-VL adds what some vision blocks see to the first language blocks, one to one: these have to stay."""
+    vision = getattr(model.config, "vision_config", None)
+    sources = getattr(vision, "deepstack_visual_indexes", None) or ()
+    bound = set(sources) if hasattr(owner, "deepstack_visual_indexes") else set()
+    if stack == TransformersFamily.main_stack:
+        bound = set(range(len(sources)))
+    if lost := sorted(gone & bound):
+        raise PlanError(
+            f"drop blocks {', '.join(map(str, lost))} of {path}",
+            f"what the vision tower sees goes through blocks {', '.join(map(str, sorted(bound)))} one to one",
+            _ELSEWHERE,
+        )
+
+
+def _own_parts(config: Any, path: str, gone: set[int]) -> None:
+    """Gemma: every layer has its columns of an embedding."""
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise PlanError(
+            f"drop blocks {', '.join(map(str, sorted(gone)))} of {path}",
+            "each block reads its own columns of the per-layer embedding (hidden_size_per_layer_input), which stay",
+            "drop attentions instead (`unit: attention`), or prune channels and heads",
+        )
+
+
+def _lend(blocks: nn.ModuleList, config: Any, path: str, gone: set[int]) -> None:
+    """Blocks above use its keys and values (Gemma), or the tokens that its indexer chose (GLM-5)."""
+    sources = {
+        vars(module)[name]: "keys and values"
+        for index, block in enumerate(blocks) if index not in gone
+        for module in block.modules() for name in SOURCES if type(vars(module).get(name)) is int
+    }  # fmt: skip
+    kinds, chosen = getattr(config, "indexer_types", None) or [], 0
+    for index, kind in enumerate(kinds):
+        if kind != "shared":
+            chosen = index
+        elif index not in gone:
+            sources[chosen] = "choice of tokens"
+    if lost := sorted(gone & set(sources)):
+        asked = f"drop blocks {', '.join(map(str, lost))} of {path}"
+        raise PlanError(asked, f"blocks above use their {sources[lost[0]]}", _ELSEWHERE)
