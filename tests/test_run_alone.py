@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
@@ -72,7 +71,7 @@ def test_a_released_folder_is_free(loaded: LoadedRecipe, tmp_path: Path) -> None
 def test_a_full_disk_is_no_traceback_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = write_folder(ZOO["llama"].build().to(torch.float32), tmp_path / "model")
+    model = write_folder(ZOO["llama"].build(), tmp_path / "model")
     recipe = write_recipe(tmp_path, model, {"pass": "layer_drop", "unit": "block", "drop": [1]})
 
     def refuse(stream: Any, data: Any) -> None:

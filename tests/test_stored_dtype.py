@@ -26,7 +26,7 @@ FIRST_NORM = "model.layers.0.input_layernorm.weight"
 
 def saved(home: Path, dtype: torch.dtype, name: str = "llama") -> Path:
     """A folder as training frameworks leave it: one tensor is kept in float32."""
-    model = ZOO[name].build()
+    model: Any = ZOO[name].build()
     randomise(model)
     model.to(dtype).save_pretrained(home / "source")
     tokenizer().save_pretrained(home / "source")
