@@ -107,10 +107,11 @@ def _problems(
 
 def _calibrates(wanted: Calibration, giver: Evaluation, runner: Any) -> None:
     """PlanError or UsageError where there are not the items that calibration is to run the model on."""
-    if wanted.task not in runner.tasks:
+    tasks = getattr(runner, "calibrates", runner.tasks)
+    if wanted.task not in tasks:
         raise PlanError(
-            f"calibrate on {wanted.task}", f"{_kind(runner)} does {' and '.join(runner.tasks)} here",
-            f"set calibration: {{task: {runner.tasks[0]}}}",
+            f"calibrate on {wanted.task}", f"{_kind(runner)} does {' and '.join(tasks)} here",
+            f"set calibration: {{task: {tasks[0]}}}",
         )
     if isinstance(giver, CalibrationFile):
         rows = giver.drawn(wanted.task, wanted.samples, wanted.seed)

@@ -59,6 +59,9 @@ class UnifiedRunner(AskedRunner):
     statistics see tokens and no padding.
     """
 
+    # Image tokens are sampled for calibration also where they become no picture.
+    calibrates: tuple[Task, ...] = ("understanding", "generation")
+
     def __init__(self, model: PreTrainedModel, folder: Path, kind: type[Pictures]) -> None:
         super().__init__(model, folder)
         self.pictures = self.sight = kind(model, folder)
