@@ -42,6 +42,8 @@ Elsewhere `umcompress.load` loads the result, and transformers refuses it rather
 of these architectures have no relative with experts; Qwen2-MoE adds one that is always on behind a gate, PhiMoE has
 another router, GraniteMoE would fit and is not written yet.
 
+[architectures.md](architectures.md) has every other language model type of transformers, less deeply.
+
 | model | stack | traced | feed-forward | experts | heads | plain after a cut of |
 |---|---|---|---|---|---|---|
 """
