@@ -64,7 +64,10 @@ STEPS: tuple[dict[str, Any], ...] = (
     {"pass": "layer_drop", "stack": "talker.model.layers", "unit": "block", "keep_ratio": 0.67, "score": "last"},
     {"pass": "channel_prune", "stack": "talker.model.layers", "keep_ratio": 0.5, "score": "magnitude"},
     {"pass": "channel_prune", "stack": "thinker.model.audio_tower.layers", "keep_ratio": 0.5, "score": "magnitude"},
-)
+    # The block that looks ahead stays, under another number.
+    {"pass": "layer_drop", "stack": "token2wav.code2wav_dit_model.transformer_blocks", "unit": "block",
+     "drop": [0]},
+)  # fmt: skip
 
 # Transformers alone: the thinker continues ids, with the logits of every place.
 ALONE = """
@@ -75,7 +78,8 @@ with torch.no_grad():
     logits = model.thinker(input_ids=ids).logits
 thinker, talker = model.thinker.model, model.talker.model
 widths = [len(thinker.language_model.layers), len(talker.layers), talker.layers[0].mlp.up_proj.out_features,
-          thinker.visual.blocks[0].mlp.up_proj.out_features, thinker.audio_tower.layers[0].fc1.out_features]
+          thinker.visual.blocks[0].mlp.up_proj.out_features, thinker.audio_tower.layers[0].fc1.out_features,
+          *[block.look_ahead_block for block in model.token2wav.code2wav_dit_model.transformer_blocks]]
 assert "umcompress" not in sys.modules
 print(json.dumps([logits.double().sum().item(), widths]))
 """
@@ -98,7 +102,7 @@ def test_all_parts_shrink_and_transformers_loads_the_result(folder: Path, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     total, widths = json.loads(done.stdout.splitlines()[-1])
-    assert widths == [3, 2, 24, 24, 24]
+    assert widths == [3, 2, 24, 24, 24, 1]
     ours: Any = open_source(str(tmp_path / "run" / "model")).load()
     with torch.no_grad():
         assert total == ours.thinker(input_ids=torch.arange(5, 25)[None]).logits.double().sum().item()

@@ -22,7 +22,8 @@ COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "n_layer", "en
 _BY_LAYER = re.compile(r"_types?$|^no_rope_layers$|_per_layer$|_pattern$|^attention_layers$|_layers_mask$|^layers_")
 # Layer numbers.
 _NUMBERS = re.compile(
-    r"^(mlp_only_layers|fullatt_block_indexes|deepstack_visual_indexes|cross_attention_layers|global_attn_layers)$|"
+    r"^(mlp_only_layers|fullatt_block_indexes|deepstack_visual_indexes|cross_attention_layers|global_attn_layers|"
+    r"look_ahead_layers|look_backward_layers)$|"
     r"layer_(indices|indexes|ids)$"
 )
 # What some configurations compute from other fields: a word for each layer.
@@ -78,12 +79,12 @@ def _renumber(owner: nn.Module, config: Any, path: str, kept: list[int], before:
     kinds = {name: value for name in _KINDS if isinstance(value := getattr(config, name, None), list)}
     for holder in (config, owner):
         for name, value in list(vars(holder).items()):
-            if not isinstance(value, list):
+            if not isinstance(value, list | tuple):
                 continue
-            if _BY_LAYER.search(name) and len(value) == before:
-                setattr(holder, name, [value[old] for old in kept])
-            elif _NUMBERS.search(name):
-                setattr(holder, name, [new[old] for old in value if old in new])
+            if _NUMBERS.search(name):
+                setattr(holder, name, type(value)(new[old] for old in value if old in new))
+            elif _BY_LAYER.search(name) and len(value) == before:
+                setattr(holder, name, type(value)(value[old] for old in kept))
     for name in _BOUNDARIES:
         if isinstance(edge := getattr(config, name, None), int):
             setattr(config, name, sum(old < edge for old in kept))
@@ -98,7 +99,7 @@ def _renumber(owner: nn.Module, config: Any, path: str, kept: list[int], before:
     for name in _EDGES:
         if type(edge := vars(owner).get(name)) is int:
             setattr(owner, name, sum(old < edge for old in kept))
-    for name in COUNTS:
+    for name in (*COUNTS, "layers"):
         if type(vars(owner).get(name)) is int and vars(owner)[name] == before:
             setattr(owner, name, len(kept))
 
