@@ -46,6 +46,7 @@ _OFFSET = re.compile(r"(layer_offset)$")
 _NAMED = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 3}
 # What names do not say: numbers that must fit others.
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
 _SHARING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_d_head": 16, "attn_layer_indices": [1, 3]},
@@ -68,11 +69,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}, "ffn_config": {
         "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "ffn_act_fn": {"name": "silu"}}},
-    "step3p7_text": {"sliding_window": 4}, "glm4v_moe_text": {"head_dim": 16}, "cosmos3_edge_text": {"head_dim": 8},
+    "step3p7_text": {"sliding_window": 4}, "glm4v_moe_text": {"head_dim": 16} | _MROPE,
+    "cosmos3_edge_text": {"head_dim": 8},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "longcat_flash": {"num_layers": 4, "num_hidden_layers": 8},
     "aria": {"projector_patch_to_query_dict": {"16": 4}},
     "exaone4_5_vision": {"fullatt_block_indexes": [1], "window_size": 16},
+    **dict.fromkeys(("glm4v_text", "glm_ocr_text", "paddleocr_vl_text", "qwen2_vl_text", "qwen2_5_vl_text",
+                     "qwen2_5_omni_text"), _MROPE),
     "hunyuan_vl_text": {"head_dim": 8} | _ROPE, "qwen4_exp_text": {"index_head_dim": 8, "index_n_heads": 4,
         "index_topk": 4, "index_block_size": 4},
     "ministral": {"head_dim": 8} | _ROPE, "nemotron": {"num_key_value_heads": 2, "head_dim": 8},

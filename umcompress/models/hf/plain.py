@@ -41,10 +41,14 @@ def plain_folder(
     config, reasons = plain_config(model, family)
     if unread := remote.stumbles(model):
         reasons = [f"transformers does not load the model's code by itself: {' and '.join(unread)}", *reasons]
+    text = as_text(content_of(config))
+    if not reasons and not type(model).is_custom_code():
+        # Not every field that an instance has is one that its file keeps.
+        read = type(config).from_dict(json.loads(text), name_or_path=config.name_or_path)
+        reasons = list(_differences(model, read))
     reasons = reasons or _unset(model, config)
     if reasons:
         return "; ".join(reasons)
-    text = as_text(content_of(config))
     weights = {WEIGHTS: disk.sources(model, values)}
     return Plain(weights, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
 
