@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 
+from umcompress.errors import ModelError
+
 Call = dict[str, Any]
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?)$")
 
@@ -21,9 +23,29 @@ def reads_text(model: PreTrainedModel) -> bool:
 
 
 def speaks(model: PreTrainedModel) -> bool:
-    """Whether the model continues text."""
+    """Whether the model continues text. One that reads with an encoder and writes with a decoder does not."""
     any_model: Any = model
+    if model.config.is_encoder_decoder:
+        return False
     return reads_text(model) and model.can_generate() and any_model.get_output_embeddings() is not None
+
+
+def text_call(model: PreTrainedModel, ids: Tensor) -> Call:
+    """(B, T) ids as the model reads them; those of an encoder with a decoder go through both."""
+    takes = inspect.signature(type(model).forward).parameters
+    both = model.config.is_encoder_decoder and "decoder_input_ids" in takes
+    return {"input_ids": ids, "decoder_input_ids": ids} if both else {"input_ids": ids}
+
+
+def require_inputs(model: PreTrainedModel) -> None:
+    """ModelError for a model of transformers that takes neither text nor pictures: nothing would be compared."""
+    if reads_text(model) or type(model).is_custom_code() or picture(model) is not None:
+        return
+    takes = [name for name in inspect.signature(type(model).forward).parameters if name not in ("self", "kwargs")]
+    raise ModelError(
+        f"run {type(model).__name__}", f"it takes {', '.join(takes[:3])}, and neither text nor pictures as known here",
+        "use a model that reads text or pictures",
+    )  # fmt: skip
 
 
 def speaking_part(model: PreTrainedModel) -> PreTrainedModel:

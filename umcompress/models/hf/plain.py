@@ -153,7 +153,7 @@ def _set_widths(config: Any, graph: ModelGraph, stack: str) -> list[str]:
     if len(found) > 1:
         return [f"the feed-forwards of the stack {stack} have {_listed(found)} channels, layer by layer"]
     if found:
-        _set_width(config, found[0])
+        _set_width(config, found[0], graph.stacks[stack])
     return []
 
 
@@ -166,8 +166,9 @@ def _set_shared(config: Any, width: int) -> None:
         config.n_shared_experts = width // each
 
 
-def _set_width(config: Any, width: int) -> None:
-    field = width_field(config)
+def _set_width(config: Any, width: int, path: str) -> None:
+    sides = (f"{side}_ffn_dim" for side in ("encoder", "decoder") if side in path.split("."))
+    field = next((name for name in sides if hasattr(config, name)), None) or width_field(config)
     if field is not None:
         # A width that is left out is computed, so it is written only where it has to be.
         if getattr(config, field) is not None or width != 4 * config.hidden_size:

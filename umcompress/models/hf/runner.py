@@ -26,7 +26,15 @@ from umcompress.models.base import (
     likelihood,
 )
 from umcompress.models.hf.build import is_shapes_only
-from umcompress.models.hf.inputs import learned_positions, picture, plain_ids, reads_text, speaks, text_config
+from umcompress.models.hf.inputs import (
+    learned_positions,
+    picture,
+    plain_ids,
+    reads_text,
+    speaks,
+    text_call,
+    text_config,
+)
 from umcompress.models.hf.remote import trusted
 from umcompress.models.hf.shapes import OnShapes
 from umcompress.models.hf.towers import features, towers
@@ -172,7 +180,7 @@ class TransformersRunner:
     def _encode(self, ids: Tensor) -> None:
         """All blocks; no logits, which no statistic reads and which would be the largest tensor of the run."""
         body = self.model.base_model if speaks(self.model) else self.model
-        body(input_ids=ids.to(self.device), use_cache=False)
+        body(**text_call(self.model, ids.to(self.device)), use_cache=False)
 
     def pass_tokens(self, task: Task) -> int:
         """A text of fixed length, or for a model that reads only pictures, one picture.
@@ -200,7 +208,7 @@ class TransformersRunner:
         pixels = picture(self.model, 0.0)
         if reads_text(self.model):
             tokens = self._fitting(PASS_TOKENS)
-            call: dict[str, Any] = {"input_ids": torch.zeros(1, tokens, dtype=torch.long)}
+            call: dict[str, Any] = text_call(self.model, torch.zeros(1, tokens, dtype=torch.long))
             if not speaks(self.model) and pixels is not None:
                 call |= pixels
         else:
@@ -221,7 +229,8 @@ class TransformersRunner:
             mask = torch.ones_like(ids)
             mask[1, :3] = 0
             extra = pixels if pixels is not None and not speaks(self.model) else {}
-            found |= _tensors(self.model(input_ids=ids, attention_mask=mask, **(extra or {})), "text")
+            call = text_call(self.model, ids) | (extra or {})
+            found |= _tensors(self.model(attention_mask=mask, **call), "text")
         parts = (self.model, self.model.base_model)
         seeing = next((part for part in parts if hasattr(part, "get_image_features")), None)
         if pixels is not None and seeing is not None:

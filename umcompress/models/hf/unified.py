@@ -24,7 +24,7 @@ from umcompress.models.hf.asked import AskedRunner
 from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
 from umcompress.models.hf.chameleon import ChameleonPictures
 from umcompress.models.hf.emu3 import Emu3Pictures
-from umcompress.models.hf.inputs import plain_ids, speaking_part
+from umcompress.models.hf.inputs import plain_ids, require_inputs, speaking_part
 from umcompress.models.hf.janus import JanusPictures
 from umcompress.models.hf.painting import Sampling, generator_of, paint
 from umcompress.models.hf.pictures import Pictures
@@ -46,6 +46,7 @@ _KINDS: tuple[tuple[type[PreTrainedModel], type[Pictures]], ...] = (
 def runner(model: PreTrainedModel, folder: Path) -> TransformersRunner:
     """By the model's class."""
     model = speaking_part(model)
+    require_inputs(model)
     found = next((pictures for kind, pictures in _KINDS if isinstance(model, kind)), None)
     if found is not None:
         return UnifiedRunner(model, folder, found)
