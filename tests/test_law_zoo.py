@@ -84,7 +84,10 @@ def test_law_b_where_the_result_is_ordinary(name: str, home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*MEASURED, "bagel"])
-def test_statistics_of_a_streamed_run_are_those_of_the_model_in_memory(name: str, home: Path) -> None:
+def test_statistics_of_a_streamed_run_are_those_of_the_model_in_memory(
+    name: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("umcompress.streamed.LARGE", 0)
     source, model = opened(name, home)
     disk, runner = open_on_disk(source), source.runner(model)
     needs = [declared(Scope(stack="all")) for declared in (BlockSimilarity, ChannelMoments, HeadContribution)]

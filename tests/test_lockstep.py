@@ -20,7 +20,7 @@ from umcompress.lockstep import Lockstep
 from umcompress.models.base import GenerationItem, Portions, TextSample, UnderstandingItem
 from umcompress.opening import open_source
 from umcompress.out_of_core import OnDisk, open_on_disk
-from umcompress.streamed import feed_together, streamed
+from umcompress.streamed import LARGE, feed_together, streamed
 
 
 def test_runs_stop_together_and_never_compute_at_once() -> None:
@@ -93,7 +93,11 @@ def fed(folder: Path, items: list[Any], together: bool) -> tuple[Reads, Any]:
     return reads, found
 
 
-def test_texts_of_any_lengths_read_the_model_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [0, LARGE])
+def test_texts_of_any_lengths_read_the_model_once(
+    large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("umcompress.streamed.LARGE", large)
     folder = write_folder(ZOO["llama"].build(), tmp_path / "llama")
     items = [TextSample("a line of words, and more"[: 5 + length]) for length in range(9) for _ in range(2)]
     apart, wanted = fed(folder, items, together=False)

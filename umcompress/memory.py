@@ -11,7 +11,7 @@ from umcompress.calibrate.on_demand import groups, sizes
 from umcompress.checkpoint.parts import PIECE
 from umcompress.extend import Calibration, ChannelMoments, Pass
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
-from umcompress.streamed import block_paths
+from umcompress.streamed import block_paths, large_layers
 from umcompress.views import Memory
 
 # An interpreter with torch and transformers, before any weight.
@@ -28,9 +28,9 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
     steps: each with the data that it measures on, and the share of a feed-forward's channels that it keeps.
 
     In memory: the model, the unpruned one that it is timed against, statistics and what is solved with them, and the
-    refitted weights of all steps, which out of core stay on disk. Out of core: some pieces of a tensor, one tensor
-    while it is scored, joined or solved for; where something is measured also statistics, what lies outside of the
-    blocks, and the largest block.
+    refitted weights of all steps, which out of core stay on disk. Out of core: some pieces of a tensor, statistics,
+    and one tensor while it is scored or solved for, or the largest block with what may be joined for it, the largest
+    embedding or head, and what else lies outside of the blocks, all of which are there when the result is compared.
     """
     graph = trace_model(model, family)
     needs = [(list(one.needs()), calibration.memory * 1e9, share) for one, calibration, share in steps]
@@ -40,22 +40,24 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
         for of_step, _, share in needs for need in of_step if isinstance(need, ChannelMoments)
     ]  # fmt: skip
     solved, tensors = max((part[0] for part in refitted), default=0), sum(part[1] for part in refitted)
-    of_blocks, outside = dict.fromkeys(block_paths(model, family), 0), 0
+    blocks, layers = block_paths(model, family), large_layers(model, family)
+    of, outside = dict.fromkeys((*blocks, *layers), 0), 0
     for name, parameter in model.named_parameters():
-        path = next((path for path in of_blocks if name.startswith(f"{path}.")), None)
+        path = next((path for path in of if name.startswith(f"{path}.")), None)
         count = parameter.numel() * parameter.element_size()
         if path is None:
             outside += count
         else:
-            of_blocks[path] += count
-    inner = [p for path in of_blocks for p in model.get_submodule(path).parameters()]
+            of[path] += count
+    inner = [p for path in blocks for p in model.get_submodule(path).parameters()]
     scored = max((p.numel() * (p.element_size() + SCORING) for p in inner if p.ndim < 3), default=0)
     # Stacked experts are scored by nobody, but where they are cut up on disk one stack at a time may be joined.
     stack = max((p.numel() * p.element_size() for p in inner if p.ndim > 2), default=0)
-    measured = any(of_step for of_step, _, _ in needs)
-    running = outside + max(of_blocks.values(), default=0) + stack if measured else 0
-    streamed = BASE + 4 * PIECE + max(scored, stack, running, solved)
-    whole = BASE + 2 * (outside + sum(of_blocks.values())) + solved
+    one_of_each = sum(max((of[path] for path in paths), default=0) for paths in (blocks, layers))
+    # What is written is run once, whether or not anything was measured.
+    running = outside + one_of_each + stack
+    streamed = BASE + 4 * PIECE + max(scored, running, solved)
+    whole = BASE + 2 * (outside + sum(of.values())) + solved
     return Memory(in_memory=whole + statistics + tensors, out_of_core=streamed + statistics)
 
 

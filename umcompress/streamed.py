@@ -1,12 +1,13 @@
 """Run a skeleton whose weights lie on disk: one block at a time is in memory, loaded when it is its turn.
 
-What lies outside of the blocks (embeddings, final norm, head) is held for the whole time.
+Embeddings and heads that are large are held the same way, each while it is the one in use; whatever else lies
+outside of the blocks (norms, connectors) is held for the whole time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from umcompress.models.base import Portions, Runner
 Read = Callable[[str], Tensor]
 # Portions of calibration data that pass the blocks together: what each needs between two blocks is held for all.
 TOGETHER = 32
+# Bytes from which on an embedding or a linear layer outside of all blocks is held only while it is used.
+LARGE = 64 * 2**20
 Held = list[tuple[nn.Module, str, nn.Parameter]]
 
 
@@ -28,49 +31,91 @@ def streamed(model: nn.Module, family: ModelFamily, read: Read) -> Iterator[Lock
     """Give the skeleton `model` its weights while it runs; afterwards it is a skeleton again.
 
     read: name of a parameter in the module -> its tensor, of the dtype to compute in. A block stays until another
-    one is called. Runs that go by the lockstep which this gives pass each block together: it is read once for all.
+    one is called, a large layer outside of the blocks until a block or another layer is. Runs that go by the lockstep
+    which this gives pass each of them together: it is read once for all.
     """
-    blocks = block_paths(model, family)
-    inside = {id(module) for path in blocks for module in model.get_submodule(path).modules()}
+    blocks, large = block_paths(model, family), large_layers(model, family)
+    inside = {id(module) for path in (*blocks, *large) for module in model.get_submodule(path).modules()}
     outside: Held = []
     shared: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         if id(module) not in inside:
             outside += _load(module, path, read, shared)
-    shelf = _OneBlock(read)
-    hooks = [
-        model.get_submodule(path).register_forward_pre_hook(partial(shelf.enter, path)) for path in blocks
-    ]
-    try:
-        yield shelf.lockstep
-    finally:
-        for hook in hooks:
-            hook.remove()
-        shelf.clear()
-        _restore(outside)
+    lockstep = Lockstep()
+    layer = _OneOf(read, lockstep)
+    block = _OneOf(read, lockstep, layer)
+    with ExitStack() as stack:
+        stack.callback(_restore, outside)
+        for path in large:
+            stack.enter_context(_read_when_used(model.get_submodule(path), path, read))
+        for shelf, paths in ((block, blocks), (layer, large)):
+            stack.callback(shelf.clear)
+            for path in paths:
+                module = model.get_submodule(path)
+                stack.callback(module.register_forward_pre_hook(partial(shelf.enter, path)).remove)
+        yield lockstep
 
 
-class _OneBlock:
-    """The weights of the block that was called last."""
+class _OneOf:
+    """The weights of the one module among several that was called last."""
 
-    def __init__(self, read: Read) -> None:
-        self.read, self.lockstep = read, Lockstep()
+    def __init__(self, read: Read, lockstep: Lockstep, before: _OneOf | None = None) -> None:
+        """before: what is done with when one of these is called."""
+        self.read, self.lockstep, self.before = read, lockstep, before
         self._path: str | None = None
         self._held: Held = []
 
-    def enter(self, path: str, block: nn.Module, _: object) -> None:
+    def enter(self, path: str, called: nn.Module, _: object) -> None:
         self.lockstep.pause()
         if self._path == path:
             return
         self.clear()
+        if self.before is not None:
+            self.before.clear()
         shared: dict[int, nn.Parameter] = {}
-        for name, module in block.named_modules(prefix=path):
+        for name, module in called.named_modules(prefix=path):
             self._held += _load(module, name, self.read, shared)
         self._path = path
 
     def clear(self) -> None:
         _restore(self._held)
         self._held, self._path = [], None
+
+
+class _Absent(nn.Parameter):
+    """Has the shape, dtype and device of a weight that is on disk, and no memory."""
+
+    def __new__(cls, like: Tensor) -> _Absent:
+        # Not of the meta device: models ask their first parameter where to put what they make.
+        data = torch.full((), torch.nan, dtype=like.dtype).expand(like.shape)
+        return torch.Tensor._make_subclass(cls, data, False)
+
+
+class _Parameters(dict[str, nn.Parameter | None]):
+    """Of a layer that has its weights while it is called: one that is used by another way is read, and stays."""
+
+    def __init__(self, before: Mapping[str, nn.Parameter | None], path: str, read: Read) -> None:
+        super().__init__({name: _Absent(p) if p is not None and p.is_meta else p for name, p in before.items()})
+        self.path, self.read = path, read
+        self._kept: dict[str, nn.Parameter] = {}
+
+    def __getitem__(self, name: str) -> nn.Parameter | None:
+        found = super().__getitem__(name)
+        if not isinstance(found, _Absent):
+            return found
+        if name not in self._kept:
+            self._kept[name] = _fetched(self.read, f"{self.path}.{name}")
+        return self._kept[name]
+
+
+@contextmanager
+def _read_when_used(module: nn.Module, path: str, read: Read) -> Iterator[None]:
+    before = module._parameters
+    module._parameters = _Parameters(before, path, read)
+    try:
+        yield
+    finally:
+        module._parameters = before
 
 
 def feed_together(runner: Runner, items: Sequence[Any], lockstep: Lockstep) -> None:
@@ -93,19 +138,33 @@ def block_paths(model: nn.Module, family: ModelFamily) -> list[str]:
     return paths
 
 
+def large_layers(model: nn.Module, family: ModelFamily) -> list[str]:
+    """Paths of the embeddings and linear layers outside of all blocks that hold `LARGE` bytes or more."""
+    blocks = block_paths(model, family)
+    inside = {id(module) for path in blocks for module in model.get_submodule(path).modules()}
+    return [
+        path for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.Linear) and id(module) not in inside
+        and sum(p.numel() * p.element_size() for p in module.parameters()) >= LARGE
+    ]  # fmt: skip
+
+
 def _load(module: nn.Module, path: str, read: Read, shared: dict[int, nn.Parameter]) -> Held:
     """Put weights into one module; what was there before. Tied parameters stay one tensor."""
     before = []
     for name, parameter in list(module.named_parameters(recurse=False)):
-        if not parameter.is_meta:
+        if not parameter.is_meta and not isinstance(parameter, _Absent):
             continue
         if id(parameter) not in shared:
-            with torch.no_grad():
-                value = read(f"{path}.{name}" if path else name)
-            shared[id(parameter)] = nn.Parameter(value, requires_grad=False)
+            shared[id(parameter)] = _fetched(read, f"{path}.{name}" if path else name)
         before.append((module, name, parameter))
         module._parameters[name] = shared[id(parameter)]
     return before
+
+
+def _fetched(read: Read, name: str) -> nn.Parameter:
+    with torch.no_grad():
+        return nn.Parameter(read(name), requires_grad=False)
 
 
 def _restore(before: Held) -> None:
