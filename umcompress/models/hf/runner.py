@@ -257,7 +257,10 @@ class TransformersRunner:
         self._wait()
         first = time.perf_counter()
         for _ in range(NEW_TOKENS):
-            out = self.model(input_ids=ids[:, :1], past_key_values=out.past_key_values, use_cache=True)
+            state, token = _state(out), ids[:, :1]
+            # A model that hands nothing on reads the whole text again, as generate() does with it.
+            ids = torch.cat([ids, token], dim=1)
+            out = self.model(input_ids=token if state else ids, **state, use_cache=True)
         self._wait()
         ended = time.perf_counter()
         measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
@@ -278,6 +281,12 @@ class TransformersRunner:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _state(out: Any) -> dict[str, Any]:
+    """What a model hands on from token to token, under the name by which it takes it: keys and values, or a state."""
+    found = {name: getattr(out, name, None) for name in ("past_key_values", "cache_params", "state")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _forget(model: PreTrainedModel) -> None:
