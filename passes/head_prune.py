@@ -101,29 +101,38 @@ class HeadPrune(SitePass):
     def _units(self, site: AttentionSite, cut: bool) -> int:
         """Units of a site afterwards; query heads are counted in each group."""
         total = site.key_value_groups if self.unit == "key_value_group" else site.query_heads_per_group
-        return kept_count(total, self.keep_ratio) if cut else total
+        return self._count(site, total) if cut else total
+
+    def _count(self, site: AttentionSite, total: int) -> int:
+        """How many of a site's units stay."""
+        return kept_count(total, self.keep_ratio, site.multiple_of if self.unit == "key_value_group" else 1)
 
     def _legal(self, sites: Sequence[AttentionSite]) -> str:
         """What would remove something, at the site that has most units."""
         if self.unit == "key_value_group":
-            return legal(max((site.key_value_groups for site in sites), default=1), "key_value_groups")
-        most = max((site.query_heads_per_group for site in sites), default=1)
-        return legal(most, "query_heads in each group") if most > 1 else "use unit: key_value_group"
+            units = [(site.key_value_groups, site.multiple_of) for site in sites]
+            most, step = max(units, default=(1, 1))
+            if most <= step > 1:
+                return f"{most} key_value_groups, in steps of {step}, all stay; layer_drop takes the whole branch"
+            return legal(most, "key_value_groups", step)
+        each = max((site.query_heads_per_group for site in sites), default=1)
+        return legal(each, "query_heads in each group") if each > 1 else "use unit: key_value_group"
 
     def _refusal(self, site: AttentionSite) -> str:
         groups, heads = site.key_value_groups, site.query_heads_per_group
         if self.unit == "query_head" and heads == 1:
             return "one query head in each key-value group: use unit: key_value_group"
         total = groups if self.unit == "key_value_group" else heads
-        if kept_count(total, self.keep_ratio) == total:
+        if self._count(site, total) == total:
             where = "" if self.unit == "key_value_group" else " in each group"
-            return f"keep_ratio {self.keep_ratio} of {total} {self.unit}s{where} rounds to all of them"
+            steps = f", in steps of {site.multiple_of}" if site.multiple_of > 1 and not where else ""
+            return f"keep_ratio {self.keep_ratio} of {total} {self.unit}s{where}{steps} rounds to all of them"
         return ""
 
     def _kept(self, site: AttentionSite, scores: Sequence[float]) -> tuple[int, ...]:
         groups, heads = site.key_value_groups, site.query_heads_per_group
         if self.unit == "key_value_group":
-            return top(scores or [0.0] * groups, kept_count(groups, self.keep_ratio))
+            return top(scores or [0.0] * groups, self._count(site, groups))
         scores = scores or [0.0] * (groups * heads)
         count = kept_count(heads, self.keep_ratio)
         return tuple(

@@ -119,7 +119,7 @@ def zeroed(subject: Subject, edits: Iterable[Edit]) -> Any:
         elif isinstance(edit, KeepHeads):
             attention = model.get_submodule(edit.site)
             last = next(child for name, child in attention.named_modules() if _ATTENTION_OUT.search(f"attn.{name}"))
-            weight, width = columns(last), attention.head_dim
+            weight, width = columns(last), width_of(attention)
             heads = weight.shape[1] // width
             kept = edit.query_heads
             if edit.key_value_groups is not None:
@@ -132,9 +132,16 @@ def zeroed(subject: Subject, edits: Iterable[Edit]) -> Any:
 
 def groups_of(attention: Any) -> int:
     """How many key-value groups, by the module's own number."""
+    if hasattr(attention, "num_kv_heads"):
+        return int(attention.num_kv_heads)
     per = getattr(attention, "num_key_value_groups", 1)
     last = next(child for name, child in attention.named_modules() if _ATTENTION_OUT.search(f"attn.{name}"))
-    return int(columns(last).shape[1] // attention.head_dim // per)
+    return int(columns(last).shape[1] // width_of(attention) // per)
+
+
+def width_of(attention: Any) -> int:
+    """How wide a head is, by the module's own number."""
+    return int(getattr(attention, "head_dim", None) or attention.head_size)
 
 
 def columns(linear: Any) -> Tensor:

@@ -27,8 +27,7 @@ SPEAKING = [name for name, entry in ZOO.items() if entry.speaks]
 # What a stack has nothing for, and why: the table says the same in words.
 WITHOUT = {
     ("mixtral", "channel_prune"), ("olmo2", "head_prune"), ("olmo2", "head_prune query_head"),
-    ("gpt_neox", "head_prune"), ("gpt_neox", "head_prune query_head"), ("deepseek_v3", "head_prune"),
-    ("deepseek_v3", "head_prune query_head"),
+    ("deepseek_v3", "head_prune"), ("deepseek_v3", "head_prune query_head"),
 }  # fmt: skip
 
 

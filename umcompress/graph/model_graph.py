@@ -154,8 +154,8 @@ class ModelGraph:
 
     def value_weight(self, site: AttentionSite) -> Tensor:
         """The weight that makes an attention's values, (groups * head_dim, in)."""
-        rows = site.key_value_groups * site.head_dim
-        return self.weight(f"{site.value}.weight")[site.value_start : site.value_start + rows]
+        rows = [first + row for first in site.value_rows for row in range(site.head_dim)]
+        return self.weight(f"{site.value}.weight")[rows]
 
     def _as_rows(self, path: str, leaf: str, value: Tensor) -> Tensor:
         """Every weight as (out, in)."""
@@ -238,7 +238,9 @@ def _attention_sites(
             yield AttentionSite(
                 here, path, stack, index, component,
                 layout.key_value_groups, layout.query_heads_per_group, layout.head_dim, f"{here}.{layout.query}",
-                f"{here}.{layout.key}", f"{here}.{layout.value}", f"{here}.{layout.output}", layout.value_start,
+                f"{here}.{layout.key}", f"{here}.{layout.value}", f"{here}.{layout.output}",
+                tuple(layout.first_row(layout.value_start, group) for group in range(layout.key_value_groups)),
+                max(1, layout.bundles),
             )  # fmt: skip
 
 

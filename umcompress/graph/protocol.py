@@ -6,11 +6,12 @@ the Linears, and the leaf only updates its integers. Another leaf can still be d
 
 Layout: row `((group * query_heads_per_group) + j) * head_dim + d` of the query Linear is channel d of query
 head j of a key-value group; key and value rows are `group * head_dim + d`; columns of the output Linear are
-ordered as query rows.
+ordered as query rows. One Linear may make all three, bundle by bundle: see `StreamLayout.bundles`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -22,6 +23,8 @@ class StreamLayout:
     """One stream of an attention. Names are those of child modules of the attention.
 
     Where one Linear makes queries, keys and values it is named three times, and `..._start` are their first rows.
+    bundles: how many times queries, keys and values of some groups follow each other in it, equally many groups in
+    each, `..._start` counted from the first row of a bundle; 0: every group is a bundle, however many there are.
     head_norms: norms whose tensors have a row for each head, of the queries or of the keys.
     query_rows: rows of the query Linear for each head, where it makes more than queries (gates behind them).
     """
@@ -39,10 +42,37 @@ class StreamLayout:
     value_start: int = 0
     head_norms: tuple[tuple[str, Literal["query", "key"]], ...] = ()
     query_rows: int = 0
+    bundles: int = 1
 
     @property
     def query_heads(self) -> int:
         return self.key_value_groups * self.query_heads_per_group
+
+    def first_row(self, start: int, group: int, head: int = 0, rows: int = 0) -> int:
+        """Where `rows` rows for each head (0: `head_dim` for each group) begin, of head `head` of a group."""
+        size = self.key_value_groups // (self.bundles or self.key_value_groups)
+        bundle, place = divmod(group, size)
+        whole = size * (self.query_heads_per_group + 2) * self.head_dim
+        own = (place * self.query_heads_per_group + head) * rows if rows else place * self.head_dim
+        return bundle * whole + start + own
+
+    def kept_rows(self, groups: Sequence[int], heads: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Linear -> its rows that stay, in their new order. heads: of these groups only, equally many of each."""
+        per, each = len(heads) // len(groups), self.query_rows or self.head_dim
+        size = len(groups) // (self.bundles or len(groups))
+        found: dict[str, tuple[int, ...]] = {}
+        for place in range(0, len(groups), size):
+            some, own = groups[place : place + size], heads[place * per : (place + size) * per]
+            of_heads = [divmod(head, self.query_heads_per_group) for head in own]
+            parts = [(self.query_start, self.query, each, [
+                self.first_row(self.query_start, group, head, each) for group, head in of_heads
+            ])]  # fmt: skip
+            for name, start in ((self.key, self.key_start), (self.value, self.value_start)):
+                parts.append((start, name, self.head_dim, [self.first_row(start, group) for group in some]))
+            for _, name, rows, firsts in sorted(parts, key=lambda part: part[0]):
+                wanted = (first + row for first in firsts for row in range(rows))
+                found[name] = (*found.get(name, ()), *wanted)
+        return found
 
 
 @runtime_checkable

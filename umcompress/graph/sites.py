@@ -40,7 +40,8 @@ class BlockSite:
 class AttentionSite:
     """One stream of an attention. `query`, `key`, `value`, `output` are module paths of its Linears.
 
-    `value_start`: the first row of the values, where one Linear makes all three.
+    `value_rows`: the first row of each group's values, where one Linear makes all three. `multiple_of`: as many
+    groups as stay must be a multiple of it.
     """
 
     path: str
@@ -55,7 +56,8 @@ class AttentionSite:
     key: str
     value: str
     output: str
-    value_start: int = 0
+    value_rows: tuple[int, ...] = ()
+    multiple_of: int = 1
 
     @property
     def query_heads(self) -> int:

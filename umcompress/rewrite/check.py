@@ -141,7 +141,11 @@ class _Checker:
         if edit.key_value_groups is not None:
             kept = edit.key_value_groups
             self.heads[key] = (len(kept), per)
-            return _in_range(kept, groups, f"key-value groups of {edit.site}")
+            problems = _in_range(kept, groups, f"key-value groups of {edit.site}")
+            if len(kept) % site.multiple_of:
+                wanted = f"its groups lie in {site.multiple_of} parts of equal size: keep a multiple of that"
+                problems.append(f"{edit.site} would keep {len(kept)} key-value groups; {wanted}")
+            return problems
         kept = edit.query_heads or ()
         counts = [sum(head // per == group for head in kept) for group in range(groups)]
         self.heads[key] = (groups, max(counts, default=0))

@@ -101,16 +101,8 @@ class _Work:
             return
         query = _rows(kept, layout.head_dim)
         every = groups if groups is not None else tuple(range(layout.key_value_groups))
-        shared = _rows(every, layout.head_dim)
-        rows: dict[str, tuple[int, ...]] = {}
-        for name, start, part in (
-            (layout.query, layout.query_start, _rows(kept, layout.query_rows or layout.head_dim)),
-            (layout.key, layout.key_start, shared),
-            (layout.value, layout.value_start, shared),
-        ):  # fmt: skip
-            rows[name] = rows.get(name, ()) + tuple(start + row for row in part)
-        for name, wanted in rows.items():
-            self._narrow(f"{edit.site}.{name}", rows=tuple(sorted(wanted)))
+        for name, rows in layout.kept_rows(every, kept).items():
+            self._narrow(f"{edit.site}.{name}", rows=rows)
         self._narrow(f"{edit.site}.{layout.output}", columns=query)
         for name, kind in layout.head_norms:
             self._narrow_norm(f"{edit.site}.{name}", kept if kind == "query" else every)

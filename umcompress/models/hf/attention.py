@@ -10,6 +10,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
@@ -18,17 +19,30 @@ from torch import nn
 from umcompress.graph.linears import inputs, is_matrix, outputs
 from umcompress.graph.protocol import StreamLayout
 from umcompress.graph.trace import is_attention
+from umcompress.models.hf import slopes
 
 _QUERY, _KEY, _VALUE = ("q_proj", "query", "to_q"), ("k_proj", "key", "to_k"), ("v_proj", "value", "to_v")
 _OUTPUT = ("o_proj", "out_proj", "projection_layer", "proj", "c_proj", "dense", "out")
-# Queries, keys, values one after the other. Others lay them out head by head under the same names.
-_FUSED = {"Phi3Attention": "qkv_proj", "GPT2Attention": "c_attn", "Qwen2_5_VLVisionAttention": "qkv",
-          "Qwen2VLVisionAttention": "qkv", "VisionAttention": "qkv", "Qwen3VLVisionAttention": "qkv"}  # fmt: skip
+# One linear that makes queries, keys and values, one after the other: in how many bundles, see `StreamLayout`. Others
+# lay them out otherwise under the same names.
+_FUSED = {
+    "Phi3Attention": ("qkv_proj", 1), "Phi4MultimodalAttention": ("qkv_proj", 1), "GPT2Attention": ("c_attn", 1),
+    "MptAttention": ("Wqkv", 1), "DbrxAttention": ("Wqkv", 1),
+    "Qwen2_5_VLVisionAttention": ("qkv", 1), "Qwen2VLVisionAttention": ("qkv", 1), "VisionAttention": ("qkv", 1),
+    "Qwen3VLVisionAttention": ("qkv", 1),
+    "GPTNeoXAttention": ("query_key_value", 0), "BloomAttention": ("query_key_value", 0),
+    "FalconAttention": ("query_key_value", 0), "PersimmonAttention": ("query_key_value", 0),
+    "GPTBigCodeAttention": ("c_attn", 0), "CodeGenAttention": ("qkv_proj", 4),
+}  # fmt: skip
+# Those whose values lie before the keys.
+_VALUES_FIRST = ("CodeGenAttention",)
 _NORMS: tuple[tuple[str, Literal["query", "key"]], ...] = (
     ("q_norm", "query"), ("k_norm", "key"), ("q_layernorm", "query"), ("k_layernorm", "key"),
 )  # fmt: skip
-_HEADS, _GROUPS = ("num_heads", "num_attention_heads", "n_heads", "n_head"), ("num_key_value_heads", "num_kv_heads")
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+_GROUPS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 Layout: TypeAlias = StreamLayout | str
+_ODD_SIZES = "the sizes of its linears do not fit heads of one width"
 
 
 class OneStream:
@@ -50,13 +64,18 @@ class OneStream:
         groups = len(key_value_groups) if key_value_groups is not None else before[1]
         heads = len(query_heads) if query_heads is not None else before[0] // before[1] * groups
         module.umcompress_heads = (heads, groups)
+        if query_heads is None:
+            per = before[0] // before[1]
+            query_heads = tuple(group * per + j for group in key_value_groups or () for j in range(per))
+        slopes.keep(module, before[0], query_heads)
         head_dim = _head_dim(module)
         numbers = dict.fromkeys(_HEADS, heads) | dict.fromkeys(_GROUPS, groups)
         numbers |= dict.fromkeys(("embed_dim", "split_size"), heads * head_dim)
-        numbers["num_key_value_groups"] = heads // groups
+        numbers["num_key_value_groups"], numbers["kv_dim"] = heads // groups, groups * head_dim
         kind: Any = type(module)
-        if not known_code(kind):
-            # Code of the model's own may call the width of all heads anything: `reshape(b, t, self.hidden_size)`.
+        if not known_code(kind) or kind.__name__ in _FUSED:
+            # Code of the model's own may call the width of all heads anything: `reshape(b, t, self.hidden_size)`;
+            # what splits the output of one linear calls it by any name, too.
             own = {name: value for name, value in vars(module).items() if type(value) is int}
             whole = [name for name, value in own.items() if value == before[0] * head_dim]
             numbers = {name: heads * head_dim for name in whole if f"self.{name}" in source_of(kind)} | numbers
@@ -89,7 +108,7 @@ def layout_of(module: nn.Module) -> Layout:
     """How heads lie in an attention; or, in words, why they are not known."""
     children = dict(module.named_children())
     output = next((name for name in _OUTPUT if is_matrix(children.get(name))), None)
-    head_dim, fused = _head_dim(module), _FUSED.get(_class_name(module), "")
+    head_dim, (fused, bundles) = _head_dim(module), _FUSED.get(_class_name(module), ("", 1))
     if head_dim is None:
         return "it does not say how wide a head is"
     kind: Any = type(module)
@@ -97,8 +116,9 @@ def layout_of(module: nn.Module) -> Layout:
         return "it gives its heads' output the shape of its input"
     if output is None:
         return "its output projection is elsewhere"
-    if is_matrix(children.get(fused)):
-        return _checked(module, _fused(module, fused, output, head_dim), head_dim)
+    if is_matrix(children.get(fused)) and (bundles == 1 or known_code(kind)):
+        made = _fused(module, fused, output, head_dim, bundles)
+        return made if isinstance(made, str) else _checked(module, made, head_dim)
     names = [next((n for n in known if is_matrix(children.get(n))), None) for known in (_QUERY, _KEY, _VALUE)]
     query, key, value = names
     if query is None or key is None or value is None:
@@ -107,7 +127,7 @@ def layout_of(module: nn.Module) -> Layout:
     width = inputs(children[output])
     gated = sizes[0] == 2 * width and makes_gates(kind)
     if any(size % head_dim for size in sizes) or sizes[1] != sizes[2] or not (gated or sizes[0] == width):
-        return "the sizes of its linears do not fit heads of one width"
+        return _ODD_SIZES
     groups = sizes[1] // head_dim
     found = StreamLayout(
         query, key, value, output, (), groups, width // head_dim // groups, head_dim,
@@ -116,14 +136,20 @@ def layout_of(module: nn.Module) -> Layout:
     return _checked(module, found, head_dim)
 
 
-def _fused(module: nn.Module, name: str, output: str, head_dim: int) -> StreamLayout:
+def _fused(module: nn.Module, name: str, output: str, head_dim: int, bundles: int) -> Layout:
+    """Rows of a bundle: its queries, its keys, its values."""
     children = dict(module.named_children())
     width = inputs(children[output])
-    shared = (outputs(children[name]) - width) // 2
-    groups = shared // head_dim
+    heads, groups = width // head_dim, (outputs(children[name]) - width) // 2 // head_dim
+    whole = (heads + 2 * groups) * head_dim == outputs(children[name]) and heads * head_dim == width
+    if not whole or groups == 0 or heads % groups or groups % (bundles or groups):
+        return _ODD_SIZES
+    size = groups // (bundles or groups)
+    starts = [size * heads // groups * head_dim, size * (heads // groups + 1) * head_dim]
+    key, value = reversed(starts) if _class_name(module) in _VALUES_FIRST else starts
     return StreamLayout(
-        name, name, name, output, (), groups, width // head_dim // groups, head_dim,
-        key_start=width, value_start=width + shared,
+        name, name, name, output, (), groups, heads // groups, head_dim, key_start=key, value_start=value,
+        bundles=bundles,
     )  # fmt: skip
 
 
@@ -151,16 +177,14 @@ def _checked(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
             by_head.append((name, kind))
         else:
             return f"{name} normalises over all heads at once"
-    return StreamLayout(
-        layout.query, layout.key, layout.value, layout.output, tuple(plain), layout.key_value_groups,
-        layout.query_heads_per_group, head_dim, layout.query_start, layout.key_start, layout.value_start,
-        tuple(by_head), layout.query_rows,
-    )  # fmt: skip
+    return replace(layout, norms=tuple(plain), head_norms=tuple(by_head))
 
 
 @cache
 def _with_stream(cls: Any) -> Any:
-    return type(cls.__name__, (OneStream, cls), {"__module__": cls.__module__})
+    space = {"__module__": cls.__module__}
+    forward = slopes.choosing(cls.__name__, cls.forward) if known_code(cls) else None
+    return type(cls.__name__, (OneStream, cls), space if forward is None else space | {"forward": forward})
 
 
 @cache
@@ -200,7 +224,7 @@ def _class_name(module: nn.Module) -> str:
 
 def _head_dim(module: nn.Module) -> Any:
     """The width of a head, where the module says it."""
-    found = getattr(module, "head_dim", None)
+    found = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
     return found if isinstance(found, int) and found > 0 else None
 
 

@@ -202,7 +202,7 @@ def _set_head_counts(config: Any, heads: int, groups: int, head_dim: int | None)
     setattr(config, name, heads)
     if hasattr(config, "num_key_value_heads"):
         config.num_key_value_heads = groups
-    if head_dim is not None:
+    if head_dim is not None and not isinstance(getattr(type(config), "head_dim", None), property):
         config.head_dim = head_dim
 
 
