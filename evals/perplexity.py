@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Nats of which exp() is still a float64; a perplexity beyond is given as that, 8e307.
+MOST = 709.0
+
+
 class Perplexity(Windowed):
     """exp of the mean negative log-likelihood of a token, every token of the text weighted alike.
 
@@ -77,6 +81,10 @@ def token_weighted(losses: list[float], counts: list[int], size: int) -> Score:
         return KindScore(value=of(nats), low=ends[0], high=ends[2], n=tokens)
 
     per_byte = tokens / size / math.log(2) if size else 0.0
-    likely = number(lambda value: math.exp(-value))
-    numbers = {"perplexity": number(math.exp), "bits_per_byte": number(lambda value: value * per_byte)}
+    likely = number(lambda value: _exp(-value))
+    numbers = {"perplexity": number(_exp), "bits_per_byte": number(lambda value: value * per_byte)}
     return Score(**likely.model_dump(), numbers=numbers)
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, MOST))

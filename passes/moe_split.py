@@ -230,7 +230,6 @@ class MoeSplit(SitePass):
             found = statistics.measure([asked])[asked]
             for split in group:
                 moments = found[split.site]
-                self._check_finite(split.site, moments.second)
                 path, dtype = split.place.path, graph.weight(f"{split.site.producers[0]}.weight").dtype
                 if self.weighting == "softmax":
                     weight, fitted = _router.ridge_logits(moments, self.damping)
@@ -255,7 +254,6 @@ class MoeSplit(SitePass):
             found = statistics.measure([asked])[asked]
             for split in group:
                 moments, consumer = found[split.site], split.site.consumer
-                self._check_finite(split.site, moments.second)
                 has_bias = graph.model.get_submodule(consumer).bias is not None
                 bias = graph.weight(f"{consumer}.bias") if has_bias else None
                 old = graph.weight(f"{consumer}.weight")
@@ -275,11 +273,6 @@ class MoeSplit(SitePass):
                 group = []
             group.append(split)
         yield group
-
-    def _check_finite(self, site: FeedForwardSite, moment: Tensor) -> None:
-        if not bool(moment.isfinite().all()):
-            asked = f"{self.name}: fit at {site.path}"
-            raise PlanError(asked, "activations that are not finite", "calibrate in float32")
 
     # -- what is handed back ----------------------------------------------------------------------------------
 

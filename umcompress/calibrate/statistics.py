@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -150,6 +151,13 @@ class Measured(Mapping[Any, Any]):
                 do=f"calibrate on {other}, where the model does it (calibration: {{task: {other}}}), or on data that "
                 "pass there: a vision tower needs pictures",
             )
+        if not _finite(value):
+            raise PlanError(
+                asked=f"{what} at {key[0]} ({key[1]})",
+                found="values that are not finite: what reaches it on the calibration data is NaN or infinite",
+                do="look for such values in the weights of the model, there or before; in bfloat16, compute in "
+                "float32 (dtype: float32)",
+            )
         return value
 
     def __iter__(self) -> Iterator[Key]:
@@ -157,6 +165,14 @@ class Measured(Mapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def _finite(value: Any) -> bool:
+    """Whether all that was measured are finite numbers.  By the smallest and the largest, which need no memory."""
+    parts = vars(value).values()
+    tensors = [part for part in parts if hasattr(part, "aminmax") and part.numel()]
+    ends = [float(end) for tensor in tensors for end in tensor.aminmax()]
+    return all(math.isfinite(end) for end in (*ends, *(part for part in parts if isinstance(part, float))))
 
 
 class UndeclaredStatistic(KeyError):

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from umcompress.documents import Task
-from umcompress.errors import UncountedError, UsageError
+from umcompress.errors import CheckError, UncountedError, UsageError
 from umcompress.models.base import (
     GenerationItem,
     Likelihood,
@@ -112,8 +112,7 @@ class TransformersRunner:
     def logits(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) in the model's dtype."""
         self._must_speak("score text")
-        found: Tensor = self.model(input_ids=ids.to(self.device)).logits
-        return found
+        return self._numbers(self.model(input_ids=ids.to(self.device)).logits)
 
     @torch.no_grad()
     def score(
@@ -134,6 +133,7 @@ class TransformersRunner:
             for place, row in enumerate(part):
                 ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
             logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+            self._numbers(logits)
             for place, row in enumerate(part):
                 start = len(pairs[len(found)][0])
                 found.append(likelihood(logits[place, start - 1 : len(row) - 1], ids[place, start : len(row)]))
@@ -273,6 +273,17 @@ class TransformersRunner:
 
     def _placed(self, value: Tensor) -> Tensor:
         return value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
+
+    def _numbers(self, logits: Tensor) -> Tensor:
+        """The logits (B, T, V); CheckError where some are NaN: a score of these says nothing."""
+        # The largest of a token's: it is NaN if any is, and forbidden tokens may well be minus infinity.
+        if not bool((broken := ~logits.amax(-1).isfinite()).any()):
+            return logits
+        raise CheckError(
+            f"score text with {type(self.model).__name__}",
+            f"values that are not finite (NaN or infinite) at {int(broken.sum())} of {broken.numel()} tokens",
+            "look for NaN or infinite values in its weights; in bfloat16, compute in float32 (dtype: float32)",
+        )
 
     def _must_speak(self, what: str) -> None:
         if not speaks(self.model):
