@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -42,7 +41,7 @@ from umcompress.rewrite.structure import reshape
 from umcompress.rewrite.tensors import TensorMap, evaluate
 from umcompress.run_folder import CommittedStep, RunFolder, keep_tensors
 from umcompress.streamed import feed_together, streamed
-from umcompress.verify import save_outputs
+from umcompress.verify import in_fresh_process, save_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -215,9 +214,7 @@ def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
         exact = isinstance(plain, str) or plain.exact
         trust = "trust" if model.source.trust_remote_code else ""
         arguments = [str(folder), str(expected), model.dtype or "", "0" if exact else "5e-2", trust]
-        done = subprocess.run(
-            [sys.executable, "-m", "umcompress.out_of_core", *arguments], capture_output=True, text=True, check=False
-        )
+        done = in_fresh_process("umcompress.out_of_core", arguments)
     asked = f"compute the same from {folder} in a fresh process"
     if done.returncode != 0:
         raise CheckError(asked, done.stderr.strip().splitlines()[-1] if done.stderr else "no output")

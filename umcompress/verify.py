@@ -31,6 +31,13 @@ EXPECTED = "expected.safetensors"
 ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
+def in_fresh_process(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a module of ours; what it printed."""
+    # -P: in the user's current folder a file may be called as a module of Python's or of a library is.
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def verify(
     model: nn.Module, source: Source, folder: Path, plain: Plain | None = None, written: Sequence[str] = ()
 ) -> Checkpoint:
@@ -47,9 +54,7 @@ def verify(
         bar = ROUNDING.get("".join(written) or source.dtype, 5e-2) if plain is not None and not plain.exact else 0.0
         arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads()), str(bar),
                      "trust" if source.trust_remote_code else ""]
-        done = subprocess.run(
-            [sys.executable, "-m", "umcompress.verify", *arguments], capture_output=True, text=True, check=False
-        )
+        done = in_fresh_process("umcompress.verify", arguments)
     if done.returncode != 0:
         raise CheckError(
             f"reload {folder} in a fresh process", done.stderr.strip().splitlines()[-1] if done.stderr else "no output",
