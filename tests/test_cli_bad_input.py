@@ -210,7 +210,7 @@ def test_models_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
     empty.mkdir()
     refused("inspect", empty, contains=("no known kind; it holds nothing", "known kinds: bagel"))
     (empty / "config.json").write_text("{}", encoding="utf-8")
-    refused("evaluate", empty, contains=("it holds config.json",))
+    refused("evaluate", empty, contains=("config.json does not say what model it is",))
     refused("inspect", empty / "config.json", contains=("a file, not a folder",))
     refused("inspect", "a" * 5000, contains=("no such built-in model",))
 

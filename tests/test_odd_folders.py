@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from hf_models import write_folder
+import torch
+from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
+from safetensors.torch import load_file, save_file
 
+from umcompress.cli import main
 from umcompress.errors import ModelError
 from umcompress.opening import open_source
 from umcompress.rewrite.store import side_files
@@ -56,3 +59,56 @@ def test_what_git_cloned_without_its_weights_is_said_to_be_that(tmp_path: Path) 
     with pytest.raises(ModelError, match="pointer of git-lfs") as refused:
         open_source(str(folder)).skeleton()
     assert "git lfs pull" in refused.value.do
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"", "config.json is not JSON: Expecting value"), (b"{", "config.json is not JSON"),
+    ('{"model_type": "é"'.encode("latin-1"), "config.json is not JSON"), (b"[1]", "it has no model_type"),
+    (b"{}", "it has no model_type"), (b'{"model_type": 5}', "config.json has model_type: 5"), (None, "cannot be read"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_configuration_is_said(content: bytes | None, said: str, tmp_path: Path) -> None:
+    folder = write_folder(ZOO["llama"].build(), tmp_path / "model")
+    (folder / "config.json").unlink()
+    if content is None:
+        (folder / "config.json").mkdir()
+    else:
+        (folder / "config.json").write_bytes(content)
+    with pytest.raises(ModelError) as refused:
+        open_source(str(folder))
+    assert said in refused.value.found
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("command", [["inspect"], ["apply"], ["apply", "--out-of-core"]])
+def test_weights_that_are_no_numbers_to_compute_with_are_refused(
+    dtype: torch.dtype, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Quantized ones, of which the configuration says nothing."""
+    folder = write_folder(ZOO["llama"].build(), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = weights[name].to(dtype)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert main([command[0], *command_line(command, folder, tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} is stored as" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("more", [[], ["--out-of-core"]])
+def test_weights_that_a_link_no_longer_leads_to_are_missing(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a cache of the hub whose blobs were removed."""
+    folder = write_folder(ZOO["llama"].build(), tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../blobs/0123")
+    (folder / "notes.json").mkdir()
+    assert main(["apply", *command_line(["apply", *more], folder, tmp_path)]) == 2
+    assert "no model.safetensors" in capsys.readouterr().err
+
+
+def command_line(command: list[str], folder: Path, home: Path) -> list[str]:
+    if command == ["inspect"]:
+        return [str(folder)]
+    drop = {"pass": "layer_drop", "component": "shared", "unit": "block", "drop": [1]}
+    return [str(write_recipe(home, folder, drop, evaluate=[])), "-o", str(home / "run"), *command[1:]]

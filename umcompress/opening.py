@@ -67,7 +67,7 @@ class Source:
         """Identifies weights, settings and the code that is run: names, sizes and samples of all files' content."""
         digest = hashlib.sha256()
         kinds = (".safetensors", ".json", *((".py",) if self.trust_remote_code else ()))
-        for path in sorted(p for p in self.folder.iterdir() if p.suffix in kinds):
+        for path in sorted(p for p in self.folder.iterdir() if p.suffix in kinds and p.is_file()):
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}:".encode())
             with path.open("rb") as file:

@@ -113,7 +113,7 @@ def open_files(files: Iterable[Path]) -> Checkpoint:
             if name in entries:
                 raise ModelError(
                     f"read the tensors of {file.parent}",
-                    f"{name} in {entries[name].file.name} and {file.name}",
+                    f"{name} in {entries[name].file.name} and {file.name}", "remove the file that is of another model",
                 )
             entries[name] = entry
     return Checkpoint(entries)
@@ -140,7 +140,8 @@ def open_folder(folder: Path, file: str = "model.safetensors") -> Checkpoint:
         absent = [n for n, shard in listed.items() if checkpoint.entries.get(n, _NOWHERE).file.name != shard]
         if absent:
             raise ModelError(
-                f"read the tensors of {folder}", f"not where the index says: {', '.join(absent[:5])}"
+                f"read the tensors of {folder}", f"not where the index says: {', '.join(absent[:5])}",
+                "get the files and their index again",
             )
     return checkpoint
 

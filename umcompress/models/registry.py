@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +17,7 @@ BUILT_IN = {"bagel-mini": "bagel_mini"}
 RECORD = "umcompress.json"
 # What peft saves in place of a model.
 ADAPTER = "adapter_config.json"
+CONFIG = "config.json"
 
 
 def resolve_folder(model: str, code: bool = False) -> Path:
@@ -68,9 +70,27 @@ def find_family(folder: Path) -> Family:
             f"the kind of model in {folder}", f"an adapter ({ADAPTER}), without the model that it changes",
             "merge it into that model first: merge_and_unload() of peft, then save_pretrained()",
         )
+    if (problem := _config_problem(folder / CONFIG)) is not None:
+        raise ModelError(f"the kind of model in {folder}", *problem)
     files = sorted(path.name for path in folder.iterdir())[:8]
     raise ModelError(
         asked=f"the kind of model in {folder}",
         found="; ".join([f"no known kind; it holds {', '.join(files) or 'nothing'}", *broken]),
         do=f"known kinds: {', '.join(sorted(known))} (BAGEL folders have llm_config.json, vit_config.json)",
     )
+
+
+def _config_problem(file: Path) -> tuple[str, str] | None:
+    """What is wrong with a configuration that says of no model what it is, and what to do; None where there is none."""
+    if not file.exists():
+        return None
+    again = "get the file again, as the model came with it"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        return f"{CONFIG} cannot be read: {error.strerror}", again
+    except ValueError as error:
+        return f"{CONFIG} is not JSON: {error}", again
+    if isinstance(content, dict) and "model_type" in content:
+        return f"{CONFIG} has model_type: {content['model_type']!r}", "give it the name of an architecture, a string"
+    return f"{CONFIG} does not say what model it is: it has no model_type", again

@@ -31,7 +31,7 @@ from umcompress.checkpoint.disk import DTYPES, Disk, Files, OnFile, with_tied
 from umcompress.checkpoint.fill import aligned, tied_names
 from umcompress.checkpoint.index import Checkpoint, open_folder, shards_of
 from umcompress.checkpoint.recorder import CannotFollow, Recorder
-from umcompress.checkpoint.writer import Source, held, in_parts
+from umcompress.checkpoint.writer import NAMES, Source, held, in_parts
 from umcompress.errors import ModelError
 from umcompress.models.hf.build import kept_float32
 from umcompress.models.hf.family import WEIGHTS
@@ -96,6 +96,10 @@ class Layout:
         return [entry for entry in self.conversions if entry.was_used()]
 
 
+# What weights are stored in that are computed with as they are.
+COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 def problems(model: PreTrainedModel, folder: Path) -> list[str]:
     """What is missing, unexpected or wrongly shaped in a folder's weights, by the files' headers."""
     stored = _open(folder)
@@ -103,15 +107,18 @@ def problems(model: PreTrainedModel, folder: Path) -> list[str]:
     state = model.state_dict(keep_vars=True)
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     try:
-        found = {name: tuple(tensor.shape) for name, tensor in layout.tensors(lambda disk: _shape(stored, disk))}
+        made = dict(layout.tensors(lambda disk: _shape(stored, disk)))
     except (RuntimeError, ValueError) as error:
         return [f"{WEIGHTS}: {str(error).splitlines()[0]}"]
+    found = {name: tuple(tensor.shape) for name, tensor in made.items()}
     absent = wanted.keys() - found.keys() - _excused(model, found)
     listed = [f"{WEIGHTS}: missing {name}" for name in sorted(absent)]
     listed += [f"{WEIGHTS}: unexpected {name}" for name in sorted(layout.unexpected)]
     for name in sorted(wanted.keys() & found.keys()):
         if wanted[name] != found[name]:
             listed.append(f"{WEIGHTS}: {name} is {list(found[name])}, expected {list(wanted[name])}")
+        elif state[name].is_floating_point() and made[name].dtype not in COMPUTED:
+            listed.append(f"{WEIGHTS}: {name} is stored as {NAMES[made[name].dtype]}, as quantized weights are")
     return listed
 
 
