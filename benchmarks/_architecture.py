@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from umcompress.graph.linears import is_conv1d
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.models.hf.build import WRONG
+from umcompress.models.hf.inputs import text_call
 from umcompress.opening import Source, open_source
 from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.passes.head_prune import HeadPrune
@@ -150,7 +152,9 @@ def reference(graph: ModelGraph, model: nn.Module, plan: Plan) -> nn.Module:
     silent = copy.deepcopy(model)
     for edit in plan.edits:
         if isinstance(edit, DropBlock):
-            silent.get_submodule(edit.block).register_forward_hook(_hand_on, with_kwargs=True)
+            more = handed(silent, edit.block)
+            hand_on = functools.partial(_hand_on, more)
+            silent.get_submodule(edit.block).register_forward_hook(hand_on, with_kwargs=True)
         elif isinstance(edit, KeepChannels):
             site = next(site for site in graph.feed_forwards(stack="all") if site.path == edit.site)
             gone = sorted(set(range(site.width)) - set(edit.keep))
@@ -164,9 +168,38 @@ def reference(graph: ModelGraph, model: nn.Module, plan: Plan) -> nn.Module:
     return silent
 
 
-def _hand_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+@torch.no_grad()
+def handed(model: Any, path: str) -> dict[int, int | str]:
+    """What else than the stream a block hands to the next one: place in its output -> argument that it comes from."""
+    blocks, place = model.get_submodule(path.rpartition(".")[0]), int(path.rpartition(".")[2])
+    given: list[Any] = []
+    found: dict[int, int | str] = {}
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given[:] = list(output[1:]) if isinstance(output, tuple | list) else []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, value in [*enumerate(args), *kwargs.items()]:
+            found.update({at: name for at, one in enumerate(given, 1) if one is value and isinstance(one, Tensor)})
+
+    if place + 1 < len(blocks):
+        hooks = [blocks[place].register_forward_hook(after, with_kwargs=True),
+                 blocks[place + 1].register_forward_pre_hook(before, with_kwargs=True)]  # fmt: skip
+        model(**text_call(model, IDS))
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _hand_on(
+    more: dict[int, int | str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Any:
+    """The stream, and what goes from block to block beside it."""
     stream = args[0] if args else kwargs["hidden_states"]
-    return type(output)((stream, *output[1:])) if isinstance(output, tuple | list) else stream
+    if not isinstance(output, tuple | list):
+        return stream
+    handed_on = {at: args[name] if isinstance(name, int) else kwargs[name] for at, name in more.items()}
+    return type(output)((stream, *(handed_on.get(at, one) for at, one in enumerate(output[1:], 1))))
 
 
 def _columns(linear: Any) -> Tensor:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import torch
+from _pico_numbers import SPECIAL
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 HIDDEN, HEADS, HEAD_DIM, INNER, VOCABULARY, LAYERS = 32, 4, 8, 48, 96, 4
@@ -44,45 +45,6 @@ _TOKEN = re.compile(r"(token_id|token_index|token_ids|_idx)$")
 _PERIOD = re.compile(r"(layer_period|attention_interval|interval|_period|sparse_step|_pattern|layer_group_size)$")
 _OFFSET = re.compile(r"(layer_offset)$")
 _NAMED = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 3}
-# What names do not say: numbers that must fit others.
-_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
-_SHARING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
-SPECIAL: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_d_head": 16, "attn_layer_indices": [1, 3]},
-    "granitemoehybrid": {"mamba_d_head": 16, "layer_types": ["mamba", "attention"] * 2}, "mamba2": {"head_dim": 16},
-    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "num_hidden_layers": 6,
-              "layers_block_type": ["linear_attention", "hybrid"] * 3},
-    "zamba2": {"mamba_headdim": 8, "n_mamba_heads": 8, "mamba_expand": 2, "attention_hidden_size": 64,
-               "attention_head_dim": 16, "num_hidden_layers": 6,
-               "layers_block_type": ["linear_attention", "hybrid"] * 3, "hybrid_layer_ids": [1, 3, 5]},
-    "blenderbot": {"encoder_layers": 4, "decoder_layers": 4},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE["rope_parameters"]}},
-    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
-        "n_shared_experts": 1},
-    "dots3_note": {"adapter_in_dim": 32, "adapter_out_dim": 32},
-    "gemma3n_text": {**_SHARING, "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0]},
-    "hrm_text": {"num_layers_per_stack": 4, "num_hidden_layers": 32},
-    "hunyuan_v1_dense": {"head_dim": 8} | _ROPE,
-    "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": [2] * 4, "num_experts": 4} | _ROPE,
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}, "ffn_config": {
-        "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "ffn_act_fn": {"name": "silu"}}},
-    "step3p7_text": {"sliding_window": 4}, "glm4v_moe_text": {"head_dim": 16} | _MROPE,
-    "cosmos3_edge_text": {"head_dim": 8},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
-    "longcat_flash": {"num_layers": 4, "num_hidden_layers": 8},
-    "aria": {"projector_patch_to_query_dict": {"16": 4}},
-    "exaone4_5_vision": {"fullatt_block_indexes": [1], "window_size": 16},
-    **dict.fromkeys(("glm4v_text", "glm_ocr_text", "paddleocr_vl_text", "qwen2_vl_text", "qwen2_5_vl_text",
-                     "qwen2_5_omni_text"), _MROPE),
-    "hunyuan_vl_text": {"head_dim": 8} | _ROPE, "qwen4_exp_text": {"index_head_dim": 8, "index_n_heads": 4,
-        "index_topk": 4, "index_block_size": 4},
-    "ministral": {"head_dim": 8} | _ROPE, "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
-    "reformer": {"is_decoder": True}, "xmod": {"default_language": "en_XX"},
-    "xlstm": {"qk_dim_factor": 1.0, "mode": "inference"},
-}  # fmt: skip
 
 
 def pico(config_class: Any, given: dict[str, Any] | None = None) -> Any:

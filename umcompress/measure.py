@@ -124,7 +124,9 @@ def _size(
     model: nn.Module, family: Family, touched: dict[Task, set[str]], shares: Shares, count: Callable[[Tensor], int]
 ) -> Size:
     counts = {name: count(parameter) for name, parameter in model.named_parameters()}
-    at_work = counts | {name: counts[name] * active // of for name, (active, of) in shares.items()}
+    # Of weights that are tied only one name is counted.
+    of_experts = {name: share for name, share in shares.items() if name in counts}
+    at_work = counts | {name: counts[name] * active // of for name, (active, of) in of_experts.items()}
     tied = tied_names(model)
     by_component: dict[Component, int] = {}
     for name, value in counts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,19 @@ def require_inputs(model: PreTrainedModel) -> None:
         f"run {type(model).__name__}", f"it takes {', '.join(takes[:3])}, and neither text nor pictures as known here",
         "use a model that reads text or pictures",
     )  # fmt: skip
+
+
+def require_own_blocks(model: PreTrainedModel, stacks: Mapping[str, str]) -> None:
+    """ModelError where two stacks have the same weights (an encoder and a decoder that are one)."""
+    owners: dict[int, str] = {}
+    for path in stacks.values():
+        for parameter in model.get_submodule(path).parameters():
+            if (other := owners.setdefault(id(parameter), path)) != path:
+                raise ModelError(
+                    f"compress {type(model).__name__}",
+                    f"the blocks of {other} and of {path} have the same weights: a cut of one is one of the other",
+                    "use a model whose stacks have weights of their own",
+                )
 
 
 def speaking_part(model: PreTrainedModel) -> PreTrainedModel:

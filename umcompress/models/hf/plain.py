@@ -43,9 +43,12 @@ def plain_folder(
         reasons = [f"transformers does not load the model's code by itself: {' and '.join(unread)}", *reasons]
     text = as_text(content_of(config))
     if not reasons and not type(model).is_custom_code():
-        # Not every field that an instance has is one that its file keeps.
-        read = type(config).from_dict(json.loads(text), name_or_path=config.name_or_path)
-        reasons = list(_differences(model, read))
+        # Not every field that an instance has is one that its file keeps; and some are refused when they are read.
+        try:
+            read = type(config).from_dict(json.loads(text), name_or_path=config.name_or_path)
+            reasons = list(_differences(model, read))
+        except WRONG as error:
+            reasons = [f"transformers does not build it: {' '.join(str(error).split())[:200]}"]
     reasons = reasons or _unset(model, config)
     if reasons:
         return "; ".join(reasons)

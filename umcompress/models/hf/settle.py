@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from umcompress.graph.trace import is_attention
+from umcompress.models.hf.by_layer import LookedUp, looked_up
 from umcompress.models.hf.family import TransformersFamily
 
 COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers",
@@ -36,6 +37,8 @@ _FROM_THE_TOP = ("num_kv_shared_layers",)
 _EDGES = ("first_kv_shared_layer_idx",)
 # A layer that others take keys and values from.
 SOURCES = ("kv_shared_layer_index",)
+# The same of a configuration: for each layer the one whose keys and values it uses, which may be itself.
+SOURCES_BY_LAYER = "kv_source_layers"
 _COMPUTED = "_umcompress_computed"
 _LAST = ("down_proj", "fc2", "c_proj", "w2", "linear2", "dense_4h_to_h")
 
@@ -49,9 +52,11 @@ def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[s
         if gone := set(removed.get(stack, ())):
             before = len(blocks) + len(gone)
             kept = [i for i in range(before) if i not in gone]
-            _renumber(owner, config, path, kept, before)
+            _renumber(owner, config, path, kept, before, looked_up(owner, blocks))
             _renumber_slots(config, blocks, kept, before)
-            if stack != TransformersFamily.main_stack:
+            if stack == TransformersFamily.main_stack:
+                _feed_again(model.config, kept)
+            else:
                 _tap_again(model.config, kept, before)
         _give_slots(config, blocks)
         _restate_widths(blocks)
@@ -74,16 +79,19 @@ def count_field(config: Any, path: str, layers: int) -> str | None:
     return next((name for name in fields if getattr(config, name, None) == layers), None)
 
 
-def _renumber(owner: nn.Module, config: Any, path: str, kept: list[int], before: int) -> None:
+def _renumber(
+    owner: nn.Module, config: Any, path: str, kept: list[int], before: int, by_code: LookedUp
+) -> None:
     new = {old: position for position, old in enumerate(kept)}
+    _renumber_sources(config, new)
     kinds = {name: value for name in _KINDS if isinstance(value := getattr(config, name, None), list)}
     for holder in (config, owner):
         for name, value in list(vars(holder).items()):
             if not isinstance(value, list | tuple):
                 continue
-            if _NUMBERS.search(name):
+            if _NUMBERS.search(name) or (name in by_code.numbers and _are_layers(value, before)):
                 setattr(holder, name, type(value)(new[old] for old in value if old in new))
-            elif _BY_LAYER.search(name) and len(value) == before:
+            elif (_BY_LAYER.search(name) or name in by_code.entries) and len(value) == before:
                 setattr(holder, name, type(value)(value[old] for old in kept))
     for name in _BOUNDARIES:
         if isinstance(edge := getattr(config, name, None), int):
@@ -102,6 +110,16 @@ def _renumber(owner: nn.Module, config: Any, path: str, kept: list[int], before:
     for name in (*COUNTS, "layers"):
         if type(vars(owner).get(name)) is int and vars(owner)[name] == before:
             setattr(owner, name, len(kept))
+
+
+def _are_layers(value: list[Any] | tuple[Any, ...], before: int) -> bool:
+    return all(type(one) is int and 0 <= one < before for one in value)
+
+
+def _renumber_sources(config: Any, new: Mapping[int, int]) -> None:
+    """None of those that go is a source of one that stays: this was asked before."""
+    if isinstance(sources := getattr(config, SOURCES_BY_LAYER, None), list):
+        setattr(config, SOURCES_BY_LAYER, [new[source] for layer, source in enumerate(sources) if layer in new])
 
 
 def _renumber_slots(config: Any, blocks: nn.ModuleList, kept: list[int], before: int) -> None:
@@ -146,14 +164,30 @@ def unsaid(own: Any) -> Any:
     return getattr(own, _COMPUTED, own)
 
 
+def fed(config: Any) -> set[int]:
+    """Language blocks into which a configuration says that pictures go (Granite Vision)."""
+    pairs = getattr(config, "deepstack_layer_map", None) or ()
+    return {layer for _, layer in pairs} | set(getattr(config, "spatial_target_layers", None) or ())
+
+
+def _feed_again(config: Any, kept: list[int]) -> None:
+    """Those blocks are all there still."""
+    if pairs := getattr(config, "deepstack_layer_map", None):
+        config.deepstack_layer_map = [[tap, kept.index(layer)] for tap, layer in pairs]
+    if targets := getattr(config, "spatial_target_layers", None):
+        config.spatial_target_layers = [kept.index(layer) for layer in targets]
+
+
 def _tap_again(config: Any, kept: list[int], before: int) -> None:
     """Connectors that read a vision tower after a block that is not its last, counted from either end."""
-    for name in ("vision_feature_layer", "vision_feature_layers"):
+    for name in ("vision_feature_layer", "vision_feature_layers", "spatial_vision_layer"):
         taps = getattr(config, name, None)
         if isinstance(taps, int):
             setattr(config, name, _tap(taps, kept, before))
         elif isinstance(taps, (list, tuple)):
             setattr(config, name, [_tap(tap, kept, before) for tap in taps])
+    if pairs := getattr(config, "deepstack_layer_map", None):
+        config.deepstack_layer_map = [[_tap(tap, kept, before), layer] for tap, layer in pairs]
 
 
 def _tap(tap: int, kept: list[int], before: int) -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from umcompress.errors import PlanError
 from umcompress.models.hf.family import TransformersFamily
-from umcompress.models.hf.settle import SOURCES, owner_of
+from umcompress.models.hf.settle import SOURCES, SOURCES_BY_LAYER, fed, owner_of
 
 _ELSEWHERE = "leave these blocks out: `layers` of the step says which may go"
 
@@ -29,12 +29,15 @@ def check_removable(model: PreTrainedModel, stacks: Mapping[str, str], removed: 
 
 
 def _fed_by_vision(model: PreTrainedModel, owner: nn.Module, stack: str, path: str, gone: set[int]) -> None:
-    """Qwen3-VL adds what some vision blocks see to the first language blocks, one to one: these have to stay."""
+    """Qwen3-VL adds what some vision blocks see to the first language blocks, one to one: these have to stay.
+
+    Granite Vision names the language blocks.
+    """
     vision = getattr(model.config, "vision_config", None)
     sources = getattr(vision, "deepstack_visual_indexes", None) or ()
     bound = set(sources) if hasattr(owner, "deepstack_visual_indexes") else set()
     if stack == TransformersFamily.main_stack:
-        bound = set(range(len(sources)))
+        bound = set(range(len(sources))) | fed(model.config)
     if lost := sorted(gone & bound):
         raise PlanError(
             f"drop blocks {', '.join(map(str, lost))} of {path}",
@@ -60,6 +63,9 @@ def _lend(blocks: nn.ModuleList, config: Any, path: str, gone: set[int]) -> None
         for index, block in enumerate(blocks) if index not in gone
         for module in block.modules() for name in SOURCES if type(vars(module).get(name)) is int
     }  # fmt: skip
+    for index, source in enumerate(getattr(config, SOURCES_BY_LAYER, None) or ()):
+        if index not in gone:
+            sources[source] = "keys and values"
     kinds, chosen = getattr(config, "indexer_types", None) or [], 0
     for index, kind in enumerate(kinds):
         if kind != "shared":

@@ -24,12 +24,13 @@ from umcompress.models.hf.asked import AskedRunner
 from umcompress.models.hf.build import buffers_on_meta, is_shapes_only
 from umcompress.models.hf.chameleon import ChameleonPictures
 from umcompress.models.hf.emu3 import Emu3Pictures
-from umcompress.models.hf.inputs import plain_ids, require_inputs, speaking_part
+from umcompress.models.hf.inputs import plain_ids, require_inputs, require_own_blocks, speaking_part
 from umcompress.models.hf.janus import JanusPictures
 from umcompress.models.hf.painting import Sampling, generator_of, paint
 from umcompress.models.hf.pictures import Pictures
 from umcompress.models.hf.runner import NEW_TOKENS, PASS_TOKENS, TransformersRunner, experts_by_product
 from umcompress.models.hf.seeing import SeeingRunner, sees
+from umcompress.models.hf.stacks import find_stacks
 
 # Codes that are painted in one batch, over all of its branches.
 PAINTED_TOKENS = 16384
@@ -47,6 +48,7 @@ def runner(model: PreTrainedModel, folder: Path) -> TransformersRunner:
     """By the model's class."""
     model = speaking_part(model)
     require_inputs(model)
+    require_own_blocks(model, find_stacks(model))
     found = next((pictures for kind, pictures in _KINDS if isinstance(model, kind)), None)
     if found is not None:
         return UnifiedRunner(model, folder, found)

@@ -1,0 +1,155 @@
+"""What a model looks up by the number of a layer, or hands from block to block, when blocks are gone.
+
+References know no graph: transformers' own model, whose dropped block hands on what it was given.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from hf_models import randomise
+
+from umcompress.edits import DropBlock, Plan
+from umcompress.errors import ModelError, PlanError
+from umcompress.models.hf.by_layer import looked_up
+from umcompress.models.hf.inputs import picture
+from umcompress.models.plain import Plain
+from umcompress.opening import open_source
+from umcompress.rewrite.apply import rewrite
+from umcompress.rewrite.store import save_plain
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _pico import pico
+
+IDS = torch.tensor([[7, 31, 15, 42, 9, 27, 51, 33, 12, 44, 19]])
+
+
+def saved(cls: Any, folder: Path, **given: Any) -> Any:
+    """A pico model, saved and loaded by transformers."""
+    model = cls(pico(cls.config_class, given)).eval()
+    randomise(model)
+    model.save_pretrained(folder)
+    return cls.from_pretrained(folder).eval()
+
+
+def without(folder: Path, *blocks: str) -> tuple[Any, Any]:
+    """The model of a folder with these blocks dropped, and its plain folder or why there is none."""
+    source = open_source(str(folder))
+    plan = Plan(pass_name="test", edits=tuple(DropBlock(block=block) for block in blocks))
+    model = rewrite(source.load(), source.family, [plan])
+    return model, source.family.plain(model, source.folder, [plan])  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def logits(model: Any, **more: Any) -> torch.Tensor:
+    return model(**{"input_ids": IDS, **more}).logits
+
+
+def silent(model: Any, block: str, more: int = 0) -> Any:
+    """The block hands on its stream, and so many arguments after it."""
+
+    def hand_on(_: Any, args: Any, output: Any) -> Any:
+        return (*args[: more + 1], *output[more + 1 :]) if isinstance(output, tuple) else args[0]
+
+    model.get_submodule(block).register_forward_hook(hand_on)
+    return model
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_list_that_only_the_code_shows_to_be_by_layer(tmp_path: Path) -> None:
+    """Granite's `layer_rope_theta[i]` says which layers know positions; the name says nothing to us."""
+    thetas = [10000.0, 0, 0, 100.0]
+    theirs = saved(hf.GraniteSWAForCausalLM, tmp_path / "m", layer_rope_theta=thetas)
+    ours, plain = without(tmp_path / "m", "model.layers.1")
+    assert ours.config.layer_rope_theta == [10000.0, 0, 100.0]
+    assert (logits(ours) - logits(theirs)).abs().max() > 1e-3
+    close(logits(ours), logits(silent(theirs, "model.layers.1")))
+    assert isinstance(plain, Plain)
+    save_plain(plain, tmp_path / "out", tmp_path / "m")
+    assert torch.equal(logits(hf.GraniteSWAForCausalLM.from_pretrained(tmp_path / "out").eval()), logits(ours))
+
+
+def test_what_the_code_asks_of_layer_numbers() -> None:
+    with torch.device("meta"):
+        granite = hf.GraniteSWAForCausalLM(pico(hf.GraniteSWAConfig)).model
+        llama4 = hf.Llama4ForCausalLM(pico(hf.Llama4TextConfig)).model
+    assert "layer_rope_theta" in looked_up(granite, granite.layers).entries
+    assert "moe_layers" in looked_up(llama4, llama4.layers).numbers
+
+
+def test_the_state_of_a_router_is_handed_on(tmp_path: Path) -> None:
+    """ZAYA: a block gives its router's state to the next one, beside the stream."""
+    theirs = saved(hf.ZayaForCausalLM, tmp_path / "m")
+    ours, plain = without(tmp_path / "m", "model.layers.1")
+    close(logits(ours), logits(silent(theirs, "model.layers.1", more=1)))
+    assert isinstance(plain, Plain)
+
+
+SHARED = {"kv_source_layers": [0, 0, 2, 2, 4], "no_rope_layers": [1] * 5, "num_hidden_layers": 5, "mlp_layer_types":
+          ["dense"] * 5, "indexer_types": ["full"] * 5, "layer_types": ["indexed_attention"] * 5}  # fmt: skip
+LENDING = "model.language_model.layers."
+
+
+def sharing(folder: Path) -> Any:
+    """Layers 1 and 3 use the keys and values of 0 and 2."""
+    text = pico(hf.MistralLarge4TextConfig, SHARED)
+    return saved(hf.MistralLarge4ForConditionalGeneration, folder, text_config=text)
+
+
+def test_a_configuration_that_says_whose_keys_a_layer_uses(tmp_path: Path) -> None:
+    theirs = sharing(tmp_path / "m")
+    ours, plain = without(tmp_path / "m", f"{LENDING}1")
+    assert ours.config.text_config.kv_source_layers == [0, 1, 1, 3]
+    close(logits(ours), logits(silent(theirs, f"{LENDING}1")))
+    # Layer 0 still keeps what nobody borrows: a module built anew would not.
+    assert isinstance(plain, str) and "store_full_length_kv" in plain
+
+
+def test_a_lender_stays_unless_its_borrowers_go_too(tmp_path: Path) -> None:
+    theirs = sharing(tmp_path / "m")
+    with pytest.raises(PlanError, match="blocks above use their keys and values"):
+        without(tmp_path / "m", f"{LENDING}2")
+    ours, plain = without(tmp_path / "m", f"{LENDING}2", f"{LENDING}3")
+    assert ours.config.text_config.kv_source_layers == [0, 0, 2] and isinstance(plain, Plain)
+    close(logits(ours), logits(silent(silent(theirs, f"{LENDING}2"), f"{LENDING}3")))
+
+
+def test_pictures_go_into_the_same_language_blocks(tmp_path: Path) -> None:
+    """Granite Vision's configuration names blocks 0, 2 and 3: 2 and 3 become 1 and 2, and none of them may go."""
+    theirs = saved(hf.Granite4VisionForConditionalGeneration, tmp_path / "m")
+    pixels = picture(theirs)
+    assert pixels is not None
+    (_, seen), *_ = theirs.model.get_image_features(**pixels).deepstack_features
+    ids = torch.cat([torch.full((1, len(seen[0])), theirs.config.image_token_id), IDS], 1)
+    language = "model.language_model.layers."
+    ours, plain = without(tmp_path / "m", f"{language}1")
+    assert (ours.config.deepstack_layer_map, ours.config.spatial_target_layers) == ([[-2, 0]], [1, 1, 2, 2])
+    assert isinstance(plain, Plain)
+    close(logits(ours, input_ids=ids, **pixels), logits(silent(theirs, f"{language}1"), input_ids=ids, **pixels))
+    with pytest.raises(PlanError, match="through blocks 0, 2, 3 one to one"):
+        without(tmp_path / "m", f"{language}2")
+
+
+def test_a_configuration_that_transformers_refuses_is_no_plain_one(tmp_path: Path) -> None:
+    saved(hf.Qwen2ForCausalLM, tmp_path / "m")
+    source = open_source(str(tmp_path / "m"))
+    model: Any = source.load()
+    model.config.layer_types = [*model.config.layer_types, "full_attention"]
+    plain = source.family.plain(model, source.folder, [])  # type: ignore[attr-defined]
+    assert isinstance(plain, str) and "does not build it" in plain and "`layer_types` (5)" in plain
+
+
+def test_stacks_that_are_one_are_refused(tmp_path: Path) -> None:
+    """DiffusionGemma reads a prompt and cleans a canvas with the same blocks."""
+    saved(hf.DiffusionGemmaForBlockDiffusion, tmp_path / "m")
+    source = open_source(str(tmp_path / "m"))
+    with pytest.raises(ModelError, match="have the same weights"):
+        source.runner(source.load())
