@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
 from umcompress.errors import UsageError
 from umcompress.evals._benchmark import digest
 from umcompress.evals._questions import Decoder, Shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 DEFAULT_TOKENS = 256  # of an answer, where the task says nothing: lm-eval's own number
@@ -207,9 +210,22 @@ def language_model(runner: Any, batch: int | None = None, pictures: bool = False
         return RunnerLM(runner, batch)
     from lm_eval.models.huggingface import HFLM
 
+    known = words.known
+
+    class Known(HFLM):  # type: ignore[misc]
+        """Refuses tokens that the model has no embedding for, before torch fails on them."""
+
+        def _model_call(self, inps: Tensor, *more: Any, **settings: Any) -> Any:
+            known([int(inps.max())])
+            return super()._model_call(inps, *more, **settings)
+
+        def _model_generate(self, context: Tensor, *more: Any, **settings: Any) -> Any:
+            known([int(context.max())])
+            return super()._model_generate(context, *more, **settings)
+
     # The peer adds a padding token where there is none, and ties weights, of a model that is not its own.
     with _never_tied(runner.model):
-        return HFLM(pretrained=runner.model, tokenizer=copy.deepcopy(words.tokenizer), batch_size=batch or 8)
+        return Known(pretrained=runner.model, tokenizer=copy.deepcopy(words.tokenizer), batch_size=batch or 8)
 
 
 @contextmanager

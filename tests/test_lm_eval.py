@@ -328,3 +328,13 @@ def test_groups_and_filters_keep_their_numbers() -> None:
               for name in marks]
     assert (group.value, group.n) == (0.7, 50)
     assert group.high - group.value == pytest.approx(((0.8 * halves[0]) ** 2 + (0.2 * halves[1]) ** 2) ** 0.5)
+
+
+@pytest.mark.parametrize("name", ["pico_pick", "pico_say"])
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(
+    name: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    folder = write_folder(LlamaForCausalLM(small), tmp_path / "model")
+    assert main(["evaluate", str(folder), "--evaluation", f"lm_eval:tasks={name},include_path={local}"]) == 2
+    assert "the model has 40 embeddings" in capsys.readouterr().err

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from hf_models import write_folder, write_recipe
-from hf_zoo import ZOO
+from hf_zoo import TEXT, ZOO
 from safetensors.torch import load_file, save_file
 
 from umcompress.cli import main
@@ -112,3 +113,18 @@ def command_line(command: list[str], folder: Path, home: Path) -> list[str]:
         return [str(folder)]
     drop = {"pass": "layer_drop", "component": "shared", "unit": "block", "drop": [1]}
     return [str(write_recipe(home, folder, drop, evaluate=[])), "-o", str(home / "run"), *command[1:]]
+
+
+@pytest.mark.parametrize("more", [[], ["--out-of-core"]])
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = hf.LlamaConfig(**TEXT | {"vocab_size": 40})
+    folder = write_folder(hf.LlamaForCausalLM(config), tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 300, encoding="utf-8")
+    evaluate = [] if more else [{"perplexity": {"data": str(tmp_path / "text.txt"), "window": 16}}]
+    calibration = {"data": str(tmp_path / "text.txt"), "samples": 2}
+    drop = {"pass": "layer_drop", "component": "shared", "unit": "block", "drop_count": 1}
+    recipe = write_recipe(tmp_path, folder, drop, evaluate=evaluate, calibration=calibration)
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "run"), *more]) == 2
+    assert "the model has 40 embeddings" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from umcompress.models.base import (
 )
 from umcompress.models.hf.build import is_shapes_only
 from umcompress.models.hf.inputs import (
+    fixed_call,
     learned_positions,
     picture,
     plain_ids,
@@ -34,11 +35,12 @@ from umcompress.models.hf.inputs import (
     speaks,
     text_call,
     text_config,
+    which_suffice,
 )
 from umcompress.models.hf.remote import trusted
 from umcompress.models.hf.shapes import OnShapes
 from umcompress.models.hf.towers import features, towers
-from umcompress.models.hf.words import Words
+from umcompress.models.hf.words import Words, embeddings
 
 PASS_TOKENS = 64
 PROMPT_TOKENS = 128
@@ -59,7 +61,7 @@ class TransformersRunner:
     @cached_property
     def words(self) -> Words:
         """The tokenizer; sizes and workloads need none."""
-        return Words(self.folder, trusted(self.model))
+        return Words(self.folder, trusted(self.model), embeddings(self.model))
 
     @cached_property
     def positions(self) -> int | None:
@@ -180,7 +182,8 @@ class TransformersRunner:
     def _encode(self, ids: Tensor) -> None:
         """All blocks; no logits, which no statistic reads and which would be the largest tensor of the run."""
         body = self.model.base_model if speaks(self.model) else self.model
-        body(**text_call(self.model, ids.to(self.device)), use_cache=False)
+        with which_suffice(self.model):
+            body(**text_call(self.model, ids.to(self.device)), use_cache=False)
 
     def pass_tokens(self, task: Task) -> int:
         """A text of fixed length, or for a model that reads only pictures, one picture.
@@ -206,15 +209,10 @@ class TransformersRunner:
 
     def _pass(self) -> int:
         pixels = picture(self.model, 0.0)
-        if reads_text(self.model):
-            tokens = self._fitting(PASS_TOKENS)
-            call: dict[str, Any] = text_call(self.model, torch.zeros(1, tokens, dtype=torch.long))
-            if not speaks(self.model) and pixels is not None:
-                call |= pixels
-        else:
-            call = pixels or {}
-            tokens = 1
-        self.model(**{name: value.to(self.device) for name, value in call.items()})
+        tokens = self._fitting(PASS_TOKENS) if reads_text(self.model) else 1
+        call = fixed_call(self.model, torch.zeros(1, tokens, dtype=torch.long), pixels)
+        with which_suffice(self.model):
+            self.model(**{name: value.to(self.device) for name, value in call.items()})
         return tokens
 
     @torch.no_grad()
@@ -228,15 +226,16 @@ class TransformersRunner:
             ids = plain_ids(self.model, 2, 12).to(self.device)
             mask = torch.ones_like(ids)
             mask[1, :3] = 0
-            extra = pixels if pixels is not None and not speaks(self.model) else {}
-            call = text_call(self.model, ids) | (extra or {})
-            found |= _tensors(self.model(attention_mask=mask, **call), "text")
+            with which_suffice(self.model):
+                found |= _tensors(self.model(attention_mask=mask, **fixed_call(self.model, ids, pixels)), "text")
         parts = (self.model, self.model.base_model)
         seeing = next((part for part in parts if hasattr(part, "get_image_features")), None)
         if pixels is not None and seeing is not None:
             found |= _tensors(seeing.get_image_features(**pixels), "image")
         elif pixels is not None and not reads_text(self.model):
-            found |= _tensors(self.model(**pixels), "image")
+            call = fixed_call(self.model, torch.zeros(1, 1, dtype=torch.long, device=self.device), pixels)
+            with which_suffice(self.model):
+                found |= _tensors(self.model(**call), "image")
         elif type(self.model).is_custom_code():
             for path, tower in towers(self.model):
                 found |= _tensors(features(tower, self.folder, self._placed), f"image.{path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, tensor
+from torch import Tensor, nn, tensor
 from transformers import AutoTokenizer
 
 from umcompress.errors import ModelError
@@ -20,8 +20,9 @@ _COPY = "copy the tokenizer files of the model into its folder"
 class Words:
     """Text to ids and back."""
 
-    def __init__(self, folder: Path, trust: bool = False) -> None:
-        """trust: consent to run Python code that comes with the folder."""
+    def __init__(self, folder: Path, trust: bool = False, rows: int | None = None) -> None:
+        """trust: consent to run Python code that comes with the folder. rows: of the model's embedding, if known."""
+        self.folder, self.rows = folder, rows
         if not any(file.is_file() for pattern in _FILES for file in folder.glob(pattern)):
             raise ModelError(f"the tokenizer of {folder}", "no tokenizer files", _COPY)
         if trust:
@@ -39,11 +40,21 @@ class Words:
 
     def ids(self, text: str) -> list[int]:
         """With the special tokens that the tokenizer puts around any text."""
-        return [int(token) for token in self.tokenizer(text)["input_ids"]]
+        return self.known([int(token) for token in self.tokenizer(text)["input_ids"]])
 
     def more_ids(self, text: str) -> list[int]:
         """Text that goes on after other text."""
-        return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return self.known([int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]])
+
+    def known(self, ids: list[int]) -> list[int]:
+        """The ids; ModelError where the model has no embedding for one."""
+        if self.rows is None or not ids or max(ids) < self.rows:
+            return ids
+        raise ModelError(
+            f"read text with the tokenizer of {self.folder}",
+            f"it makes token {max(ids)}, and the model has {self.rows} embeddings",
+            "the tokenizer is another model's: copy the tokenizer files of this model into its folder",
+        )
 
     def pair(self, before: str, after: str) -> tuple[list[int], list[int]]:
         """A text and what follows it, cut into tokens as one text; before nothing stands the token that begins texts.
@@ -91,6 +102,15 @@ class Words:
         ids = [[pad] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         return tensor(ids), tensor(mask)
+
+
+def embeddings(model: Any) -> int | None:
+    """How many tokens a model of transformers has an embedding for; None where it does not tell."""
+    try:
+        embedding = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
 
 def answered(tokenizer: Any, answer: str, whole: str = "", asked: str = "") -> list[int]:
