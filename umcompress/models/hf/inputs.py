@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,31 @@ def text_call(model: PreTrainedModel, ids: Tensor) -> Call:
     takes = inspect.signature(type(model).forward).parameters
     both = model.config.is_encoder_decoder and "decoder_input_ids" in takes
     return {"input_ids": ids, "decoder_input_ids": ids} if both else {"input_ids": ids}
+
+
+def fixed_call(model: PreTrainedModel, ids: Tensor, pixels: Call | None) -> Call:
+    """(B, T) ids and one picture as the whole model takes them: no picture where it continues texts without one."""
+    takes = inspect.signature(type(model).forward).parameters
+    pixels = pixels or {}
+    if not reads_text(model):
+        writes = bool(pixels) and model.config.is_encoder_decoder and "decoder_input_ids" in takes
+        return pixels | ({"decoder_input_ids": ids[:1]} if writes else {})
+    if "pixel_values" in takes and takes["pixel_values"].default is inspect.Parameter.empty:
+        # A picture to each text.
+        return text_call(model, ids) | {name: value.expand(len(ids), *value.shape[1:]) for name, value in pixels.items()}
+    return text_call(model, ids) | ({} if speaks(model) else pixels)
+
+
+@contextmanager
+def which_suffice(model: PreTrainedModel) -> Iterator[None]:
+    """ModelError where a forward asks for more: boxes, patches of its own, the state of a robot."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"run {type(model).__name__}", f"text and a picture do not suffice: {' '.join(str(error).split())[:200]}",
+            "use a model that reads text, or text and pictures",
+        ) from error  # fmt: skip
 
 
 def require_inputs(model: PreTrainedModel) -> None:
@@ -121,7 +147,7 @@ def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1)
     """
     vision = getattr(model.config, "vision_config", None)
     if vision is None and "pixel_values" in inspect.signature(type(model).forward).parameters:
-        vision = getattr(model.config, "vq_config", model.config)
+        vision = getattr(model.config, "vq_config", getattr(model.config, "encoder", model.config))
     if vision is None or _wants_more(model, vision):
         return None
     takes = _takes(model)
