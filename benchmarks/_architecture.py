@@ -21,7 +21,7 @@ from umcompress.graph.linears import is_conv1d
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.models.hf.build import WRONG
-from umcompress.models.hf.inputs import text_call
+from umcompress.models.hf.inputs import fixed_call, picture
 from umcompress.opening import Source, open_source
 from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.passes.head_prune import HeadPrune
@@ -34,7 +34,7 @@ Outputs = dict[str, Tensor]
 
 
 class NotBuilt(Exception):
-    """transformers itself makes no such pico model here, or does not run it on text."""
+    """transformers itself makes no such pico model here."""
 
 
 def look(cls: str, folder: Path, found: dict[str, Any]) -> None:
@@ -78,14 +78,22 @@ def built(cls: str, folder: Path) -> Any:
     try:
         model = known(pico(known.config_class)).eval()
         randomise(model)
-        with torch.no_grad():
-            out = model(input_ids=IDS)
-        if any(value.isnan().any() for value in out.values() if isinstance(value, Tensor)):
+        if no_numbers(model):
             raise NotBuilt("its outputs are no numbers")
         model.save_pretrained(folder)
         return known.from_pretrained(folder).eval()
     except (*WRONG, NotImplementedError) as error:
         raise NotBuilt(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+@torch.no_grad()
+def no_numbers(model: Any) -> bool:
+    """What does not run on text and a picture is left to the tool to refuse."""
+    try:
+        out = model(**fixed_call(model, IDS, picture(model)))
+    except (TypeError, ValueError):
+        return False
+    return any(value.isnan().any() for value in out.values() if isinstance(value, Tensor))
 
 
 def run(source: Source, model: nn.Module) -> Outputs:
@@ -185,7 +193,7 @@ def handed(model: Any, path: str) -> dict[int, int | str]:
     if place + 1 < len(blocks):
         hooks = [blocks[place].register_forward_hook(after, with_kwargs=True),
                  blocks[place + 1].register_forward_pre_hook(before, with_kwargs=True)]  # fmt: skip
-        model(**text_call(model, IDS))
+        model(**fixed_call(model, IDS, picture(model)))
         for hook in hooks:
             hook.remove()
     return found

@@ -6,6 +6,7 @@ from typing import Any
 
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+_BESIDE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 _WINDOWS = {"fullatt_block_indexes": [1], "window_size": 16}
 _SHARING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -43,6 +44,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True}, "xmod": {"default_language": "en_XX"},
     # -- those that read pictures
     **dict.fromkeys(("qwen2_5_vl_vision", "qwen2_5_omni_vision_encoder", "exaone4_5_vision"), _WINDOWS),
+    "blip-2": {"image_token_index": 90},
     "chameleon_vqgan": {"num_embeddings": 10, "base_channels": 32, "resolution": 32}, "emu3_vqgan": {
         "codebook_size": 16, "base_channels": 32, "channel_multiplier": [1, 1, 2, 2], "hidden_size": 64},
     "chameleon": {"vocabulary_map": {"<image>": 90} | {f"IMGIMGA{chr(65 + i)}Z": 50 + i for i in range(10)}},
@@ -63,6 +65,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "llama4_vision_model": {"intermediate_size": 128, "projector_input_dim": 32, "projector_output_dim": 32},
     "mistral4": {"head_dim": 16},
     "molmo2_adapter": {"vision_feature_layer": [3, 1]},
+    "pp_formulanet_vision": dict.fromkeys(
+        ("post_conv_in_channels", "post_conv_mid_channels", "post_conv_out_channels", "decoder_hidden_size"), 32),
+    "vision-encoder-decoder": {
+        "encoder": _BESIDE | {"model_type": "vit", "image_size": 16, "patch_size": 4},
+        "decoder": _BESIDE | {"model_type": "bert", "vocab_size": 96, "max_position_embeddings": 64,
+                              "is_decoder": True, "add_cross_attention": True}},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 92, "vision_end_token_id": 93},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 92, "vision_end_token_id": 93},
     "radio": {"video_temporal_patch_size": 2},

@@ -7,7 +7,8 @@ formula has to know the architecture.  On the meta device the same run costs not
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         routed = _Routed(counter)
         hooks += routed.watch(model)
         try:
-            with counter, sdpa_kernel(SDPBackend.MATH):
+            with _without_gradients(model), counter, sdpa_kernel(SDPBackend.MATH):
                 tokens = runner.pass_tokens(task)
         except UncountedError:
             continue
@@ -68,6 +69,19 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         _size(model, family, touched, shares, lambda tensor: tensor.numel() * tensor.element_size()),
         macs,
     )
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """The counter wants to know what made a tensor that a module is given, and of a view of a parameter nothing did."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def _grouped_products() -> dict[Any, Callable[..., int]]:
