@@ -1,8 +1,8 @@
 """Answers to what a forward asks about its arguments, and the guards that hold a call to them.
 
 Symbolic: no question is answered, so a graph is true of every call. Assumed: an argument is taken to be what its
-default says, or to be given where it has none; every answer becomes a guard node, and a call that is otherwise
-raises before anything is computed. What depends on the values of a tensor is never answered.
+default says, or to be given where it has none or the block says so; every answer becomes a guard node, and a call that
+is otherwise raises before anything is computed. What depends on the values of a tensor is never answered.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from umcompress.errors import ModelError
+from umcompress.graph.returned import may_be_none
 
 # What gives a tensor, called on one.
 _METHODS = frozenset({"reshape", "view", "transpose", "permute", "contiguous", "to", "float", "type_as", "squeeze",
@@ -57,6 +58,8 @@ def expect_other_dtype(value: object, name: str, dtype: torch.dtype) -> None:
 
 
 GUARDS = (expect_none, expect_given, expect_flag, expect_tensor, expect_other_dtype)
+# Of a block: names of arguments that are given, whatever their defaults (a decoder's states of its encoder).
+GIVEN = "umcompress_given"
 for _guard in GUARDS:
     fx.node.has_side_effect(_guard)
 
@@ -129,8 +132,11 @@ class Assuming(Refusing):
         node = value.node
         if node.op == "get_attr":
             return False
+        _refuse_part(value)
         # A call gives something; an argument without a default is given.
         none = node.op == "placeholder" and bool(node.args) and node.args[0] is None
+        block: Any = getattr(value.tracer, "root", None)
+        none &= node.target not in getattr(block, GIVEN, ())
         self._guard(value, expect_none if none else expect_given)
         return none
 
@@ -167,6 +173,23 @@ class Assuming(Refusing):
         there = [user for user in node.users if user.target is guard]
         if not there:
             proxy.tracer.create_proxy("call_function", guard, (proxy, str(node.target), *more), {})
+
+
+def _refuse_part(value: fx.Proxy) -> None:
+    """Of a part of a leaf's result nothing is assumed where the leaf may leave it out."""
+    node = value.node
+    made, place = node.args if node.target is operator.getitem else (None, None)
+    if isinstance(made, fx.Node) and made.target is operator.getitem and _from_first(made.args[1]):
+        made = made.args[0]
+    if isinstance(made, fx.Node) and made.op == "call_module" and isinstance(place, int):
+        block: Any = getattr(value.tracer, "root", None)
+        if may_be_none(block.get_submodule(str(made.target)), place):
+            raise fx.proxy.TraceError(f"asks whether part {place} of what {made.target} returns is None")
+
+
+def _from_first(place: object) -> bool:
+    """`[:2]`, in which parts keep their numbers."""
+    return isinstance(place, slice) and place.start in (None, 0) and place.step in (None, 1)
 
 
 def _compared_dtype(node: fx.Node) -> tuple[fx.Node, torch.dtype] | None:

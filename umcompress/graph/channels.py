@@ -21,7 +21,7 @@ from umcompress.graph.trace import call_name, module_of
 _ACTIVATIONS = {
     "silu", "gelu", "relu", "relu6", "sigmoid", "tanh", "mish", "elu", "leaky_relu", "softplus", "hardswish",
 }  # fmt: skip
-_PASS = {"dropout", "to", "float", "type", "contiguous", "type_as", "clone"}
+_PASS = {"dropout", "to", "float", "type", "contiguous", "type_as", "clone", "cast_as"}
 _PRODUCTS = {"mul", "imul", "mul_", "__mul__"}
 
 

@@ -8,9 +8,9 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import fx, nn
 
-from umcompress.graph.branches import Branch, is_mixture
+from umcompress.graph.branches import Branch, is_mixture, unknown_additions
 from umcompress.graph.sites import AttentionSite, ExpertSite, FeedForwardSite
-from umcompress.graph.trace import ATTENTION, is_attention, module_of
+from umcompress.graph.trace import ATTENTION, is_attention, is_leaf, module_of
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,24 @@ def reasons(
     elif mixers and "attention" not in kinds:
         own = type(mixers[0]).__name__
         yield "branches", None, f"what {own} adds to the stream was not found: it goes with its block only"
+    if kinds:
+        for held in unknown_additions(graph, block, found.branches):
+            yield "branches", None, _why_no_branch(held)
     if not found.attentions:
-        for module in mixers:
-            component = next((b.component for b in found.branches if b.kind == "attention"), None)
-            yield "attention", component, _why_no_heads(module, family)
+        component = next((b.component for b in found.branches if b.kind == "attention"), None)
+        for reason in dict.fromkeys(_why_no_heads(module, family) for module in mixers):
+            yield "attention", component, reason
     taken = {site.component for site in found.feed_forwards} | {site.component for site in found.experts}
     for branch in found.branches:
         if branch.kind == "feed_forward" and branch.component not in taken:
             yield "feed_forward", branch.component, _why_no_channels(branch, block)
+
+
+def _why_no_branch(held: Sequence[nn.Module]) -> str:
+    names = ", ".join(dict.fromkeys(type(module).__name__ for module in held))
+    closed = [type(module).__name__ for module in held if not is_leaf(module)]
+    why = f"; {closed[0]} asks for values where it could be looked into" if closed else ""
+    return f"what {names} add to the stream is no branch that is known{why}: it goes with its block only"
 
 
 def _why_no_heads(module: nn.Module, family: object) -> str:

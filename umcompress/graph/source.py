@@ -18,10 +18,12 @@ from typing import Any
 
 from torch import fx, nn
 
+from umcompress.graph.casts import asked_cast, cast_as
 from umcompress.graph.tail import added, more
 
 _SHAPING = {"view", "reshape", "expand"}
 _NONE, _ITEM, _MORE = "_umcompress_is_none", "_umcompress_set_item", "_umcompress_more"
+_CAST = "_umcompress_cast_as"
 
 
 class _Questions(ast.NodeTransformer):
@@ -65,10 +67,11 @@ class _Questions(ast.NodeTransformer):
         return node
 
     def visit_If(self, node: ast.If) -> ast.AST:
-        if (tail := added(node, self.arguments, _MORE)) is None:
+        known = added(node, self.arguments, _MORE) or asked_cast(node, _CAST)
+        if known is None:
             return self.generic_visit(node)
         self.found = True
-        return self.generic_visit(tail)
+        return self.generic_visit(known)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.decorator_list, node.returns = [], None
@@ -129,7 +132,7 @@ def rewritten(function: FunctionType, answers: Mapping[str, Callable[..., Any]])
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     made: FunctionType = space["_factory"](*cells)
     made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-    space |= {_NONE: answers["is_none"], _ITEM: set_item, _MORE: more}
+    space |= {_NONE: answers["is_none"], _ITEM: set_item, _MORE: more, _CAST: cast_as}
     space |= {"isinstance": answers["isinstance"], "len": answers["len"]}
     return made
 

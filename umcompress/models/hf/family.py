@@ -66,6 +66,7 @@ class TransformersFamily(Family):
 
         # Found once, on the whole model: a stack keeps its name when edits leave little of it.
         setattr(model, _STACKS, stacks.find_stacks(_of_transformers(model)))
+        stacks.say_given(_of_transformers(model), self.stacks(model).values())
         for path in self.stacks(model).values():
             attention.adopt(model, path, self.component_of)
         return model
@@ -130,9 +131,10 @@ class TransformersFamily(Family):
         return dict(kept) if isinstance(kept, dict) else stacks.find_stacks(_of_transformers(model))
 
     def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        from umcompress.models.hf import staying
+        from umcompress.models.hf import positions, staying
 
-        staying.check_removable(_of_transformers(model), self.stacks(model), removed)
+        for module in (staying, positions):
+            module.check_removable(_of_transformers(model), self.stacks(model), removed)
 
     def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         from umcompress.models.hf import settle

@@ -28,7 +28,7 @@ from umcompress.models.hf.inputs import config_parts
 from umcompress.models.hf.settle import owner_of, unsaid
 from umcompress.models.plain import Plain
 
-WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "mlp_dim", "ffn_hidden_size", "ffn_config")
+WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "mlp_dim", "ffn_hidden_size", "ffn_config", "d_ff")
 # Of the expert beside a mixture that every token uses.
 SHARED_WIDTH = "shared_expert_intermediate_size"
 _SHOWN = 4

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from umcompress.graph.assume import GIVEN
 from umcompress.graph.lower import original_class
 from umcompress.graph.trace import ATTENTION, is_attention, is_leaf
 from umcompress.models.hf.components import component_of
 from umcompress.models.hf.family import TransformersFamily
 
+_FROM_ENCODER = ("encoder_hidden_states",)
 _LANGUAGE = ("language_model", "text_model", "decoder", "transformer")
 
 
@@ -23,6 +27,16 @@ def find_stacks(model: PreTrainedModel) -> dict[str, str]:
         return {}
     main = max(outer, key=lambda path: _language(model, path))
     return {TransformersFamily.main_stack: main} | {path: path for path in outer if path != main}
+
+
+def say_given(model: PreTrainedModel, stacks: Iterable[str]) -> None:
+    """Blocks of a decoder beside an encoder get its states: without them they would have no attention to them."""
+    for stack in stacks:
+        parts = stack.split(".")
+        owners = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
+        if any(getattr(getattr(owner, "config", None), "is_encoder_decoder", False) for owner in owners):
+            for block in model.get_submodule(stack).children():
+                setattr(block, GIVEN, _FROM_ENCODER)
 
 
 def _repeats(blocks: nn.ModuleList) -> bool:
