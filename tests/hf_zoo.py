@@ -53,6 +53,13 @@ def _gpt_neox() -> PreTrainedModel:
     return hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes))
 
 
+def _falcon() -> PreTrainedModel:
+    """Groups, each with its queries, key and value in one linear."""
+    sizes = TEXT | {"ffn_hidden_size": 48, "num_kv_heads": 2, "new_decoder_architecture": True}
+    del sizes["num_key_value_heads"], sizes["intermediate_size"]
+    return hf.FalconForCausalLM(hf.FalconConfig(**sizes))
+
+
 def _deepseek_v3() -> PreTrainedModel:
     """A dense layer, then mixtures with a shared expert; queries and keys through narrow bottlenecks."""
     heads = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
@@ -154,4 +161,5 @@ ZOO: dict[str, Entry] = {
     "granite": Entry(partial(_lm, "GraniteForCausalLM", "GraniteConfig")),
     "cohere": Entry(partial(_lm, "CohereForCausalLM", "CohereConfig", use_qk_norm=False)),
     "gpt_neox": Entry(_gpt_neox),
+    "falcon": Entry(_falcon),
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -52,8 +52,32 @@ def find_branches(
     graph: fx.Graph, block: nn.Module, path: str, component_of: Callable[[str], str]
 ) -> tuple[Branch, ...]:
     """Branches in the order of the graph."""
-    found: dict[fx.Node, tuple[Branch, ...]] = {}
     above = _ancestors(graph)
+    found = {
+        node: tuple(_branches(node, stream, branch, above, block, path, component_of))
+        for node, (stream, branch) in _added(graph, block, above).items()
+    }
+    return tuple(branch for node in graph.nodes for branch in found.get(node, ()))
+
+
+def unknown_additions(graph: fx.Graph, block: nn.Module, branches: Iterable[Branch]) -> Iterator[list[nn.Module]]:
+    """What else is added to the stream: of each addition that is no known branch, the modules with tensors in it."""
+    above = _ancestors(graph)
+    known = {node for branch in branches for node in (branch.add, branch.after)}
+    for node, (stream, branch) in _added(graph, block, above).items():
+        if node not in known:
+            own = (above[branch] | {branch}) - above[stream] - {stream}
+            called = [module_of(block, one) for one in graph.nodes if one in own]
+            held = [module for module in called if module is not None and any(True for _ in module.parameters())]
+            if held:
+                yield held
+
+
+def _added(
+    graph: fx.Graph, block: nn.Module, above: dict[fx.Node, frozenset[fx.Node]]
+) -> dict[fx.Node, tuple[fx.Node, fx.Node]]:
+    """Each add that closes a residual -> (stream, branch)."""
+    found: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
     for output in _returned(graph):
         node: fx.Node | None = output
         while node is not None:
@@ -64,11 +88,9 @@ def find_branches(
             split = _split(operands, above, block)
             if split is None:
                 break
-            stream, branch = split
-            if node not in found:
-                found[node] = tuple(_branches(node, stream, branch, above, block, path, component_of))
-            node = stream
-    return tuple(branch for node in graph.nodes for branch in found.get(node, ()))
+            found.setdefault(node, split)
+            node = split[0]
+    return found
 
 
 def _returned(graph: fx.Graph) -> list[fx.Node]:
@@ -132,14 +154,16 @@ def _step(node: fx.Node, block: nn.Module) -> fx.Node | None:
     if call_name(node) in _SCALES and len(node.args) == 2:
         scaled = [a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
         return scaled[0] if len(scaled) == 1 else None
-    if len(node.all_input_nodes) != 1:
+    # Dropout as a function asks whether the block is in training.
+    given = [used for used in node.all_input_nodes if used.op != "get_attr" or used.target != "training"]
+    if len(given) != 1:
         return None
     module = module_of(block, node)
     if module is not None:
         passes = any(part in type(module).__name__ for part in _STEP_MODULES)
     else:
         passes = call_name(node) in _STEP_CALLS
-    return node.all_input_nodes[0] if passes else None
+    return given[0] if passes else None
 
 
 def _split(

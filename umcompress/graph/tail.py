@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
+from functools import cache
 from typing import Any
 
 from torch import fx, nn
@@ -16,6 +18,7 @@ from torch import fx, nn
 from umcompress.graph.protocol import StreamAttention
 
 _CACHE_FLAG, _CACHE = re.compile(r"cache|past|present"), re.compile(r"past|kv_cache")
+_WEIGHTS = re.compile(r"^att\w*_(weights|probs|scores)")
 
 
 def more(outputs: tuple[Any, ...], flag: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -39,7 +42,10 @@ def without_tail(returned: Any) -> Any:
 
 
 def let_go(graph: fx.Graph, leaf: fx.Node, attention: nn.Module) -> None:
-    """An attention that is dropped gives nothing more: its cache is returned as it was given, other parts as None."""
+    """An attention that is dropped gives nothing more: its cache is returned as it was given, other parts as None.
+
+    What the block returns without being asked is its weights only: what else an attention makes, blocks above may read.
+    """
     if isinstance(attention, StreamAttention) and len(attention.stream_components) > 1:
         return
     named = dict(zip(inspect.signature(attention.forward).parameters, leaf.args, strict=False)) | leaf.kwargs
@@ -49,6 +55,25 @@ def let_go(graph: fx.Graph, leaf: fx.Node, attention: nn.Module) -> None:
         kept = handed if isinstance(flag, fx.Node) and _CACHE_FLAG.search(str(flag.target)) else None
         assert isinstance(values, tuple | list)
         node.args = (outputs, flag, tuple(kept if _made_by(value, leaf) else value for value in values))
+    kind: Any = type(attention)
+    returned, weights = graph.output_node().args[0], _weights_of(kind)
+    if isinstance(returned, tuple):
+        graph.output_node().args = (tuple(None if _place(value, leaf) in weights else value for value in returned),)
+
+
+@cache
+def _weights_of(cls: Any) -> frozenset[int]:
+    """Where an attention's weights are in what it returns, by what its forward calls them."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()
+    returned = (node.value for node in ast.walk(tree) if isinstance(node, ast.Return))
+    every = [
+        {place for place, part in enumerate(parts.elts) if isinstance(part, ast.Name) and _WEIGHTS.search(part.id)}
+        for parts in returned if isinstance(parts, ast.Tuple)
+    ]  # fmt: skip
+    return frozenset(set.intersection(*every)) if every else frozenset()
 
 
 def _made_by(value: Any, leaf: fx.Node) -> bool:
@@ -56,6 +81,11 @@ def _made_by(value: Any, leaf: fx.Node) -> bool:
     if not isinstance(value, fx.Node):
         return False
     return value is leaf or (getattr(value.target, "__name__", "") == "getitem" and value.args[0] is leaf)
+
+
+def _place(value: Any, leaf: fx.Node) -> Any:
+    """Which part of a leaf's result a value is; None where it is none."""
+    return value.args[1] if _made_by(value, leaf) and value is not leaf else None
 
 
 def added(node: ast.If, arguments: set[str], name: str) -> ast.stmt | None:
