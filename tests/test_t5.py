@@ -32,7 +32,8 @@ from umcompress.rewrite.store import save_compressed, save_plain
 FAMILY = TransformersFamily()
 IDS = torch.arange(5, 17).view(2, 6)
 SIZES: dict[str, Any] = {
-    "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0,
+    "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4,
+    "decoder_start_token_id": 0,
 }  # fmt: skip
 PLAIN, GATED = {"feed_forward_proj": "relu"}, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
