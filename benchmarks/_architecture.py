@@ -143,7 +143,8 @@ def cut(
         return
     wrong = found.setdefault("wrong", [])
     wanted, ours = run(source, reference(graph, model, plan)), run(source, edited)
-    # What a model keeps by layer, such as states, has one layer less.
+    wanted = by_layer(wanted, ours, [edit.block for edit in plan.edits if isinstance(edit, DropBlock)])
+    # What else a model keeps, such as states, has one layer less.
     fitting = {key: value for key, value in wanted.items() if key in ours and ours[key].shape == value.shape}
     if (difference := apart({key: ours[key] for key in fitting} or ours, fitting)) > 1e-4:
         wrong.append(f"{title}: {difference:.2g} from the reference")
@@ -153,6 +154,18 @@ def cut(
         # Where models choose tokens to attend to, ties are broken one way or the other: ask the reference, too.
         wrong += [] if sensitive(reference(graph, model, plan)) else [f"{title}: then {after}"]
     found.setdefault("cuts", {})[title] = stored(title, source, edited, plan, ours, home / title, wrong)
+
+
+def by_layer(wanted: Outputs, ours: Outputs, blocks: list[str]) -> Outputs:
+    """Without what a reference gives for each layer, where ours gives it for one layer less."""
+    gone = {int(path.rpartition(".")[2]) for path in blocks}
+    for name in {key.rpartition(".")[0] for key in wanted if key.rpartition(".")[2].isdigit()}:
+        listed = [wanted[key] for key in (f"{name}.{i}" for i in range(len(wanted))) if key in wanted]
+        if gone and sum(key.rpartition(".")[0] == name for key in ours) == len(listed) - len(gone):
+            kept = [value for index, value in enumerate(listed) if index not in gone]
+            others = {key: value for key, value in wanted.items() if key.rpartition(".")[0] != name}
+            wanted = others | {f"{name}.{index}": value for index, value in enumerate(kept)}
+    return wanted
 
 
 def reference(graph: ModelGraph, model: nn.Module, plan: Plan) -> nn.Module:
