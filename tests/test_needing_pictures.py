@@ -12,6 +12,9 @@ import transformers as hf
 from hf_models import write_folder, write_recipe
 
 from umcompress.cli import main
+from umcompress.graph.lower import lower
+from umcompress.graph.model_graph import trace_model
+from umcompress.opening import open_source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _pico import pico
@@ -50,6 +53,19 @@ def test_a_picture_is_given_to_what_takes_no_text_without_one(tmp_path: Path, ca
     assert main(["inspect", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "qformer.encoder.layer" in shown and "MACs per token" in shown
+
+
+def test_blocks_that_always_read_the_picture_say_so(tmp_path: Path) -> None:
+    """BLIP's text blocks have no default for it, and are no decoder's by their configuration."""
+    folder = folder_of(hf.BlipForConditionalGeneration, tmp_path / "m")
+    source = open_source(str(folder))
+    model: Any = source.load()
+    before = model(pixel_values=PIXELS, input_ids=IDS).logits
+    graph = trace_model(model, source.family)
+    assert graph.stacks["main"].startswith("text_decoder.")
+    for block in graph.blocks():
+        lower(model.get_submodule(block.path), graph.block_graph(block.path))
+    assert torch.equal(model(pixel_values=PIXELS, input_ids=IDS).logits, before)
 
 
 @pytest.mark.parametrize("name", ["Udop", "Kosmos2"])

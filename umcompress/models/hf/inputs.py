@@ -24,6 +24,12 @@ def reads_text(model: PreTrainedModel) -> bool:
     return "input_ids" in inspect.signature(type(model).forward).parameters
 
 
+def needs_picture(model: PreTrainedModel) -> bool:
+    """Whether the forward takes no text without a picture."""
+    pixels = inspect.signature(type(model).forward).parameters.get("pixel_values")
+    return reads_text(model) and pixels is not None and pixels.default is pixels.empty
+
+
 def speaks(model: PreTrainedModel) -> bool:
     """Whether the model continues text. One that reads with an encoder and writes with a decoder does not."""
     any_model: Any = model
@@ -46,9 +52,9 @@ def fixed_call(model: PreTrainedModel, ids: Tensor, pixels: Call | None) -> Call
     if not reads_text(model):
         writes = bool(pixels) and model.config.is_encoder_decoder and "decoder_input_ids" in takes
         return pixels | ({"decoder_input_ids": ids[:1]} if writes else {})
-    if "pixel_values" in takes and takes["pixel_values"].default is inspect.Parameter.empty:
-        # A picture to each text.
-        return text_call(model, ids) | {name: value.expand(len(ids), *value.shape[1:]) for name, value in pixels.items()}
+    if needs_picture(model):
+        to_each = {name: value.expand(len(ids), *value.shape[1:]) for name, value in pixels.items()}
+        return text_call(model, ids) | to_each
     return text_call(model, ids) | ({} if speaks(model) else pixels)
 
 

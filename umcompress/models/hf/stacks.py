@@ -14,6 +14,7 @@ from umcompress.graph.lower import original_class
 from umcompress.graph.trace import ATTENTION, is_attention, is_leaf
 from umcompress.models.hf.components import component_of
 from umcompress.models.hf.family import TransformersFamily
+from umcompress.models.hf.inputs import needs_picture
 
 _FROM_ENCODER = ("encoder_hidden_states",)
 _LANGUAGE = ("language_model", "text_model", "decoder", "transformer")
@@ -30,11 +31,15 @@ def find_stacks(model: PreTrainedModel) -> dict[str, str]:
 
 
 def say_given(model: PreTrainedModel, stacks: Iterable[str]) -> None:
-    """Blocks of a decoder beside an encoder get its states: without them they would have no attention to them."""
+    """Blocks of a decoder beside an encoder get its states: without them they would have no attention to them.
+
+    So do the blocks of a model that does not go without a picture (BLIP), which it reads as an encoder's.
+    """
+    always = needs_picture(model)
     for stack in stacks:
         parts = stack.split(".")
         owners = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
-        if any(getattr(getattr(owner, "config", None), "is_encoder_decoder", False) for owner in owners):
+        if always or any(getattr(getattr(owner, "config", None), "is_encoder_decoder", False) for owner in owners):
             for block in model.get_submodule(stack).children():
                 setattr(block, GIVEN, _FROM_ENCODER)
 
