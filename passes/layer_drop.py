@@ -34,7 +34,7 @@ from umcompress.extend import (
     Statistics,
 )
 
-from ._common import dropped_count
+from ._common import dropped_count, nothing
 
 if TYPE_CHECKING:
     from umcompress.extend import ModelGraph
@@ -101,6 +101,10 @@ class LayerDrop(SitePass):
         units = self._units(graph, scope)
         if self.keep_ratio == 1:
             return Proposal(Plan(pass_name=self.name))
+        twins = self._ambiguous(graph, scope)
+        if not units and twins:
+            do = "drop whole blocks (`unit: block`), or channels and heads"
+            raise nothing(self.name, f"{self.unit} parts", twins, do)
         count = self._count(units)
         scores: dict[str, float] = {}
         if self.drop is not None:
@@ -119,7 +123,7 @@ class LayerDrop(SitePass):
             )
             for unit in units
         )
-        edits, declined = tuple(_edits(graph, chosen)), tuple(self._ambiguous(graph, scope))
+        edits, declined = tuple(_edits(graph, chosen)), tuple(twins)
         return Proposal(Plan(pass_name=self.name, edits=edits, evidence=evidence, declined=declined))
 
     def _ambiguous(self, graph: ModelGraph, scope: Scope) -> list[Declined]:

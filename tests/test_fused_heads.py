@@ -129,7 +129,7 @@ def silent(model: Any, plan: Plan, head_dim: int, per: int) -> Any:
     for edit in plan.edits:
         assert isinstance(edit, KeepHeads)
         names = dict(twin.get_submodule(edit.site).named_children())
-        last = next(names[name] for name in ("dense", "out_proj", "c_proj") if name in names)
+        last: Any = next(names[name] for name in ("dense", "out_proj", "c_proj") if name in names)
         kept = edit.query_heads
         if edit.key_value_groups is not None:
             kept = tuple(group * per + j for group in edit.key_value_groups for j in range(per))

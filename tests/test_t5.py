@@ -26,6 +26,7 @@ from umcompress.models.hf.family import TransformersFamily
 from umcompress.opening import open_source
 from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.passes.head_prune import HeadPrune
+from umcompress.passes.layer_drop import LayerDrop
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.store import save_compressed, save_plain
 
@@ -157,6 +158,13 @@ def test_a_decoder_has_its_attention_to_the_encoder() -> None:
     assert [branch.kind for branch in blocks[0].branches] == ["attention", "feed_forward"]
 
 
+def test_attentions_that_cannot_be_told_apart_are_said_to_be() -> None:
+    """A decoder has two in each block."""
+    step = LayerDrop(unit="attention", drop_count=1, score="first")
+    with pytest.raises(PlanError, match="cannot be told apart"):
+        step.plan(trace_model(t5(PLAIN), FAMILY), Statistics("understanding"))
+
+
 def test_heads_of_both_attentions_of_a_decoder_are_cut() -> None:
     """Keys and values of the second come from the encoder, and are kept in a cache of their own."""
     model = bart()
@@ -178,7 +186,7 @@ def test_inspect_shows_the_feed_forwards(tmp_path: Path, capsys: pytest.CaptureF
     folder = write_folder(t5(GATED), tmp_path / "m")
     assert main(["inspect", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert "gated" in shown and "T5Attention" in shown
+    assert "gated" in shown and "has a bias of positions" in " ".join(shown.split())
 
 
 def test_a_question_about_types_is_asked_when_the_block_is_called() -> None:

@@ -110,6 +110,8 @@ def layout_of(module: nn.Module) -> Layout:
     output = next((name for name in _OUTPUT if is_matrix(children.get(name))), None)
     head_dim, (fused, bundles) = _head_dim(module), _FUSED.get(_class_name(module), ("", 1))
     if head_dim is None:
+        if any("relative_attention_bias" in name for name in vars(module)):
+            return "each of its heads has a bias of positions, which is not cut with it"
         return "it does not say how wide a head is"
     kind: Any = type(module)
     if known_code(kind) and shapes_as_input(kind):
