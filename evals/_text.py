@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from umcompress.models.base import TextSample
 
 BATCH_TOKENS = 4096
+# Characters of a text that is worth a score.
+_FEWEST = 10
 
 
 class TextBenchmark(Benchmark):
@@ -46,11 +48,11 @@ class TextBenchmark(Benchmark):
 
     def check(self) -> None:
         self.require(self.path())
-        if len(self.parts()[1].split()) < 2:
+        if len(self.parts()[1].strip()) < _FEWEST:
             raise UsageError(f"{self.name}: score {self.path()}", "hardly any text", "give it a longer text")
 
     def parts(self) -> tuple[str, str]:
-        """(held out, scored), cut at a line's end, or between words where no line ends."""
+        """(held out, scored), cut at a line's end, between words where no line ends, or where there is neither."""
         self.require(self.path())
         try:
             text = self.path().read_text(encoding="utf-8")
@@ -58,21 +60,33 @@ class TextBenchmark(Benchmark):
             found = f"it is no UTF-8 text: {error}"
             raise UsageError(f"{self.name}: read {self.path()}", found, "convert it") from error
         share = int(len(text) * self.held_out)
-        place = text.find("\n", share) + 1 or text.find(" ", share) + 1 if self.held_out else 0
+        place = text.find("\n", share) + 1 or text.find(" ", share) + 1 or share if self.held_out else 0
         return text[:place], text[place:]
 
-    def ids(self, runner: Any, what: str) -> Tensor:
-        """The scored text as one row of ids, tokenized as a whole and without special tokens."""
+    def suits(self, runner: Any) -> None:
+        """UsageError where the model has no logits of plain text, no tokenizer, or no positions for the windows."""
+        # The tokenizer is opened where it is asked for.
         if not hasattr(runner, "logits") or not hasattr(runner, "words"):
-            raise UsageError(f"{self.name} of this model", f"it has no {what} of plain text",
+            raise UsageError(f"{self.name} of this model", "it has no logits of plain text",
+                             "use it on causal language models")
+        if not getattr(runner, "speaks", True):
+            kind = type(getattr(runner, "model", runner)).__name__
+            raise UsageError(f"{self.name} of this model", f"{kind} does not generate text",
                              "use it on causal language models")
         most = getattr(runner, "positions", None)
         if most is not None and self.window > most:
             raise UsageError(f"{self.name}: windows of {self.window} tokens", f"the model has positions for {most}",
                              f"set window: {most}, or less")
+
+    def ids(self, runner: Any) -> Tensor:
+        """The scored text as one row of ids, tokenized as a whole and without special tokens."""
+        self.suits(runner)
         import torch
 
-        return torch.tensor(runner.words.more_ids(self.parts()[1]), dtype=torch.long)
+        found = torch.tensor(runner.words.more_ids(self.parts()[1]), dtype=torch.long)
+        if len(found) < 2:
+            raise UsageError(f"{self.name}: score {self.path()}", "fewer than two tokens", "give it a longer text")
+        return found
 
     def calibration_items(self, task: Task, samples: int, seed: int) -> list[Any]:
         return self._drawn(task, samples, seed, "calibrate")

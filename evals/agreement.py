@@ -33,7 +33,7 @@ class Agreement(TextBenchmark):
     window: PositiveInt = Field(default=256, description="tokens of context; no window is longer")
 
     def _rows(self, runner: Any) -> list[Tensor]:
-        ids = self.ids(runner, "logits")[: self.tokens]
+        ids = self.ids(runner)[: self.tokens]
         return [ids[start : start + self.window] for start in range(0, len(ids), self.window)]
 
     def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:

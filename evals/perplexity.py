@@ -32,7 +32,7 @@ class Perplexity(Windowed):
     name: ClassVar[str] = "perplexity"
 
     def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
-        started, ids = time.monotonic(), self.ids(runner, "logits")
+        started, ids = time.monotonic(), self.ids(runner)
         parts = self.windows(len(ids))
         rows = self.collect(
             list(batches(parts, self.window)), out, lambda batch: f"{batch[0][0]}-{batch[-1][1]}",

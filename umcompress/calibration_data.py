@@ -25,6 +25,7 @@ from umcompress.models.picture import read_image
 from umcompress.scores import Score
 
 FORMS = "a prompt or a text a line, or JSON lines with `prompt`, with `image` and `question`, or with `text`"
+JSON = (".jsonl", ".json", ".ndjson")
 Row = dict[str, str]
 
 
@@ -56,11 +57,16 @@ class CalibrationFile(Evaluation):
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(asked, f"not readable: {error}", f"name a text file: {FORMS}") from error
         rows = [
-            _row(line, f"{asked}, line {number}", self.data.suffix == ".jsonl")
+            _row(line, f"{asked}, line {number}", self._is_json)
             for number, line in enumerate(lines, start=1)
             if line.strip()
         ]
         return [row for row in rows if row]
+
+    @property
+    def _is_json(self) -> bool:
+        """Whether its lines are JSON, by its name: a text may well begin with a brace."""
+        return self.data.suffix.lower() in JSON
 
     def _missing(self, asked: str) -> UsageError:
         here = Path.cwd()
@@ -74,7 +80,7 @@ class CalibrationFile(Evaluation):
     def drawn(self, task: Task, samples: int, seed: int) -> list[Row]:
         """Rows that suit the task, `samples` of them.  UsageError where there are fewer."""
         rows = self._rows()
-        if task == "understanding" and self.data.suffix != ".jsonl":
+        if task == "understanding" and not self._is_json:
             rows = [{"text": row["prompt"]} for row in rows]
         fit = [row for row in rows if ("prompt" in row) == (task == "generation")]
         if len(fit) < samples:
@@ -120,7 +126,8 @@ def _row(line: str, asked: str, is_json: bool) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UsageError(asked, f"not JSON: {error.msg}", f"write {FORMS}") from error
+        do = f"write {FORMS}; the name of a file of plain lines ends otherwise than in {', '.join(JSON)}"
+        raise UsageError(asked, f"not JSON: {error.msg}", do) from error
     keys = ("prompt", "image", "question", "answer", "text")
     found = {key: row[key] for key in keys if key in row} if isinstance(row, dict) else {}
     whole = "prompt" in found or "text" in found or {"image", "question"} <= found.keys()

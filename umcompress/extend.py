@@ -264,6 +264,12 @@ class Evaluation(Document, ABC):
     def check(self) -> None:
         """Look, before hours are spent, whether what `run` reads is there.  UsageError says what is missing."""
 
+    def suits(self, runner: Any) -> None:
+        """Look whether a model can be scored, by its shapes and files alone.  UsageError says why it cannot.
+
+        runner: of a skeleton of the model.
+        """
+
     @abstractmethod
     def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Score what `runner` answers and generates; leave artifacts (answers, images) in `out`."""

@@ -10,7 +10,7 @@ from umcompress.calibration_data import CalibrationFile
 from umcompress.errors import PlanError, UsageError
 from umcompress.extend import Evaluation, Pass, TrainingPass, find_evaluation
 from umcompress.opening import Source
-from umcompress.recipe import Calibration, Recipe
+from umcompress.recipe import Calibration, Recipe, Step, Task
 from umcompress.train.run import check_learning, check_trainable
 from umcompress.training_data import TrainingFile
 
@@ -89,12 +89,15 @@ def _problems(
         try:
             evaluation.check()
             _does_any(evaluation, runner)
+            evaluation.suits(runner)
         except (PlanError, UsageError) as error:
             yield f"evaluate {name}", error
     checked: set[Calibration] = set()
     for step in recipe.steps:
         planner = step.pass_
         wanted = getattr(planner, "calibration", None) or recipe.calibration
+        if (unscored := _gate_problem(step, evaluations, runner)) is not None:
+            yield step.name, unscored
         try:
             if isinstance(planner, TrainingPass):
                 check_trainable(planner, source, training_source(recipe, planner, evaluations))
@@ -103,6 +106,21 @@ def _problems(
                 checked.add(wanted)
         except (PlanError, UsageError) as error:
             yield step.name, error
+
+
+def _gate_problem(step: Step, evaluations: Sequence[Evaluation], runner: Any) -> UsageError | None:
+    """What is wrong with a limit to a drop of a score that nothing gives."""
+    scored = {task for evaluation in evaluations for task in evaluation.tasks if task in runner.tasks}
+    asked: dict[Task, float | None] = {}
+    if step.stop_if is not None:
+        asked = {"understanding": step.stop_if.understanding_drop, "generation": step.stop_if.generation_drop}
+    unscored = [task for task, limit in asked.items() if limit is not None and task not in scored]
+    if not unscored:
+        return None
+    return UsageError(
+        f"stop_if: {unscored[0]}_drop", f"no evaluation of the recipe scores {unscored[0]}",
+        f"add an evaluation that does, or leave {unscored[0]}_drop out",
+    )
 
 
 def _calibrates(wanted: Calibration, giver: Evaluation, runner: Any) -> None:
@@ -140,6 +158,9 @@ def _can_read(name: str, pictured: bool, plain: bool, runner: Any) -> None:
             asked, "it shows pictures, and the model is run on text here",
             "calibration: {data: FILE} of JSON lines with `text`, or evaluate: [perplexity: {data: FILE}]",
         )
+    if plain and hasattr(runner, "words"):
+        # Opened, so that a tokenizer that is missing or broken is told of before anything is run.
+        _ = runner.words
     if plain and not hasattr(runner, "logits"):
         raise PlanError(
             asked, "it gives plain text, which the model is not run on here",

@@ -78,6 +78,7 @@ def _sources(
                 continue
             if task == "understanding":
                 _must_answer(f"a first recipe for {model} with {name}", runner, items)
+                evaluation.suits(runner)
             found.setdefault(task, name)
         if task in refusals and task not in found and getattr(runner, "sees", False):
             # Benchmarks give nothing away to calibrate on; the built-in pictures do for a first recipe.
