@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 # A disk or what a user may write on it is used up.
-FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a file system says, and what to do about it. Any other OSError is an error of ours.
+_ROOM, _RIGHTS = "make room", "see that it can be read and written"
+REFUSALS = {
+    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "write where files may be larger", errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS, errno.EROFS: _RIGHTS, errno.EIO: "look after the disk", errno.ESTALE: "look after the disk",
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in FULL:
+        if (do := REFUSALS.get(error.errno or 0)) is None:
             raise
-        print(f"umcompress: write {error.filename2 or error.filename or 'a file'}\n  found: {error.strerror}\n"
-              "  do: make room and give the same command again; the steps that are done are kept", file=sys.stderr)
+        print(f"umcompress: use {error.filename2 or error.filename or 'a file'}\n  found: {error.strerror}\n"
+              f"  do: {do} and give the same command again; the steps that are done are kept", file=sys.stderr)
         return 1
 
 
