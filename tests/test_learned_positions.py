@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers as hf
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
@@ -21,6 +22,19 @@ LINE = "one line of a text that is longer than the table of positions is long, b
 @pytest.mark.parametrize(("name", "most"), [("gpt2", 64), ("opt", 64), ("llama", None), ("qwen2_5_vl", None)])
 def test_a_table_of_positions_is_found(name: str, most: int | None) -> None:
     assert learned_positions(ZOO[name].build()) == most
+
+
+def test_a_table_of_biases_is_one_of_positions(tmp_path: Path) -> None:
+    """MPT's: longer texts ended with the RuntimeError of a sum, and so did timing it."""
+    config = hf.MptConfig(vocab_size=96, d_model=32, n_layers=2, n_heads=4, expansion_ratio=2, max_seq_len=64)
+    model = write_folder(hf.MptForCausalLM(config), tmp_path / "model")
+    assert learned_positions(open_source(str(model)).load()) == 64
+    (tmp_path / "text.txt").write_text(LINE * 80)
+    text = {"perplexity": {"data": str(tmp_path / "text.txt"), "sample_characters": 300, "window": 64}}
+    step = {"pass": "head_prune", "keep_ratio": 0.5}
+    keys = {"calibration": {"task": "understanding", "samples": 2}}
+    recipe = write_recipe(tmp_path, model, step, evaluate=[text], **keys)
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt"])

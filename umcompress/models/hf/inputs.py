@@ -103,12 +103,22 @@ def speaking_part(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def learned_positions(model: PreTrainedModel) -> int | None:
-    """How many tokens a model of learned positions takes; None for others, which compute theirs."""
+    """How many tokens a model of learned positions takes; None for others, which compute theirs.
+
+    MPT computes a table of biases, of just so many tokens.
+    """
+    if model.config.model_type == "mpt":
+        return positions(text_config(model))
     tables = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
     if not any(_POSITIONS.search(name) and "vision" not in name for name in tables):
         return None
-    found = getattr(text_config(model), "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
+    return positions(text_config(model))
+
+
+def positions(config: Any) -> int | None:
+    """How many tokens a configuration speaks of."""
+    names = ("max_position_embeddings", "max_seq_len")
+    return next((found for name in names if isinstance(found := getattr(config, name, None), int)), None)
 
 
 def plain_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:

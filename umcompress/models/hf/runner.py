@@ -31,6 +31,7 @@ from umcompress.models.hf.inputs import (
     learned_positions,
     picture,
     plain_ids,
+    positions,
     reads_text,
     speaks,
     text_call,
@@ -267,8 +268,8 @@ class TransformersRunner:
 
     def _fitting(self, tokens: int) -> int:
         """So many tokens, or what the model has positions for, with room for those to decode."""
-        positions = getattr(text_config(self.model), "max_position_embeddings", None)
-        return min(tokens, positions - NEW_TOKENS) if isinstance(positions, int) and positions > NEW_TOKENS else tokens
+        most = positions(text_config(self.model))
+        return min(tokens, most - NEW_TOKENS) if most is not None and most > NEW_TOKENS else tokens
 
     def _placed(self, value: Tensor) -> Tensor:
         return value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
