@@ -59,6 +59,8 @@ class TextBenchmark(Benchmark):
         except UnicodeDecodeError as error:
             found = f"it is no UTF-8 text: {error}"
             raise UsageError(f"{self.name}: read {self.path()}", found, "convert it") from error
+        except OSError as error:
+            raise UsageError(f"{self.name}: read {self.path()}", str(error.strerror), "check the file") from error
         share = int(len(text) * self.held_out)
         place = text.find("\n", share) + 1 or text.find(" ", share) + 1 or share if self.held_out else 0
         return text[:place], text[place:]

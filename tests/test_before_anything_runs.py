@@ -85,3 +85,20 @@ def test_a_text_without_spaces_is_a_text(tmp_path: Path) -> None:
     one = Perplexity(data=file, held_out=0.5)
     one.check()
     assert [len(part) for part in one.parts()] == [55, 55]
+
+
+@pytest.mark.parametrize("method", ["read_text", "write_text"])
+def test_texts_and_recipes_that_the_file_system_refuses(
+    method: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = getattr(Path, method)
+
+    def refuse(self: Path, *given: Any, **settings: Any) -> Any:
+        if self.parent == home and self.name in ("text.txt", "first.yaml"):
+            raise PermissionError(13, "Permission denied")
+        return known(self, *given, **settings)
+
+    monkeypatch.setattr(Path, method, refuse)
+    evaluation = f"perplexity:data={home / 'text.txt'},window=16"
+    assert main(["init", str(home / "gpt2"), "--evaluation", evaluation, "-o", str(home / "first.yaml")]) == 2
+    assert "found: Permission denied" in capsys.readouterr().err

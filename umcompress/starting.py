@@ -47,7 +47,10 @@ def start(
     head: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     options = {name: _given(evaluation) for name, evaluation in evaluations.items()}
     starter = _planned(model, starter, options, sources, head, output)
-    output.write_text(recipe_text(model, starter, options, sources, head), encoding="utf-8")
+    try:
+        output.write_text(recipe_text(model, starter, options, sources, head), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"write {output}", str(error.strerror), "choose another with -o") from error
     return found, starter
 
 
