@@ -21,7 +21,7 @@ does. It is opened, inspected and traced; a block is dropped (`layer_drop`), hal
 (`channel_prune`) and half of the key-value groups (`head_prune`) are cut. A row holds where
 
 * the traced model computes the same bits as transformers' own;
-* each cut gives what a model gives whose block hands its input on, or whose weights are zero there, to 1e-4;
+* each cut gives what a model gives whose block hands on what it was given, or whose weights are zero there, to 1e-4;
 * where decoding with a cache is exact before, it is so after;
 * the saved result loads to the same bits: by transformers alone where it is plain, and where it is not, transformers
   refuses it and `umcompress.load` loads it.
@@ -32,6 +32,14 @@ Columns: blocks of the pico model; heads as query heads / groups; channels of ho
 transformers alone loads the result. "-": no such site, and the remark says why. Architectures that mix attention with
 state-space or convolution layers have heads in their attention layers only; whole blocks can go in any.
 """
+# What else there is to know about a task.
+NOTES = {
+    "image_text_to_text": """The cuts are made in the language part. Compared are texts, what the tower sees in a
+picture and, for the kinds that [vision-language.md](vision-language.md) asks in batches, an answer about one; models
+that do not go without a picture get it with the text. Not built: what needs timm where that is not installed. Refused,
+and the tool says why: what wants more than text and a picture, and an encoder and a decoder that are one.
+""",
+}
 _WHY = re.compile(r"found: (.*?)(?: do: .*)?$")
 
 
@@ -47,6 +55,7 @@ def write(rows: Mapping[str, Sequence[dict[str, Any]]]) -> None:
         rest = Counter(_state(row) for row in found if row not in held)
         counted = "".join(f", {count} {state}" for state, count in sorted(rest.items()))
         parts.append(f"\n## {TITLES[task]}\n\n{len(held)} of {len(found)} can be compressed{counted}.\n")
+        parts += [NOTES[task]] if task in NOTES else []
         parts.append("| model type | blocks | heads | channels | plain after a cut of | remark |")
         parts.append("|---|---|---|---|---|---|")
         parts += [_line(row) for row in sorted(held, key=lambda row: row["kind"])]
