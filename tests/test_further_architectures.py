@@ -40,6 +40,7 @@ KNOWN: dict[str, tuple[list[str], list[str], int, set[str]]] = {
     "DiffLlamaForCausalLM": (BOTH, [], 4, {"channels"}),
     "LongcatFlashForCausalLM": ([" + ".join(BOTH * 2 + ["feed_forward"])], [], 4, {"blocks"}),
     "MiniMaxForCausalLM": (BOTH, ["4 / 2"], 0, set()),
+    "Phi4MultimodalForCausalLM": (BOTH, ["4 / 2"], 4, {"blocks", "channels", "heads"}),
     "TrOCRForCausalLM": (BOTH, [], 4, {"blocks", "channels"}),
 }
 

@@ -23,10 +23,12 @@ from umcompress.errors import PlanError
 from umcompress.extend import Statistics
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.opening import open_source
+from umcompress.out_of_core import open_on_disk, write
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.store import save_compressed
 
+FILE = "model.safetensors"
 WORDS: dict[str, Any] = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SIZES: dict[str, Any] = WORDS | {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
 
@@ -165,6 +167,10 @@ def test_heads_are_cut_as_zeros_would(name: str, tmp_path: Path) -> None:
         with pytest.raises((RuntimeError, ValueError, AttributeError)):
             type(edited).from_pretrained(out)
         same(run(open_source(str(out)).load()), ours)
+        disk = open_on_disk(source)
+        disk.apply(plan, {})
+        write(disk, tmp_path / f"disk{number}", record)
+        assert (tmp_path / f"disk{number}" / FILE).read_bytes() == (out / FILE).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["bloom", "mpt", "falcon, a key for each head, slopes", "codegen", "falcon, groups"])
