@@ -138,6 +138,26 @@ def test_pictures_go_into_the_same_language_blocks(tmp_path: Path) -> None:
         without(tmp_path / "m", f"{language}2")
 
 
+def test_vision_blocks_that_a_connector_reads_out_of(tmp_path: Path) -> None:
+    """Molmo 2's adapter reads blocks 3 and 1 of the tower: they stay, and are 2 and 1 when another goes."""
+    saved(hf.Molmo2ForConditionalGeneration, tmp_path / "m")
+    tower = "model.vision_tower.layers."
+    ours, plain = without(tmp_path / "m", f"{tower}2")
+    assert ours.config.adapter_config.vision_feature_layer == [2, 1]
+    assert ours.config.vision_config.num_hidden_layers == 3 and isinstance(plain, Plain)
+    with pytest.raises(PlanError, match="through blocks 1, 3 one to one"):
+        without(tmp_path / "m", f"{tower}1")
+
+
+def test_towers_of_one_configuration_stay(tmp_path: Path) -> None:
+    """With three blocks of four the image tower of Video-LLaVA would give nothing."""
+    theirs = saved(hf.VideoLlavaForConditionalGeneration, tmp_path / "m")
+    with pytest.raises(PlanError, match=r"image_tower\S* has as many blocks by the same num_hidden_layers"):
+        without(tmp_path / "m", "model.video_tower.encoder.layers.1")
+    ours, _ = without(tmp_path / "m", "model.language_model.layers.1")
+    close(logits(ours), logits(silent(theirs, "model.language_model.layers.1")))
+
+
 def test_a_configuration_that_transformers_refuses_is_no_plain_one(tmp_path: Path) -> None:
     saved(hf.Qwen2ForCausalLM, tmp_path / "m")
     source = open_source(str(tmp_path / "m"))

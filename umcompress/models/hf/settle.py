@@ -186,8 +186,16 @@ def _tap_again(config: Any, kept: list[int], before: int) -> None:
             setattr(config, name, _tap(taps, kept, before))
         elif isinstance(taps, (list, tuple)):
             setattr(config, name, [_tap(tap, kept, before) for tap in taps])
+    if (taps := tapped(config)) is not None:
+        config.adapter_config.vision_feature_layer = [_tap(tap + (tap >= 0), kept, before) - (tap >= 0) for tap in taps]
     if pairs := getattr(config, "deepstack_layer_map", None):
         config.deepstack_layer_map = [[_tap(tap, kept, before), layer] for tap, layer in pairs]
+
+
+def tapped(config: Any) -> list[int] | None:
+    """Vision blocks out of which a configuration says that a connector reads, -1 the last (Molmo 2)."""
+    found = getattr(getattr(config, "adapter_config", None), "vision_feature_layer", None)
+    return list(found) if isinstance(found, list | tuple) else None
 
 
 def _tap(tap: int, kept: list[int], before: int) -> int:

@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from umcompress.errors import PlanError
+from umcompress.graph.lower import original_class
 from umcompress.models.hf.family import TransformersFamily
-from umcompress.models.hf.settle import SOURCES, SOURCES_BY_LAYER, fed, owner_of
+from umcompress.models.hf.settle import SOURCES, SOURCES_BY_LAYER, count_field, fed, owner_of, tapped
 
 _ELSEWHERE = "leave these blocks out: `layers` of the step says which may go"
 
@@ -23,12 +24,37 @@ def check_removable(model: PreTrainedModel, stacks: Mapping[str, str], removed: 
         if not gone:
             continue
         owner, config = owner_of(model, path)
-        _fed_by_vision(model, owner, stack, path, gone)
+        _fed_by_vision(model, owner, config, stack, path, gone)
+        _beside(model, stacks, stack, removed)
         _own_parts(config, path, gone)
         _lend(blocks, config, path, gone)
 
 
-def _fed_by_vision(model: PreTrainedModel, owner: nn.Module, stack: str, path: str, gone: set[int]) -> None:
+def _beside(
+    model: PreTrainedModel, stacks: Mapping[str, str], stack: str, removed: Mapping[str, Sequence[int]]
+) -> None:
+    """Video-LLaVA has two towers of one configuration, which gives both as many blocks."""
+    mine, gone = _counted(model, stacks[stack]), set(removed.get(stack, ()))
+    for other, path in stacks.items():
+        alike = other == stack or set(removed.get(other, ())) == gone
+        if mine is not None and not alike and _counted(model, path) == mine:
+            raise PlanError(
+                f"drop blocks {', '.join(map(str, sorted(gone)))} of {stacks[stack]}",
+                f"{path} has as many blocks by the same {mine[1]} of the configuration", "leave the blocks of both",
+            )  # fmt: skip
+
+
+def _counted(model: PreTrainedModel, path: str) -> tuple[int, str, Any] | None:
+    """Which number of which configuration gives a stack its blocks, and their kind."""
+    blocks, (_, config) = model.get_submodule(path), owner_of(model, path)
+    assert isinstance(blocks, nn.ModuleList)
+    field = count_field(config, path, len(blocks))
+    return None if field is None else (id(config), field, original_class(blocks[0]))
+
+
+def _fed_by_vision(
+    model: PreTrainedModel, owner: nn.Module, config: Any, stack: str, path: str, gone: set[int]
+) -> None:
     """Qwen3-VL adds what some vision blocks see to the first language blocks, one to one: these have to stay.
 
     Granite Vision names the language blocks.
@@ -38,6 +64,9 @@ def _fed_by_vision(model: PreTrainedModel, owner: nn.Module, stack: str, path: s
     bound = set(sources) if hasattr(owner, "deepstack_visual_indexes") else set()
     if stack == TransformersFamily.main_stack:
         bound = set(range(len(sources))) | fed(model.config)
+    elif config is vision and (taps := tapped(model.config)):
+        count = len(model.get_submodule(path))  # type: ignore[arg-type]
+        bound |= {tap % count for tap in taps}
     if lost := sorted(gone & bound):
         raise PlanError(
             f"drop blocks {', '.join(map(str, lost))} of {path}",
