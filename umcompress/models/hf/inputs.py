@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
@@ -16,6 +19,8 @@ from transformers.image_processing_utils import select_best_resolution
 from umcompress.errors import ModelError
 
 Call = dict[str, Any]
+# Where what transformers itself raises comes from; torch calls a forward that lacks an argument.
+_THEIRS = tuple(f"{Path(str(library.__file__)).parent}/" for library in (transformers, torch.nn))
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?)$")
 
 
@@ -64,6 +69,9 @@ def which_suffice(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if type(model).is_custom_code() or not raised_in.startswith(_THEIRS):
+            raise
         raise ModelError(
             f"run {type(model).__name__}", f"text and a picture do not suffice: {' '.join(str(error).split())[:200]}",
             "use a model that reads text, or text and pictures",
