@@ -168,6 +168,25 @@ def test_a_large_layer_that_is_used_without_a_call_is_found(tmp_path: Path, monk
     assert model.get_parameter("embed.weight").is_meta
 
 
+def test_a_large_layer_whose_weights_are_listed_is_computed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.func does, and whoever takes the weight from a dictionary."""
+    monkeypatch.setattr("umcompress.streamed.LARGE", 0)
+    disk = on_disk(stored("unified", tmp_path))
+    x, model, whole = torch.randn(3, 12), disk.model, unified()
+    with streamed(model, FAMILY, disk.read):
+        listed = dict(model.named_parameters())["embed.weight"]
+        assert (listed.device.type, listed.dtype, listed.shape) == ("cpu", torch.float32, whole.embed.weight.shape)
+        assert 0 in listed.stride()
+        assert torch.equal(x @ listed.t(), x @ whole.embed.weight.t())
+        assert torch.equal(listed[2:4].float(), whole.embed.weight[2:4])
+        assert torch.equal(torch.func.functional_call(model.embed, {"weight": listed}, torch.arange(3)),  # type: ignore[arg-type]
+                           whole.embed.weight[:3])
+        assert torch.equal(model.state_dict()["embed.weight"], whole.embed.weight)
+    assert model.get_parameter("embed.weight").is_meta
+
+
 PRUNE = {"pass": "channel_prune", "component": "generation", "score": "magnitude", "keep_ratio": 0.5}
 DROP = {"pass": "layer_drop", "component": "understanding", "unit": "attention", "drop_count": 1}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.lockstep import Lockstep
@@ -82,21 +83,47 @@ class _OneOf:
         self._held, self._path = [], None
 
 
-class _Absent(nn.Parameter):
-    """Has the shape, dtype and device of a weight that is on disk, and no memory."""
+# What a tensor may be asked for without its elements.
+_FACTS = {
+    "device", "dtype", "grad", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "layout", "ndim",
+    "requires_grad", "shape", "dim", "element_size", "is_complex", "is_floating_point", "nelement", "numel", "size",
+    "stride",
+}  # fmt: skip
 
-    def __new__(cls, like: Tensor) -> _Absent:
+
+class _Absent(nn.Parameter):
+    """Has the shape, dtype and device of a weight that is on disk, and no memory.  Whatever computes with it, as code
+    does that has it from `parameters()`, computes with the weight, which is read for that and not kept."""
+
+    fetch: Callable[[], nn.Parameter]
+
+    def __new__(cls, like: Tensor, fetch: Callable[[], nn.Parameter]) -> _Absent:
         # Not of the meta device: models ask their first parameter where to put what they make.
         data = torch.full((), torch.nan, dtype=like.dtype).expand(like.shape)
-        return torch.Tensor._make_subclass(cls, data, False)
+        made: _Absent = torch.Tensor._make_subclass(cls, data, False)
+        made.fetch = fetch
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # An attribute is asked for by the getter of its descriptor.
+        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
+        if name not in _FACTS:
+            args, kwargs = tree_map_only(_Absent, lambda absent: absent.fetch(), (args, kwargs))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs or {})
 
 
 class _Parameters(dict[str, nn.Parameter | None]):
     """Of a layer that has its weights while it is called: one that is used by another way is read, and stays."""
 
     def __init__(self, before: Mapping[str, nn.Parameter | None], path: str, read: Read) -> None:
-        super().__init__({name: _Absent(p) if p is not None and p.is_meta else p for name, p in before.items()})
-        self.path, self.read = path, read
+        super().__init__({
+            name: _Absent(p, partial(_fetched, read, f"{path}.{name}")) if p is not None and p.is_meta else p
+            for name, p in before.items()
+        })
         self._kept: dict[str, nn.Parameter] = {}
 
     def __getitem__(self, name: str) -> nn.Parameter | None:
@@ -104,7 +131,7 @@ class _Parameters(dict[str, nn.Parameter | None]):
         if not isinstance(found, _Absent):
             return found
         if name not in self._kept:
-            self._kept[name] = _fetched(self.read, f"{self.path}.{name}")
+            self._kept[name] = found.fetch()
         return self._kept[name]
 
 
