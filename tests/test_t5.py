@@ -134,6 +134,22 @@ def test_blocks_and_branches_go_as_zeros_would(kind: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_a_block_less_is_said_by_the_configuration(stack: str, tmp_path: Path) -> None:
+    """Each stack of T5 reads a copy; in the file, `num_layers` is the encoder's."""
+    folder = write_folder(t5(GATED), tmp_path / "m")
+    source = open_source(str(folder))
+    plan = Plan(pass_name="test", edits=(DropBlock(block=f"{stack}.block.1"),))
+    ours = rewrite(source.load(), source.family, [plan])
+    found = source.family.plain(ours, folder, [plan])
+    assert not isinstance(found, str), found
+    save_plain(found, tmp_path / "out", folder)
+    theirs = hf.T5ForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    layers = (theirs.config.num_layers, theirs.config.num_decoder_layers)
+    assert layers == ((2, 3) if stack == "encoder" else (3, 2)) and off(theirs, ours) == 0
+    assert off(open_source(str(tmp_path / "out")).load(), ours) == 0
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
 def test_the_block_that_makes_positions_stays(stack: str) -> None:
     """The others would compute without any; of UMT5 every block has its own."""
     with pytest.raises(PlanError, match="biases of positions"):

@@ -102,11 +102,24 @@ def sized_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list
     graph, config = trace_model(model, family), _settled(model)
     reasons: list[str] = []
     for stack, path in graph.stacks.items():
-        part = _part(config, model.config, owner_of(model, path)[1]) or config
+        part = _part(config, model.config, owner_of(model, path)[1])
+        if part is None:
+            part = config
+            _set_layers(config, path, len(graph.blocks(stack=stack)))
         reasons += _hollow(graph, stack)
         reasons += _set_widths(part, graph, stack)
         reasons += _set_heads(part, graph, stack)
     return config, reasons
+
+
+def _set_layers(config: Any, path: str, layers: int) -> None:
+    """Of a stack that reads a copy of the whole configuration (T5): there an encoder's number may have no name."""
+    for side, more in (("decoder", ()), ("encoder", ("num_layers",))):
+        if side in path.split("."):
+            fields = (f"num_{side}_layers", f"{side}_layers", *more)
+            field = next((name for name in fields if isinstance(getattr(config, name, None), int)), None)
+            if field is not None:
+                setattr(config, field, layers)
 
 
 def _settled(model: PreTrainedModel) -> Any:
