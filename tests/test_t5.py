@@ -150,6 +150,21 @@ def test_a_block_less_is_said_by_the_configuration(stack: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_transformers_refuses_what_lacks_a_branch(stack: str, tmp_path: Path) -> None:
+    """What one stack lacks is told beside what the other does; UMT5's was loaded with weights at random."""
+    folder = write_folder(hf.UMT5ForConditionalGeneration(hf.UMT5Config(**SIZES)), tmp_path / "m")
+    source = open_source(str(folder))
+    drop = DropBranch(block=f"{stack}.block.1", branch="feed_forward", component="shared")
+    plan = Plan(pass_name="test", edits=(drop,))
+    ours = rewrite(source.load(), source.family, [plan])
+    record = CompressionRecord(base=str(folder), family="transformers", plans=(plan,))
+    save_compressed(ours, source.family, tmp_path / "out", record, folder)
+    with pytest.raises((RuntimeError, ValueError, AttributeError)):
+        hf.UMT5ForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert off(open_source(str(tmp_path / "out")).load(), ours) == 0
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
 def test_the_block_that_makes_positions_stays(stack: str) -> None:
     """The others would compute without any; of UMT5 every block has its own."""
     with pytest.raises(PlanError, match="biases of positions"):

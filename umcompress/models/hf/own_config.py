@@ -42,7 +42,12 @@ def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFa
     for stack, path in graph.stacks.items():
         config = owner_of(model, path)[1]
         if layers := _layers(graph, stack, config):
-            _json_part(written, model.config, config)["per_layer_config"] = layers
+            part = _json_part(written, model.config, config)
+            told_already = part.get("per_layer_config") or {}
+            # An encoder and a decoder may be told of in one place.
+            part["per_layer_config"] = told_already | {
+                index: told_already.get(index, {}) | entry for index, entry in layers.items()
+            }
             # Some architectures have layers that differ by themselves, and build them.
             told |= not getattr(config, "is_heterogeneous", False)
     if not told and graph.stacks:
