@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from umcompress.render.table import View
 
 INTERRUPTED = 130
-# A disk or what a user may write on it is used up.
 # What a file system says, and what to do about it. Any other OSError is an error of ours.
 _ROOM, _RIGHTS = "make room", "see that it can be read and written"
 REFUSALS = {
