@@ -102,3 +102,12 @@ def test_texts_and_recipes_that_the_file_system_refuses(
     evaluation = f"perplexity:data={home / 'text.txt'},window=16"
     assert main(["init", str(home / "gpt2"), "--evaluation", evaluation, "-o", str(home / "first.yaml")]) == 2
     assert "found: Permission denied" in capsys.readouterr().err
+
+
+def test_the_command_that_a_plan_names_is_that_of_what_was_planned(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(home, home / "gpt2", DROP, evaluate=perplexity(home))
+    assert main(["plan", str(recipe), "--set", "steps.0.drop_count=2", "--dtype", "bfloat16"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith(f"next: umcompress apply {recipe} --set steps.0.drop_count=2 --dtype bfloat16")

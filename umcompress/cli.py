@@ -124,7 +124,10 @@ def _plan(options: Namespace) -> int:
     from umcompress.render.plan_view import plan_view
 
     plan = commands.plan(options.recipe, options.overrides, options.device, options.dtype)
-    _print(plan, plan_view(plan, options.recipe), options.format)
+    settings = [part for override in options.overrides for part in ("--set", override)]
+    for name in ("device", "dtype"):
+        settings += [f"--{name}", value] if (value := getattr(options, name)) is not None else []
+    _print(plan, plan_view(plan, options.recipe, settings), options.format)
     return UsageError.exit_code if plan.problems or any(step.problem for step in plan.steps) else 0
 
 

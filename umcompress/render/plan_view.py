@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from umcompress.documents import TASKS, Task
@@ -14,10 +14,10 @@ from umcompress.starter import Starter
 from umcompress.views import Inspection, PlanReport, PlanStep
 
 
-def plan_view(plan: PlanReport, recipe: str | None = None) -> View:
+def plan_view(plan: PlanReport, recipe: str | None = None, settings: Sequence[str] = ()) -> View:
     """Sizes before and after each step, then each step's sites, and what it leaves alone or cannot do.
 
-    recipe: as the command line names it, for the closing line.
+    recipe, settings: as the command line has them, for the closing line.
     """
     named = f"{plan.recipe_name} on " if plan.recipe_name else ""
     parts: list[Table | str] = [
@@ -31,7 +31,7 @@ def plan_view(plan: PlanReport, recipe: str | None = None) -> View:
         parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
     parts += [f"apply CANNOT run this: {problem}" for problem in plan.problems]
     possible = recipe is not None and not plan.problems and not any(step.problem for step in plan.steps)
-    following = [f"next: umcompress apply {shlex.quote(str(recipe))}"] if possible else []
+    following = [f"next: umcompress apply {shlex.join([str(recipe), *settings])}"] if possible else []
     return (*parts, *_result(plan), *_memory(plan), *following)
 
 
