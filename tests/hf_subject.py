@@ -52,10 +52,14 @@ class Subject:
         return run(self.model)
 
     def plan(self, planner: Pass) -> Plan:
-        """The pass's own plan; what it measures, it measures on the probe's inputs."""
+        """The pass's own plan; what it measures, it measures on the probe's inputs.
+
+        In float32: the softmax of some models overflows at the mask of a padded row in float64.
+        """
         statistics = Statistics(task="understanding")
         if needs := planner.needs():
-            statistics = collect(self.graph, needs, lambda: void(run(self.model)))
+            model = copy.deepcopy(self.model).float()
+            statistics = collect(trace_model(model, FAMILY), needs, lambda: void(run(model)))
         self.values = planner.plan(self.graph, statistics)
         return self.values.plan
 

@@ -136,7 +136,7 @@ class TransformersRunner:
             for place, row in enumerate(part):
                 ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
             logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
-            self._numbers(logits)
+            self._numbers(logits[mask.bool()])
             for place, row in enumerate(part):
                 start = len(pairs[len(found)][0])
                 found.append(likelihood(logits[place, start - 1 : len(row) - 1], ids[place, start : len(row)]))
@@ -275,7 +275,7 @@ class TransformersRunner:
         return value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
 
     def _numbers(self, logits: Tensor) -> Tensor:
-        """The logits (B, T, V); CheckError where some are NaN: a score of these says nothing."""
+        """The logits (..., V); CheckError where some are NaN: a score of these says nothing."""
         # The largest of a token's: it is NaN if any is, and forbidden tokens may well be minus infinity.
         if not bool((broken := ~logits.amax(-1).isfinite()).any()):
             return logits
