@@ -149,6 +149,24 @@ def test_vision_blocks_that_a_connector_reads_out_of(tmp_path: Path) -> None:
         without(tmp_path / "m", f"{tower}1")
 
 
+@pytest.mark.parametrize(("tap", "gone", "moved"), [(-2, 3, -1), (-2, 2, -2), (-2, 0, -2), (3, 0, 2), (1, 3, 1)])
+def test_a_tower_whose_own_configuration_says_where_it_is_read(
+    tap: int, gone: int, moved: int, tmp_path: Path
+) -> None:
+    """Phi-4 reads pictures before the last block of the tower; the module that does so noted it when it was made."""
+    vision = pico(hf.Phi4MultimodalVisionConfig, {"feature_layer": tap})
+    theirs = saved(hf.Phi4MultimodalForCausalLM, tmp_path / "m", vision_config=vision)
+    tower = "model.embed_tokens_extend.image_embed.img_processor.encoder.layers."
+    ours, plain = without(tmp_path / "m", f"{tower}{gone}")
+    assert ours.config.vision_config.feature_layer == moved and isinstance(plain, Plain)
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = [
+        model.model.embed_tokens_extend.image_embed.get_img_features(pixels)
+        for model in (ours, silent(theirs, f"{tower}{gone}"))
+    ]
+    close(*found)
+
+
 def test_towers_of_one_configuration_stay(tmp_path: Path) -> None:
     """With three blocks of four the image tower of Video-LLaVA would give nothing."""
     theirs = saved(hf.VideoLlavaForConditionalGeneration, tmp_path / "m")

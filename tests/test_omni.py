@@ -15,10 +15,12 @@ from hf_models import write_folder, write_recipe
 from hf_zoo import MROPE, TEXT
 
 from umcompress.cli import main
+from umcompress.edits import DropBlock, Plan
 from umcompress.errors import ModelError
 from umcompress.graph.trace import trace_block
 from umcompress.models.registry import find_family
 from umcompress.opening import open_source
+from umcompress.rewrite.apply import rewrite
 
 
 def omni() -> hf.PreTrainedModel:
@@ -190,3 +192,23 @@ def test_an_omni_model_of_mixtures(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = [model.thinker(input_ids=torch.arange(5, 25)[None]).logits for model in (theirs, ours)]
     assert torch.equal(*logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("gone", "moved"), [(0, 1), (2, 2)])
+def test_a_talker_reads_after_the_same_block_of_the_thinker(gone: int, moved: int, tmp_path: Path) -> None:
+    """It was told the number of the block; the reference is a block that hands on what it is given."""
+    theirs: Any = omni3()
+    source = open_source(str(write_folder(theirs, tmp_path / "m")))
+    path = f"{source.family.stacks(theirs)['main']}.{gone}"
+    ours: Any = rewrite(source.load(), source.family, [Plan(pass_name="test", edits=(DropBlock(block=path),))])
+    assert ours.config.talker_config.accept_hidden_layer == moved
+    theirs.get_submodule(path).register_forward_hook(lambda _, args, output: args[0])
+    ids = torch.arange(5, 25)[None]
+    heard = [
+        model.thinker(input_ids=ids, output_hidden_states=True).hidden_states[
+            model.config.talker_config.accept_hidden_layer
+        ]
+        for model in (ours, theirs)
+    ]
+    assert torch.equal(*heard)

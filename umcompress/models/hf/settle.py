@@ -55,9 +55,11 @@ def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[s
             _renumber(owner, config, path, kept, before, looked_up(owner, blocks))
             _renumber_slots(config, blocks, kept, before)
             if stack == TransformersFamily.main_stack:
-                _feed_again(model.config, kept)
+                _feed_again(model.config, kept, before)
             else:
-                _tap_again(model.config, kept, before)
+                _tap_own_again(model, path, config, kept, before)
+                if config is not getattr(model.config, "audio_config", None):
+                    _tap_again(model.config, kept, before)
         _give_slots(config, blocks)
         _restate_widths(blocks)
 
@@ -170,12 +172,27 @@ def fed(config: Any) -> set[int]:
     return {layer for _, layer in pairs} | set(getattr(config, "spatial_target_layers", None) or ())
 
 
-def _feed_again(config: Any, kept: list[int]) -> None:
-    """Those blocks are all there still."""
+def _feed_again(config: Any, kept: list[int], before: int) -> None:
+    """Blocks that pictures go into are all there still; a talker reads out of one (Qwen3-Omni)."""
+    talker: Any = getattr(config, "talker_config", None)
+    if type(tap := getattr(talker, "accept_hidden_layer", None)) is int:
+        talker.accept_hidden_layer = _tap(tap, kept, before)
     if pairs := getattr(config, "deepstack_layer_map", None):
         config.deepstack_layer_map = [[tap, kept.index(layer)] for tap, layer in pairs]
     if targets := getattr(config, "spatial_target_layers", None):
         config.spatial_target_layers = [kept.index(layer) for layer in targets]
+
+
+def _tap_own_again(model: nn.Module, path: str, config: Any, kept: list[int], before: int) -> None:
+    """A tower whose own configuration says after which block it is read: whoever reads it has noted that (Phi-4)."""
+    if type(tap := getattr(config, "feature_layer", None)) is not int:
+        return
+    config.feature_layer = _tap(tap, kept, before)
+    parts = path.split(".")
+    for end in range(len(parts)):
+        reader: Any = model.get_submodule(".".join(parts[:end]))
+        if vars(reader).get("layer_idx") == tap:
+            reader.layer_idx = config.feature_layer
 
 
 def _tap_again(config: Any, kept: list[int], before: int) -> None:
