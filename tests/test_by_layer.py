@@ -167,6 +167,39 @@ def test_a_tower_whose_own_configuration_says_where_it_is_read(
     close(*found)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("stack", "gone", "read", "counts"),
+    [("transformer", 0, [0, 2], (3, 2)), ("transformer", 2, [1, 2], (3, 2)), ("global_transformer", 1, [1, 3], (4, 1))],
+)
+def test_blocks_that_are_read_beside_the_last(
+    stack: str, gone: int, read: list[int], counts: tuple[int, int], tmp_path: Path
+) -> None:
+    """Llama 3.2 reads vision blocks 1 and 3 beside the last; a second stack has the same configuration."""
+    vision = pico(hf.MllamaVisionConfig, {
+        "intermediate_layers_indices": [1, 3], "num_hidden_layers": 4, "num_global_layers": 2,
+        "supported_aspect_ratios": [[1, 1]], "max_num_tiles": 1,
+    })  # fmt: skip
+    theirs = saved(hf.MllamaForConditionalGeneration, tmp_path / "m", vision_config=vision)
+    tower = f"model.vision_model.{stack}.layers."
+    ours, plain = without(tmp_path / "m", f"{tower}{gone}")
+    config = ours.config.vision_config
+    assert config.intermediate_layers_indices == read and isinstance(plain, Plain)
+    assert (config.num_hidden_layers, config.num_global_layers) == counts
+    theirs.get_submodule(f"{tower}{gone}").forward = lambda hidden_states, **_: hidden_states
+    pixels = {
+        "pixel_values": torch.randn(1, 1, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long), "aspect_ratio_mask": torch.ones(1, 1, 1),
+    }  # fmt: skip
+    save_plain(plain, tmp_path / "out", tmp_path / "m")
+    again = hf.MllamaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    found, wanted, loaded = (model.model.vision_model(**pixels).last_hidden_state for model in (ours, theirs, again))
+    close(found, wanted)
+    assert torch.equal(found, loaded)
+    with pytest.raises(PlanError, match="through blocks 1, 3 one to one"):
+        without(tmp_path / "m", "model.vision_model.transformer.layers.3")
+
+
 def test_towers_of_one_configuration_stay(tmp_path: Path) -> None:
     """With three blocks of four the image tower of Video-LLaVA would give nothing."""
     theirs = saved(hf.VideoLlavaForConditionalGeneration, tmp_path / "m")

@@ -39,6 +39,7 @@ _EDGES = ("first_kv_shared_layer_idx",)
 SOURCES = ("kv_shared_layer_index",)
 # The same of a configuration: for each layer the one whose keys and values it uses, which may be itself.
 SOURCES_BY_LAYER = "kv_source_layers"
+_BESIDE = "intermediate_layers_indices"
 _COMPUTED = "_umcompress_computed"
 _LAST = ("down_proj", "fc2", "c_proj", "w2", "linear2", "dense_4h_to_h")
 
@@ -77,8 +78,14 @@ def count_field(config: Any, path: str, layers: int) -> str | None:
     """The field of a configuration that says how many blocks the stack at `path` has."""
     sides = [name for name in ("encoder", "decoder") if name in path.split(".")]
     side = [field for name in sides for field in (f"{name}_layers", f"num_{name}_layers")]
+    side += ["num_global_layers"] if _is_second(path) else []
     fields = [*side, *COUNTS]
     return next((name for name in fields if getattr(config, name, None) == layers), None)
+
+
+def _is_second(path: str) -> bool:
+    """Whether a stack works on all tiles of a picture, above another one of the same configuration (Llama 3.2)."""
+    return "global_transformer" in path.split(".")
 
 
 def _renumber(
@@ -184,15 +191,17 @@ def _feed_again(config: Any, kept: list[int], before: int) -> None:
 
 
 def _tap_own_again(model: nn.Module, path: str, config: Any, kept: list[int], before: int) -> None:
-    """A tower whose own configuration says after which block it is read: whoever reads it has noted that (Phi-4)."""
-    if type(tap := getattr(config, "feature_layer", None)) is not int:
-        return
-    config.feature_layer = _tap(tap, kept, before)
+    """A tower whose own configuration says where it is read: whoever reads it has noted that (Phi-4, Llama 3.2)."""
     parts = path.split(".")
-    for end in range(len(parts)):
-        reader: Any = model.get_submodule(".".join(parts[:end]))
-        if vars(reader).get("layer_idx") == tap:
-            reader.layer_idx = config.feature_layer
+    readers: list[Any] = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    if type(tap := getattr(config, "feature_layer", None)) is int:
+        config.feature_layer = _tap(tap, kept, before)
+        for reader in readers:
+            if vars(reader).get("layer_idx") == tap:
+                reader.layer_idx = config.feature_layer
+    if beside := read_beside(config, path):
+        for holder in (config, *(reader for reader in readers if _BESIDE in vars(reader))):
+            setattr(holder, _BESIDE, [kept.index(block) for block in beside])
 
 
 def _tap_again(config: Any, kept: list[int], before: int) -> None:
@@ -207,6 +216,11 @@ def _tap_again(config: Any, kept: list[int], before: int) -> None:
         config.adapter_config.vision_feature_layer = [_tap(tap + (tap >= 0), kept, before) - (tap >= 0) for tap in taps]
     if pairs := getattr(config, "deepstack_layer_map", None):
         config.deepstack_layer_map = [[_tap(tap, kept, before), layer] for tap, layer in pairs]
+
+
+def read_beside(config: Any, path: str) -> list[int]:
+    """Blocks of a stack whose outputs are read beside the last one's, by its own configuration (Llama 3.2)."""
+    return [] if _is_second(path) else list(getattr(config, _BESIDE, None) or ())
 
 
 def tapped(config: Any) -> list[int] | None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from umcompress.errors import PlanError
 from umcompress.graph.lower import original_class
 from umcompress.models.hf.family import TransformersFamily
-from umcompress.models.hf.settle import SOURCES, SOURCES_BY_LAYER, count_field, fed, owner_of, tapped
+from umcompress.models.hf.settle import SOURCES, SOURCES_BY_LAYER, count_field, fed, owner_of, read_beside, tapped
 
 _ELSEWHERE = "leave these blocks out: `layers` of the step says which may go"
 
@@ -57,11 +57,12 @@ def _fed_by_vision(
 ) -> None:
     """Qwen3-VL adds what some vision blocks see to the first language blocks, one to one: these have to stay.
 
-    Granite Vision names the language blocks.
+    Granite Vision names the language blocks, Llama 3.2 those of the tower.
     """
     vision = getattr(model.config, "vision_config", None)
     sources = getattr(vision, "deepstack_visual_indexes", None) or ()
     bound = set(sources) if hasattr(owner, "deepstack_visual_indexes") else set()
+    bound |= set(read_beside(config, path))
     if stack == TransformersFamily.main_stack:
         bound = set(range(len(sources))) | fed(model.config)
     elif config is vision and (taps := tapped(model.config)):
