@@ -136,6 +136,9 @@ def test_pictures_go_into_the_same_language_blocks(tmp_path: Path) -> None:
     close(logits(ours, input_ids=ids, **pixels), logits(silent(theirs, f"{language}1"), input_ids=ids, **pixels))
     with pytest.raises(PlanError, match="through blocks 0, 2, 3 one to one"):
         without(tmp_path / "m", f"{language}2")
+    # Its projectors, one for each of these, are no stack of blocks.
+    stacks = open_source(str(tmp_path / "m")).family.stacks(theirs)
+    assert set(stacks.values()) == {language[:-1], "model.vision_tower.encoder.layers"}
 
 
 def test_vision_blocks_that_a_connector_reads_out_of(tmp_path: Path) -> None:

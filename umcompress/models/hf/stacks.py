@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from torch import nn
@@ -17,6 +18,8 @@ from umcompress.models.hf.family import TransformersFamily
 from umcompress.models.hf.inputs import needs_picture
 
 _FROM_ENCODER = ("encoder_hidden_states",)
+# Lists of these stand side by side: each reads the tower, none the one before it.
+_CONNECTORS = re.compile(r"(projector|connector|merger)s?$")
 _LANGUAGE = ("language_model", "text_model", "decoder", "transformer")
 
 
@@ -24,6 +27,7 @@ def find_stacks(model: PreTrainedModel) -> dict[str, str]:
     """`main` and its path; every other stack goes by its path."""
     paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and _repeats(module)]
     outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+    outer = [path for path in outer if not _CONNECTORS.search(path)]
     if not outer:
         return {}
     main = max(outer, key=lambda path: _language(model, path))
