@@ -187,6 +187,17 @@ def test_a_large_layer_whose_weights_are_listed_is_computed_with(
     assert model.get_parameter("embed.weight").is_meta
 
 
+def test_what_is_read_into_large_pages_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after the file is closed and other tensors have come and gone."""
+    monkeypatch.setattr("umcompress.checkpoint.disk._LARGE_PAGES", 1)
+    disk, memory = on_disk(stored("unified", tmp_path)), unified().state_dict()
+    with disk.disk:
+        found = {name: disk.read(name) for name in memory}
+        for name in memory:
+            disk.read(name)[...] = 0
+    assert all(torch.equal(found[name], value) for name, value in memory.items())
+
+
 PRUNE = {"pass": "channel_prune", "component": "generation", "score": "magnitude", "keep_ratio": 0.5}
 DROP = {"pass": "layer_drop", "component": "understanding", "unit": "attention", "drop_count": 1}
 

@@ -5,9 +5,10 @@ A mapped file counts as resident for as long as its pages are warm; what is read
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -37,6 +38,8 @@ from umcompress.errors import ModelError
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 # Rows that lie apart are read alone where reading what is between them would be more than this many times as much.
 _SPARSE = 4
+# Bytes from which on memory to read into is asked for in large pages, where the system has them.
+_LARGE_PAGES = 4 * 2**20
 
 
 class Files:
@@ -125,9 +128,19 @@ class OnFile:
         return start, tuple(shape)
 
     def _read(self, start: int, shape: tuple[int, ...]) -> Tensor:
-        data = torch.empty(prod(shape) * self.dtype.itemsize, dtype=torch.uint8)
+        data = _memory(prod(shape) * self.dtype.itemsize)
         self.files.read(self.entry, start, data)
         return data.view(self.dtype).reshape(shape)
+
+
+def _memory(size: int) -> Tensor:
+    """So many bytes. A fresh page for every 4 KiB takes four times as long as reading them from a warm file."""
+    if size < _LARGE_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a system built without them
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
 class Disk:
