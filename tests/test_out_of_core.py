@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,13 +160,13 @@ def test_a_large_layer_that_is_used_without_a_call_is_found(tmp_path: Path, monk
         read.append(name)
         return disk.read(name)
 
-    x, model = torch.randn(3, 12), disk.model
-    with streamed(model, FAMILY, noted):
-        before = read.count("embed.weight")
-        assert torch.equal(torch.nn.functional.linear(x, model.embed.weight), x @ unified().embed.weight.t())  # type: ignore[union-attr]
-        assert model.embed.weight is model.embed.weight  # type: ignore[union-attr]
-        assert (before, read.count("embed.weight")) == (0, 1)
-    assert model.get_parameter("embed.weight").is_meta
+    x, embed = torch.randn(3, 12), disk.model.get_submodule("embed")
+    with streamed(disk.model, FAMILY, noted):
+        assert (embed.weight.device.type, embed.weight.dtype, read.count("embed.weight")) == ("cpu", torch.float32, 0)
+        weight: Any = embed.weight
+        assert torch.equal(torch.nn.functional.linear(x, weight), x @ unified().embed.weight.t())
+        assert read.count("embed.weight") == 1
+    assert disk.model.get_parameter("embed.weight").is_meta
 
 
 def test_a_large_layer_whose_weights_are_listed_is_computed_with(
@@ -174,14 +175,15 @@ def test_a_large_layer_whose_weights_are_listed_is_computed_with(
     """As torch.func does, and whoever takes the weight from a dictionary."""
     monkeypatch.setattr("umcompress.streamed.LARGE", 0)
     disk = on_disk(stored("unified", tmp_path))
-    x, model, whole = torch.randn(3, 12), disk.model, unified()
+    x, whole = torch.randn(3, 12), unified()
+    model: Any = disk.model
     with streamed(model, FAMILY, disk.read):
         listed = dict(model.named_parameters())["embed.weight"]
         assert (listed.device.type, listed.dtype, listed.shape) == ("cpu", torch.float32, whole.embed.weight.shape)
         assert 0 in listed.stride()
         assert torch.equal(x @ listed.t(), x @ whole.embed.weight.t())
         assert torch.equal(listed[2:4].float(), whole.embed.weight[2:4])
-        assert torch.equal(torch.func.functional_call(model.embed, {"weight": listed}, torch.arange(3)),  # type: ignore[arg-type]
+        assert torch.equal(torch.func.functional_call(model.embed, {"weight": listed}, torch.arange(3)),
                            whole.embed.weight[:3])
         assert torch.equal(model.state_dict()["embed.weight"], whole.embed.weight)
     assert model.get_parameter("embed.weight").is_meta

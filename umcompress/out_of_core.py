@@ -70,11 +70,8 @@ class OnDisk:
     def read(self, name: str) -> Tensor:
         """One tensor of the model as it is now, of the dtype that the model has."""
         path, _, leaf = name.rpartition(".")
-        module = self.model.get_submodule(path)
-        # Listed, not asked for: while a model is streamed, a large layer reads a weight that it is asked for.
-        kinds = {name: held.dtype for name, held in module.named_parameters(recurse=False, remove_duplicate=False)}
-        kinds |= {name: held.dtype for name, held in module.named_buffers(recurse=False, remove_duplicate=False)}
-        return evaluate(self.tensors.entries[name], self.disk.read, self.blobs).to(kinds[leaf])
+        wanted = getattr(self.model.get_submodule(path), leaf).dtype
+        return evaluate(self.tensors.entries[name], self.disk.read, self.blobs).to(wanted)
 
     def values(self) -> dict[str, Written]:
         """What to write for every tensor of the model as it is now."""

@@ -6,7 +6,7 @@ outside of the blocks (norms, connectors) is held for the whole time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -48,7 +48,7 @@ def streamed(model: nn.Module, family: ModelFamily, read: Read) -> Iterator[Lock
     with ExitStack() as stack:
         stack.callback(_restore, outside)
         for path in large:
-            stack.enter_context(_read_when_used(model.get_submodule(path), path, read))
+            stack.callback(_restore, _leave_out(model.get_submodule(path), path, read))
         for shelf, paths in ((block, blocks), (layer, large)):
             stack.callback(shelf.clear)
             for path in paths:
@@ -92,8 +92,11 @@ _FACTS = {
 
 
 class _Absent(nn.Parameter):
-    """Has the shape, dtype and device of a weight that is on disk, and no memory.  Whatever computes with it, as code
-    does that has it from `parameters()`, computes with the weight, which is read for that and not kept."""
+    """Has the shape, dtype and device of a weight that is on disk, and no memory.
+
+    What computes with it without a call of its layer (a head that uses the weight of the embedding) computes with the
+    weight, which is read for that and not kept.
+    """
 
     fetch: Callable[[], nn.Parameter]
 
@@ -114,35 +117,6 @@ class _Absent(nn.Parameter):
             args, kwargs = tree_map_only(_Absent, lambda absent: absent.fetch(), (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
-
-
-class _Parameters(dict[str, nn.Parameter | None]):
-    """Of a layer that has its weights while it is called: one that is used by another way is read, and stays."""
-
-    def __init__(self, before: Mapping[str, nn.Parameter | None], path: str, read: Read) -> None:
-        super().__init__({
-            name: _Absent(p, partial(_fetched, read, f"{path}.{name}")) if p is not None and p.is_meta else p
-            for name, p in before.items()
-        })
-        self._kept: dict[str, nn.Parameter] = {}
-
-    def __getitem__(self, name: str) -> nn.Parameter | None:
-        found = super().__getitem__(name)
-        if not isinstance(found, _Absent):
-            return found
-        if name not in self._kept:
-            self._kept[name] = found.fetch()
-        return self._kept[name]
-
-
-@contextmanager
-def _read_when_used(module: nn.Module, path: str, read: Read) -> Iterator[None]:
-    before = module._parameters
-    module._parameters = _Parameters(before, path, read)
-    try:
-        yield
-    finally:
-        module._parameters = before
 
 
 def feed_together(runner: Runner, items: Sequence[Any], lockstep: Lockstep) -> None:
@@ -186,6 +160,14 @@ def _load(module: nn.Module, path: str, read: Read, shared: dict[int, nn.Paramet
             shared[id(parameter)] = _fetched(read, f"{path}.{name}" if path else name)
         before.append((module, name, parameter))
         module._parameters[name] = shared[id(parameter)]
+    return before
+
+
+def _leave_out(module: nn.Module, path: str, read: Read) -> Held:
+    """Say of a layer's weights only what they are; what was there before."""
+    before = [(module, name, p) for name, p in module.named_parameters(recurse=False) if p.is_meta]
+    for _, name, parameter in before:
+        module._parameters[name] = _Absent(parameter, partial(_fetched, read, f"{path}.{name}"))
     return before
 
 

@@ -134,7 +134,7 @@ class OnFile:
 
 
 def _memory(size: int) -> Tensor:
-    """So many bytes. A fresh page for every 4 KiB takes four times as long as reading them from a warm file."""
+    """So many bytes. To be given a fresh page for every 4 KiB takes longer than to read them from a warm file."""
     if size < _LARGE_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8)
     mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -131,10 +131,9 @@ class TransformersFamily(Family):
         return dict(kept) if isinstance(kept, dict) else stacks.find_stacks(_of_transformers(model))
 
     def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        from umcompress.models.hf import positions, staying
+        from umcompress.models.hf import staying
 
-        for module in (staying, positions):
-            module.check_removable(_of_transformers(model), self.stacks(model), removed)
+        staying.check_removable(_of_transformers(model), self.stacks(model), removed)
 
     def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         from umcompress.models.hf import settle

@@ -28,6 +28,7 @@ def check_removable(model: PreTrainedModel, stacks: Mapping[str, str], removed: 
         _beside(model, stacks, stack, removed)
         _own_parts(config, path, gone)
         _lend(blocks, config, path, gone)
+        _make_biases(blocks, path, gone)
 
 
 def _beside(
@@ -105,3 +106,14 @@ def _lend(blocks: nn.ModuleList, config: Any, path: str, gone: set[int]) -> None
     if lost := sorted(gone & set(sources)):
         asked = f"drop blocks {', '.join(map(str, lost))} of {path}"
         raise PlanError(asked, f"blocks above use their {sources[lost[0]]}", _ELSEWHERE)
+
+
+def _make_biases(blocks: nn.ModuleList, path: str, gone: set[int]) -> None:
+    """T5: the first block makes the biases of positions for those above, which have none of their own."""
+    made = [any(vars(part).get("has_relative_attention_bias") is True for part in block.modules()) for block in blocks]
+    lost = [index for index in sorted(gone) if made[index]]
+    if lost and not all(own for index, own in enumerate(made) if index not in gone):
+        raise PlanError(
+            f"drop blocks {', '.join(map(str, lost))} of {path}",
+            "the blocks above use the biases of positions that it makes", _ELSEWHERE,
+        )
