@@ -33,7 +33,7 @@ def test_report_says_scores_changes_sizes_and_speeds() -> None:
     assert row(text, "chance") == ["chance", "0.250", "0.250"]
     assert "02-channel_prune   4.70M  18.8MB   2.35M   1.57M   2.35M   1.57M    783k" in text
     assert "1.00x!" in text
-    assert "! less work than in the row above, yet no faster" in text
+    assert "! less work than in the row above, yet no faster beyond noise" in text
     assert "samples: runs/quickstart/steps/baseline/samples.png and " in text
     assert text.rstrip().endswith("next: umcompress compare runs/quickstart")
 

@@ -98,7 +98,7 @@ def _steps(run: ComparedRun) -> tuple[Table, Table]:
     score_names = ("understanding", "change", "generation", "change")
     size_names = ("params", "bytes", "act. u", "act. g", "speed u", "speed g")
     marked = any(flag.startswith("no_speed:") for step in run.steps for flag in step.flags)
-    notes = ("! less work than in the row above, yet no faster",) if marked else ()
+    notes = ("! less work than in the row above, yet no faster beyond noise",) if marked else ()
     return (
         Table(
             f"{run.label}: scores, with the change from its baseline",

@@ -91,7 +91,7 @@ def speed_table(steps: tuple[StepReport, ...]) -> Table:
     columns = (words("step"), *numbers("MACs u", "MACs g", "speed u", "speed g", "step took"))
     notes = ["MACs per token; speed as a ratio to the baseline, above 1 is faster"]
     if any(flag.startswith("no_speed:") for step in steps for flag in step.flags):
-        notes.append("! less work than in the row above, yet no faster")
+        notes.append("! less work than in the row above, yet no faster beyond noise")
     return Table("Speed", columns, tuple(rows), tuple(notes))
 
 
