@@ -29,4 +29,4 @@ slow-tests: $(BIN)/python
 
 # Train the built-in model from nothing (hours on two cores); resumes where it was stopped.
 train-mini: install
-	$(BIN)/python -m umcompress.evals.scenes.train --out runs/mini
+	$(BIN)/python -m umcompress.evals.scenes.make_model.train --out runs/mini

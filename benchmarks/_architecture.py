@@ -13,21 +13,21 @@ from _pico import pico, randomise
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from umcompress.dry import inspect_model
-from umcompress.edits import CompressionRecord, DropBlock, KeepChannels, KeepHeads, Plan
+from umcompress.documents.plan import CompressionRecord, DropBlock, KeepChannels, KeepHeads, Plan
 from umcompress.errors import PlanError
 from umcompress.extend import Statistics
 from umcompress.graph.linears import is_conv1d
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelGraph, trace_model
-from umcompress.models.hf.build import WRONG
 from umcompress.models.hf.inputs import fixed_call, picture
-from umcompress.opening import Source, open_source
+from umcompress.models.hf.load.skeleton import WRONG
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import Source, open_source
 from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.passes.layer_drop import LayerDrop
+from umcompress.plan.inspect import inspect_model
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed, save_plain
 
 IDS = torch.tensor([[7, 31, 15, 42, 9, 27, 51, 33, 12, 44, 19]])
 Outputs = dict[str, Tensor]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from umcompress.evals.perplexity import Perplexity
+from umcompress.evals.text.perplexity import Perplexity
 
 
 class Text(Perplexity):

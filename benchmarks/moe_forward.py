@@ -22,7 +22,7 @@ from _results import record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umcompress.nn.experts import ExpertShape, SparseFeedForward
+from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
 
 WARMUP = 3
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

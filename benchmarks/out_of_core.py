@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from _results import record
 
-from umcompress import commands
+from umcompress.run import apply as commands
 
 VOCABULARY = 32000
 TEXT = "a line of text with some words in it, over and over\n"

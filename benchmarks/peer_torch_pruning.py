@@ -33,7 +33,7 @@ def calibration(folder: Path) -> list[Tensor]:
     """The very texts that ours calibrate on, (1, T) ids each."""
     from transformers import AutoTokenizer
 
-    from umcompress.evals.perplexity import Perplexity
+    from umcompress.evals.text.perplexity import Perplexity
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     drawn = Perplexity(data=folder / "text.txt", **TEXT).calibration_items("understanding", SAMPLES, 0)

@@ -2,16 +2,8 @@
 
 from typing import ClassVar
 
-from umcompress.extend import (
-    ChannelActivation,
-    Evidence,
-    KeepChannels,
-    Plan,
-    PlanError,
-    Proposal,
-    Ratio,
-    SitePass,
-)
+from umcompress.extend import ChannelActivation, Evidence, KeepChannels, Plan, PlanError, Ratio
+from umcompress.extend.pass_base import Proposal, SitePass
 
 
 class QuietChannels(SitePass):

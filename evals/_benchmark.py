@@ -15,12 +15,13 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from umcompress.documents.scores import Score
 from umcompress.errors import UsageError
 from umcompress.evals._lines import ResumableLines, Row, earlier_seconds, read_rows
 from umcompress.evals._progress import Progress
-from umcompress.extend import Document, Evaluation
+from umcompress.extend import Document
+from umcompress.extend.evaluation_base import Evaluation
 from umcompress.processes import share as spread
-from umcompress.scores import Score
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from umcompress.extend import PlanError, Scope, TrainingPass
+from umcompress.extend import PlanError, Scope
+from umcompress.extend.pass_base import TrainingPass
 
 if TYPE_CHECKING:
     from umcompress.extend import ModelGraph

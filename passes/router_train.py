@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from umcompress.extend import PlanError, Scope, TrainingPass
+from umcompress.extend import PlanError, Scope
+from umcompress.extend.pass_base import TrainingPass
 
 if TYPE_CHECKING:
     from umcompress.extend import ModelGraph

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from umcompress.evals.mme_rules import TASKS
-from umcompress.evals.mmmu import SUBJECTS
+from umcompress.evals.answers.mme_rules import TASKS
+from umcompress.evals.answers.mmmu import SUBJECTS
 from umcompress.evals.scenes import world
 
 

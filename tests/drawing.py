@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from umcompress.edits import (
+from umcompress.documents.plan import (
     DropBlock,
     DropBranch,
     Edit,

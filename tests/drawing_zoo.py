@@ -11,7 +11,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from umcompress.edits import DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan, SetTensors, SplitExperts
+from umcompress.documents.plan import (
+    DropBlock,
+    DropBranch,
+    Edit,
+    KeepChannels,
+    KeepHeads,
+    Plan,
+    SetTensors,
+    SplitExperts,
+)
 from umcompress.graph.linears import is_conv1d
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.graph.sites import AttentionSite, FeedForwardSite

@@ -13,7 +13,7 @@ from hf_subject import Subject, subject
 from hf_zoo import ZOO
 from torch import Tensor
 
-from umcompress.models.hf.runner import TransformersRunner
+from umcompress.models.hf.ask.text_runner import TransformersRunner
 
 IDS = torch.tensor([[7, 31, 15, 42, 9, 27, 51, 33, 12, 44, 19]])
 

@@ -16,13 +16,14 @@ from hf_zoo import ZOO, Entry
 from torch import Tensor, nn
 
 from umcompress.calibrate.collect import collect
-from umcompress.edits import DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
-from umcompress.extend import Calibration, Pass, Statistics
-from umcompress.graph.assume import is_guard
+from umcompress.documents.plan import DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
+from umcompress.extend import Calibration, Statistics
+from umcompress.extend.pass_base import Pass
+from umcompress.graph.guards import is_guard
 from umcompress.graph.model_graph import ModelGraph, trace_model
-from umcompress.models.hf.attention import layout_of
+from umcompress.models.hf.anatomy.attention import layout_of
+from umcompress.models.hf.ask.text_runner import TransformersRunner
 from umcompress.models.hf.family import TransformersFamily
-from umcompress.models.hf.runner import TransformersRunner
 from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.passes.layer_drop import LayerDrop

@@ -11,8 +11,9 @@ from pico import PicoFamily, PicoUnified, unified, unified_inputs
 from torch import Tensor, nn
 
 from umcompress.calibrate.collect import collect
-from umcompress.edits import Edit, Plan
-from umcompress.extend import Pass, Proposal, Statistics
+from umcompress.documents.plan import Edit, Plan
+from umcompress.extend import Statistics
+from umcompress.extend.pass_base import Pass, Proposal
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.rewrite.apply import rewrite
 

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from umcompress.documents import Component, Document, Ratio
+from umcompress.documents.base import Component, Document, Ratio
 from umcompress.errors import UsageError, did_you_mean
-from umcompress.recipe import Calibration, Recipe, parse_recipe
+from umcompress.recipe.recipe import Calibration, Recipe, parse_recipe
 
 
 class Cut(Document):

@@ -11,7 +11,7 @@ from pico import GatedMLP, PicoAttention, PicoUnified
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SplitExperts
+from umcompress.documents.plan import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SplitExperts
 
 COMPONENTS = ("understanding", "generation")
 

@@ -17,7 +17,7 @@ import torch
 from hf_models import randomise, tokenizer
 from safetensors.torch import save_file
 
-from umcompress.opening import open_source
+from umcompress.models.source import open_source
 
 CODE = Path(__file__).parent / "data" / "remote"
 AUTO_MAP = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from umcompress.documents import Task
-from umcompress.report import Report, Score, Size, Speed, StepReport, score, step_report
+from umcompress.documents.base import Task
+from umcompress.documents.report import Report, Score, Size, Speed, StepReport, score, step_report
 
 KINDS: dict[Task, list[str]] = {
     "understanding": ["colour", "count", "existence", "position", "comparison"],

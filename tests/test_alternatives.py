@@ -9,10 +9,10 @@ import pytest
 from recipe_fakes import parse
 from tiny_bagel import write_recipe
 
-from umcompress import commands
-from umcompress.cli import main
+from umcompress.cli.main import main
 from umcompress.errors import RecipeError
-from umcompress.opening import open_source
+from umcompress.models.source import open_source
+from umcompress.run import apply as commands
 
 STEPS = """\
 model: m

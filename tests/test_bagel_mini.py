@@ -11,7 +11,7 @@ import pytest
 
 from umcompress.evals.scenes.evaluation import Scenes
 from umcompress.models.registry import resolve_folder
-from umcompress.opening import open_source
+from umcompress.models.source import open_source
 
 FLOORS = {"generation": (0.90, 0.75), "understanding": (0.95, 0.90)}
 
@@ -33,7 +33,7 @@ def test_it_is_far_above_chance(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_its_scores_on_a_thousand_prompts_and_two_thousand_questions() -> None:
-    command = [sys.executable, "-m", "umcompress.cli", "evaluate", "bagel-mini", "--seed", "7", "--format", "json"]
+    command = [sys.executable, "-m", "umcompress", "evaluate", "bagel-mini", "--seed", "7", "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (step,) = json.loads(done.stdout)["steps"]
     for task, (mean, kind) in FLOORS.items():

@@ -14,7 +14,7 @@ from tiny_bagel import write_tiny_bagel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umcompress.edits import (
+from umcompress.documents.plan import (
     CompressionRecord,
     DropBlock,
     DropBranch,
@@ -30,10 +30,10 @@ from umcompress.models.bagel.config import BagelConfig, ExpertLayer
 from umcompress.models.bagel.experts import BagelExperts
 from umcompress.models.bagel.family import BagelFamily
 from umcompress.models.bagel.model import Bagel
-from umcompress.models.plain import Plain
-from umcompress.opening import open_source
+from umcompress.models.plain_folder import Plain
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import open_source
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed, save_plain
 
 FAMILY = BagelFamily()
 LAYERS = "language_model.model.layers"

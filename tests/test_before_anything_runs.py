@@ -9,10 +9,10 @@ import pytest
 import transformers as hf
 from hf_models import write_folder, write_recipe
 
-from umcompress.calibration_data import CalibrationFile
-from umcompress.cli import main
+from umcompress.cli.main import main
+from umcompress.data.calibration_file import CalibrationFile
 from umcompress.errors import UsageError
-from umcompress.evals.perplexity import Perplexity
+from umcompress.evals.text.perplexity import Perplexity
 
 DROP: dict[str, Any] = {"pass": "layer_drop", "component": "shared", "unit": "block", "drop_count": 1}
 

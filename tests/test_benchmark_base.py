@@ -12,14 +12,14 @@ import torch
 from report_fakes import report
 from torch import nn
 
-from umcompress.chosen import chosen, headline
+from umcompress.documents.report import StepReport
+from umcompress.documents.scores import Score, headline, proportion, score, wilson
 from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, ResumableLines, model_digest
 from umcompress.evals._progress import EVERY, Progress, Remaining, duration
-from umcompress.render import terminal
-from umcompress.render.report_view import evaluation_view
-from umcompress.report import StepReport
-from umcompress.scores import Score, proportion, score, wilson
+from umcompress.extend.evaluation_options import chosen
+from umcompress.report import terminal
+from umcompress.report.report_view import evaluation_view
 
 # -- rows ---------------------------------------------------------------------------------------------------------
 

@@ -14,14 +14,14 @@ import torch
 import transformers as hf
 from hf_models import randomise
 
-from umcompress.edits import DropBlock, Plan
+from umcompress.documents.plan import DropBlock, Plan
 from umcompress.errors import ModelError, PlanError
-from umcompress.models.hf.by_layer import looked_up
 from umcompress.models.hf.inputs import picture
-from umcompress.models.plain import Plain
-from umcompress.opening import open_source
+from umcompress.models.hf.layers.fields_by_code import looked_up
+from umcompress.models.plain_folder import Plain
+from umcompress.models.save import save_plain
+from umcompress.models.source import open_source
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_plain
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _pico import pico

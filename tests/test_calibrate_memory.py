@@ -19,11 +19,10 @@ from test_laws import kinds, outputs
 from test_out_of_core import on_disk, stored
 from tiny_bagel import write_recipe
 
-from umcompress import out_of_core, pipeline
 from umcompress.calibrate import declare, observers
 from umcompress.calibrate.collect import collect
 from umcompress.calibrate.statistics import Statistics, UndeclaredStatistic
-from umcompress.cli import main
+from umcompress.cli.main import main
 from umcompress.errors import PlanError
 from umcompress.extend import (
     Calibration,
@@ -32,16 +31,17 @@ from umcompress.extend import (
     ChannelSamples,
     Declaration,
     ModelGraph,
-    Pass,
     Plan,
-    Proposal,
     Scope,
     SetTensors,
 )
+from umcompress.extend.pass_base import Pass, Proposal
 from umcompress.graph.model_graph import trace_model
-from umcompress.memory import predicted
+from umcompress.models.streamed import streamed
 from umcompress.passes.channel_prune import ChannelPrune
-from umcompress.streamed import streamed
+from umcompress.plan.memory import predicted
+from umcompress.run import in_memory as pipeline
+from umcompress.run import out_of_core
 
 LAYERS = 5
 EVERY = Scope(stack="all")

@@ -13,17 +13,18 @@ from PIL import Image
 from pydantic import ValidationError
 from tiny_bagel import write_recipe
 
-from umcompress.calibration_data import CalibrationFile, Overlap, overlap
-from umcompress.cli import main
+from umcompress.cli.main import main
+from umcompress.data.calibration_file import CalibrationFile
+from umcompress.data.overlap import Overlap, overlap
 from umcompress.errors import UsageError
-from umcompress.evals.mmbench import MmBench
-from umcompress.evals.mme import Mme
-from umcompress.evals.mmmu import Mmmu
-from umcompress.evals.mmvp import Mmvp
-from umcompress.evals.pope import Pope
-from umcompress.extend import ScoredItem
-from umcompress.models.base import GenerationItem, TextSample, UnderstandingItem
-from umcompress.recipe import Calibration
+from umcompress.evals.answers.mmbench import MmBench
+from umcompress.evals.answers.mme import Mme
+from umcompress.evals.answers.mmmu import Mmmu
+from umcompress.evals.answers.mmvp import Mmvp
+from umcompress.evals.answers.pope import Pope
+from umcompress.extend.evaluation_base import ScoredItem
+from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
+from umcompress.recipe.recipe import Calibration
 
 
 def write_rows(path: Path, *rows: dict[str, Any]) -> Path:

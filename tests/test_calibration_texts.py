@@ -8,8 +8,8 @@ from pathlib import Path
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
-from umcompress.calibration_data import CalibrationFile
-from umcompress.cli import main
+from umcompress.cli.main import main
+from umcompress.data.calibration_file import CalibrationFile
 
 LINES = [f"line {number} of some text\n" for number in range(6)]
 PRUNE = {"pass": "channel_prune", "keep_ratio": 0.5}

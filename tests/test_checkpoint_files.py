@@ -11,13 +11,13 @@ from pico import FAMILY, text, text_inputs, write_config
 from safetensors.torch import load_file
 from torch import Tensor
 
-from umcompress.checkpoint.folder import atomic_folder, sha256_file, sha256_folder, write_text_atomic
+from umcompress.checkpoint.atomic import atomic_folder, sha256_file, sha256_folder, write_text_atomic
 from umcompress.checkpoint.index import open_files, open_folder, read_header
 from umcompress.checkpoint.writer import Source, held, write_file, write_shards
-from umcompress.edits import CompressionRecord, KeepChannels, Plan
+from umcompress.documents.plan import CompressionRecord, KeepChannels, Plan
 from umcompress.errors import CheckError, ModelError, UsageError
+from umcompress.models.save import load_compressed, read_record, save_compressed
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import load_compressed, read_record, save_compressed
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 

@@ -14,12 +14,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_bagel import write_recipe
 
-from umcompress.cli import main
-from umcompress.dry import check
+from umcompress.cli.main import main
 from umcompress.errors import PlanError
-from umcompress.extend import find_evaluation, find_pass
-from umcompress.opening import open_source
-from umcompress.recipe_files import load_recipe
+from umcompress.extend.registry import find_evaluation, find_pass
+from umcompress.models.source import open_source
+from umcompress.plan.check import check
+from umcompress.recipe.files import load_recipe
 
 STEP: dict[str, Any] = {
     "pass": "channel_prune", "component": "understanding", "keep_ratio": 0.5, "score": "magnitude",
@@ -356,7 +356,7 @@ def test_evaluations_and_devices(refused: Refused, tiny_bagel: Path, tmp_path: P
 def test_as_a_process(tmp_path: Path) -> None:
     """The exit code is that of the process, and nothing is left behind."""
     recipe = write_recipe(tmp_path, tmp_path / "nowhere", STEP)
-    command = [sys.executable, "-m", "umcompress.cli", "apply", str(recipe), "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "umcompress", "apply", str(recipe), "-o", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_fakes import report, step, task_score
 
-from umcompress.compare import Comparison, compare, differences, dominates
+from umcompress.documents.report import KindScore, Report, Stopped, score, step_report
 from umcompress.errors import UsageError
-from umcompress.render import markdown, terminal
-from umcompress.render.compare_view import compare_view
-from umcompress.render.table import Table
-from umcompress.report import KindScore, Report, Stopped, score, step_report
+from umcompress.report import markdown, terminal
+from umcompress.report.compare import Comparison, compare, differences, dominates
+from umcompress.report.compare_view import compare_view
+from umcompress.report.table import Table
 
 
 def ending(scores: tuple[float, float], size: int, speeds: tuple[float, float], **more: Any) -> Report:

@@ -15,12 +15,12 @@ from hf_checks import chunks_differ, dead, folders, learn, padded_differ, same
 from hf_subject import FAMILY, Subject, differ, passes, run, subject, zeroed
 from hf_zoo import ZOO
 
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
+from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
 from umcompress.errors import PlanError
 from umcompress.graph.lower import lower
-from umcompress.opening import open_source
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import open_source
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed, save_plain
 
 STACKS = [(name, stack) for name, entry in ZOO.items() for stack in entry.stacks]
 SPEAKING = [name for name, entry in ZOO.items() if entry.speaks]

@@ -20,20 +20,20 @@ from hf_zoo import ZOO
 from torch import Tensor
 
 from umcompress.calibrate.collect import collect
-from umcompress.edits import CompressionRecord, Plan, SetTensors, SplitExperts
+from umcompress.data.training_file import TrainingFile
+from umcompress.documents.plan import CompressionRecord, Plan, SetTensors, SplitExperts
 from umcompress.errors import PlanError
 from umcompress.extend import Statistics
 from umcompress.graph.model_graph import trace_model
 from umcompress.graph.sites import FeedForwardSite
-from umcompress.opening import Source, open_source
+from umcompress.models.save import save_compressed
+from umcompress.models.source import Source, open_source
 from umcompress.passes.adapt import Adapt
 from umcompress.passes.moe_split import MoeSplit
 from umcompress.passes.router_train import RouterTrain
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed
 from umcompress.train.progress import CURVE, Curve
-from umcompress.train.run import run_training
-from umcompress.training_data import TrainingFile
+from umcompress.train.step import run_training
 
 # Nothing in Mixtral's layers can be split: they are experts.
 STACKS = [(name, stack) for name, entry in ZOO.items() for stack in entry.stacks if name != "mixtral"]

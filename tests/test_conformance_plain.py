@@ -13,9 +13,9 @@ import torch
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
-from umcompress.commands import apply
-from umcompress.opening import open_source
-from umcompress.report import read_report
+from umcompress.documents.report import read_report
+from umcompress.models.source import open_source
+from umcompress.run.apply import apply
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "opt", "mixtral")
 SCRIPT = """

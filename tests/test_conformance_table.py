@@ -12,8 +12,8 @@ from pathlib import Path
 from hf_subject import FAMILY, Subject, channels_of, heads_of, subject, traced_as
 from hf_zoo import ZOO
 
-from umcompress.edits import DropBlock, Edit, KeepChannels, KeepHeads, SplitExperts
-from umcompress.models.hf.plain import plain_config
+from umcompress.documents.plan import DropBlock, Edit, KeepChannels, KeepHeads, SplitExperts
+from umcompress.models.hf.export.ordinary import plain_config
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "support.md"
 HEAD = """# Models of transformers

@@ -9,7 +9,7 @@ import transformers as hf
 from hf_models import write_folder, write_recipe
 from hf_zoo import TEXT
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 
 
 @pytest.mark.parametrize("more", [[], ["--out-of-core"]])

@@ -12,9 +12,9 @@ from PIL import Image
 from tiny_judges import write_tiny_clip, write_tiny_mask2former
 
 from umcompress.errors import ModelError
-from umcompress.evals._clip import Clip
-from umcompress.evals._detectors import CLASSES, ClipColors, Mask2FormerDetector, cut_out, select
-from umcompress.evals.geneval_rules import COLORS, Detection
+from umcompress.evals.pictures._clip import Clip
+from umcompress.evals.pictures._detectors import CLASSES, ClipColors, Mask2FormerDetector, cut_out, select
+from umcompress.evals.pictures.geneval_rules import COLORS, Detection
 
 PERSON, UMBRELLA = CLASSES.index("person"), CLASSES.index("umbrella")
 

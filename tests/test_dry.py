@@ -10,18 +10,19 @@ from typing import Any, Final
 import pytest
 from tiny_bagel import DECODER, VISION_TOWER, write_recipe, write_tiny_bagel
 
-from umcompress import commands
-from umcompress.cli import main
-from umcompress.dry import inspect_model, propose
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, KeepChannels, KeepHeads, Plan
+from umcompress.cli.main import main
+from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, KeepChannels, KeepHeads, Plan
 from umcompress.errors import PlanError, UsageError
-from umcompress.extend import find_pass
+from umcompress.extend.registry import find_pass
 from umcompress.graph.model_graph import trace_model
-from umcompress.measure import weigh
-from umcompress.opening import open_source
-from umcompress.render.plan_view import by_layers
+from umcompress.models.measure import weigh
+from umcompress.models.save import save_compressed
+from umcompress.models.source import open_source
+from umcompress.plan.dry_run import propose
+from umcompress.plan.inspect import inspect_model
+from umcompress.report.plan_view import by_layers
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed
+from umcompress.run import apply as commands
 
 UND: Final = "understanding"
 GEN: Final = "generation"

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import umcompress
-from umcompress.opening import open_source
-from umcompress.report import read_report
+from umcompress.documents.report import read_report
+from umcompress.models.source import open_source
 
 RECIPE = """\
 model: bagel-mini
@@ -44,7 +44,7 @@ steps:
 
 
 def command(*arguments: str, cwd: Path) -> list[str]:
-    return [sys.executable, "-m", "umcompress.cli", *arguments]
+    return [sys.executable, "-m", "umcompress", *arguments]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

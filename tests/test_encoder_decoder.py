@@ -12,8 +12,8 @@ import torch
 import transformers as hf
 from hf_models import write_folder, write_recipe
 
-from umcompress.cli import main
-from umcompress.opening import open_source
+from umcompress.cli.main import main
+from umcompress.models.source import open_source
 
 IDS = torch.arange(5, 17).view(2, 6)
 

@@ -14,13 +14,13 @@ from PIL import Image
 from tiny_bagel import write_recipe, write_tiny_bagel
 from tiny_judges import write_tiny_clip
 
-from umcompress import cli
+from umcompress.cli import main as cli
 from umcompress.errors import UsageError
-from umcompress.evals._prompts import read_prompts
-from umcompress.evals.clip_score import ClipScore
-from umcompress.evals.fidelity import Fidelity
-from umcompress.evals.wise import Wise
-from umcompress.evals.wise_rules import CATEGORIES, Graded, by_category, overall, overall_by_size
+from umcompress.evals.pictures._prompts import read_prompts
+from umcompress.evals.pictures.clip_score import ClipScore
+from umcompress.evals.pictures.fidelity import Fidelity
+from umcompress.evals.pictures.wise import Wise
+from umcompress.evals.pictures.wise_rules import CATEGORIES, Graded, by_category, overall, overall_by_size
 
 PROMPTS = ("a red circle", "two green squares", "a blue cross", "a yellow triangle", "three purple circles")
 
@@ -185,7 +185,7 @@ def test_prompts_of_any_file(tmp_path: Path, name: str, text: str) -> None:
 
 def expected_likeness(place: Path, pictures: Path, reference: Path) -> dict[str, float]:
     """By plain formulas, latents from a freshly loaded model."""
-    from umcompress.opening import open_source
+    from umcompress.models.source import open_source
 
     source = open_source(str(place / "model"))
     runner: Any = source.runner(source.load())

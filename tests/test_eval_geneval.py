@@ -13,14 +13,14 @@ from PIL import Image
 from tiny_bagel import write_tiny_bagel
 from tiny_judges import write_tiny_clip, write_tiny_mask2former
 
-from umcompress import cli
+from umcompress.cli import main as cli
+from umcompress.documents.report import Report
 from umcompress.errors import UsageError
-from umcompress.evals._detectors import CLASSES
-from umcompress.evals.geneval import GenEval
-from umcompress.evals.geneval_rules import COLORS, TAGS
-from umcompress.render import markdown
-from umcompress.render.report_view import evaluation_view
-from umcompress.report import Report
+from umcompress.evals.pictures._detectors import CLASSES
+from umcompress.evals.pictures.geneval import GenEval
+from umcompress.evals.pictures.geneval_rules import COLORS, TAGS
+from umcompress.report import markdown
+from umcompress.report.report_view import evaluation_view
 
 PERSON, UMBRELLA = CLASSES.index("person"), CLASSES.index("umbrella")
 

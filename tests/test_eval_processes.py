@@ -14,7 +14,7 @@ from test_eval_geneval import PERSON, UMBRELLA, metadata
 from tiny_bagel import write_tiny_bagel
 from tiny_judges import write_tiny_clip, write_tiny_mask2former
 
-from umcompress import cli
+from umcompress.cli import main as cli
 from umcompress.models.bagel.runner import LARGEST_BATCH
 
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 from umcompress.errors import PlanError, UsageError
-from umcompress.evals._text import windows
-from umcompress.evals.agreement import compared
-from umcompress.evals.perplexity import Perplexity
-from umcompress.opening import open_source
+from umcompress.evals.text._text import windows
+from umcompress.evals.text.agreement import compared
+from umcompress.evals.text.perplexity import Perplexity
+from umcompress.models.source import open_source
 
 WORDS = "the cat sat on a mat and the dog ran far away from it all; nobody knows why.\n"
 

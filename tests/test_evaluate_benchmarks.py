@@ -14,10 +14,10 @@ import benchmark_data as data
 import pytest
 from tiny_bagel import write_recipe
 
-from umcompress.cli import main
-from umcompress.evals.mmvet import MmVet
+from umcompress.cli.main import main
+from umcompress.evals.answers.mmvet import MmVet
 from umcompress.models.bagel.runner import BagelRunner
-from umcompress.run_folder import RunFolder
+from umcompress.run.folder import RunFolder
 
 ITEMS = {"mme": 28, "mmbench": 9, "pope": 12, "mmvp": 4, "mmmu": 32}
 WHOLE = {"mme": 2374, "mmbench": 4377, "pope": 8910, "mmvp": 300, "mmmu": 900}

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from training_models import ACTIVE, EXPERTS, split
 
-from umcompress.documents import Task
-from umcompress.expert_load import ExpertLoad, Experts
-from umcompress.models.base import GenerationItem, UnderstandingItem
-from umcompress.nn.experts import SparseFeedForward
-from umcompress.opening import open_source
-from umcompress.render import markdown, terminal
-from umcompress.render.experts_view import experts_tables, moved, strip
-from umcompress.train.load import expert_load
+from umcompress.documents.base import Task
+from umcompress.documents.expert_load import ExpertLoad, Experts
+from umcompress.models.items import GenerationItem, UnderstandingItem
+from umcompress.models.source import open_source
+from umcompress.report import markdown, terminal
+from umcompress.report.experts_view import experts_tables, moved, strip
+from umcompress.rewrite.nn.experts import SparseFeedForward
+from umcompress.train.expert_load import expert_load
 
 PROMPTS: list[object] = [GenerationItem("a red circle", 1), GenerationItem("a blue square", 2)]
 

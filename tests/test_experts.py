@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umcompress.nn import cpu, dispatch
-from umcompress.nn.dispatch import sort_by_expert, spread_linear, sum_linear
-from umcompress.nn.experts import ExpertShape, SparseFeedForward
+from umcompress.rewrite.nn import cpu, dispatch
+from umcompress.rewrite.nn.dispatch import sort_by_expert, spread_linear, sum_linear
+from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
 
 
 class GatedSilu(nn.Module):

@@ -14,19 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from umcompress import discover
+from umcompress import plugins as discover
 from umcompress.errors import UsageError
-from umcompress.extend import (
-    Pass,
-    SitePass,
-    evaluations,
-    find_evaluation,
-    find_pass,
-    parse_layers,
-    passes,
-)
+from umcompress.extend.pass_base import Pass, SitePass, parse_layers
+from umcompress.extend.registry import all_passes, evaluations, find_evaluation, find_pass, passes
 from umcompress.passes.layer_drop import LayerDrop
-from umcompress.registered import all_passes
 
 DOCS = Path(__file__).parent.parent / "docs"
 

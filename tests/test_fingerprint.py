@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from umcompress.extend import find_evaluation, find_pass
-from umcompress.fingerprint import fingerprint
-from umcompress.recipe_files import load_recipe
-from umcompress.run_folder import RunFolder
+from umcompress.extend.registry import find_evaluation, find_pass
+from umcompress.recipe.files import load_recipe
+from umcompress.run.fingerprint import fingerprint
+from umcompress.run.folder import RunFolder
 
 PASS = '''
 from typing import ClassVar

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from umcompress.calibrate.collect import collect
-from umcompress.dry import inspect_model
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Plan
+from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, Plan
 from umcompress.errors import PlanError
 from umcompress.extend import BlockSimilarity, Scope
 from umcompress.graph.model_graph import trace_model
-from umcompress.opening import open_source
+from umcompress.models.save import save_compressed
+from umcompress.models.source import open_source
 from umcompress.passes.layer_drop import LayerDrop
+from umcompress.plan.inspect import inspect_model
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _architecture import apart, built, look, run

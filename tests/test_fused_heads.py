@@ -18,15 +18,15 @@ from hf_checks import chunks_differ, padded_differ, same
 from hf_models import randomise
 from hf_subject import FAMILY, differ, run
 
-from umcompress.edits import CompressionRecord, KeepHeads, Plan
+from umcompress.documents.plan import CompressionRecord, KeepHeads, Plan
 from umcompress.errors import PlanError
 from umcompress.extend import Statistics
 from umcompress.graph.model_graph import ModelGraph, trace_model
-from umcompress.opening import open_source
-from umcompress.out_of_core import open_on_disk, write
+from umcompress.models.save import save_compressed
+from umcompress.models.source import open_source
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed
+from umcompress.run.out_of_core import open_on_disk, write
 
 FILE = "model.safetensors"
 WORDS: dict[str, Any] = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

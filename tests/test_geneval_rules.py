@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umcompress.evals.geneval_rules import (
+from umcompress.evals.pictures.geneval_rules import (
     TAGS,
     Box,
     Detection,

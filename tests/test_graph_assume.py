@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from umcompress.edits import DropBranch, KeepChannels, Plan
+from umcompress.documents.plan import DropBranch, KeepChannels, Plan
 from umcompress.errors import ModelError
-from umcompress.graph.assume import is_guard
+from umcompress.graph.guards import is_guard
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import trace_model
 from umcompress.graph.trace import trace_block

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from umcompress.errors import ModelError, UsageError
 from umcompress.graph.lower import lower, lowered, lowered_graph, original_class
 from umcompress.graph.model_graph import trace_model
-from umcompress.graph.text import diff_graphs, print_graph
+from umcompress.graph.printer import diff_graphs, print_graph
 from umcompress.graph.trace import trace_block
 
 X = torch.linspace(-1, 1, 24).reshape(4, 6)

@@ -18,7 +18,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from umcompress.edits import DropBranch, KeepChannels, Plan, SplitExperts
+from umcompress.documents.plan import DropBranch, KeepChannels, Plan, SplitExperts
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import trace_model
 from umcompress.rewrite.apply import rewrite

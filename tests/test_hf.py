@@ -17,14 +17,14 @@ from hf_zoo import ZOO
 from safetensors.torch import load_file, save_file
 
 from umcompress.checkpoint.index import open_folder
-from umcompress.cli import main
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Plan
+from umcompress.cli.main import main
+from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, Plan
 from umcompress.errors import ModelError, UmcompressError, UsageError
-from umcompress.models.base import TextSample, UnderstandingItem
+from umcompress.models.items import TextSample, UnderstandingItem
 from umcompress.models.registry import find_family
-from umcompress.opening import open_source
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import open_source
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed, save_plain
 
 TEXTS = ["the cat sat", "on the mat, and slept.", "x"]
 

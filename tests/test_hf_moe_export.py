@@ -27,14 +27,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from umcompress.commands import apply
-from umcompress.edits import DropBlock, DropBranch, Edit, KeepChannels, Plan, SetTensors, SplitExperts
+from umcompress.documents.plan import DropBlock, DropBranch, Edit, KeepChannels, Plan, SetTensors, SplitExperts
 from umcompress.models.hf.family import TransformersFamily
-from umcompress.models.plain import Plain
-from umcompress.opening import open_source
+from umcompress.models.plain_folder import Plain
+from umcompress.models.save import save_plain
+from umcompress.models.source import open_source
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_plain
-from umcompress.verify import differing
+from umcompress.run.apply import apply
+from umcompress.run.verify import differing
 
 FAMILY = TransformersFamily()
 LAYERS, WIDTH, HIDDEN = 3, 24, 32

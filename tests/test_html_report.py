@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from report_fakes import report, step
 
-from umcompress import cli
-from umcompress.expert_load import ExpertLoad, Experts
-from umcompress.render.charts import axis, load_chart, scores_chart, sizes_chart
-from umcompress.render.html import page
-from umcompress.report import write_report
+from umcompress.cli import main as cli
+from umcompress.documents.expert_load import ExpertLoad, Experts
+from umcompress.documents.report import write_report
+from umcompress.report.charts import axis, load_chart, scores_chart, sizes_chart
+from umcompress.report.html import page
 
 VOID = {"meta", "img", "br"}
 SVG = "{http://www.w3.org/2000/svg}"

@@ -20,14 +20,14 @@ from tiny_bagel import write_tiny_bagel
 
 from umcompress.calibrate.collect import collect
 from umcompress.checkpoint import parts
-from umcompress.edits import CompressionRecord, DropBlock, Plan, SetTensors
+from umcompress.documents.plan import CompressionRecord, DropBlock, Plan, SetTensors
 from umcompress.extend import BlockSimilarity, ChannelMoments, HeadContribution, Scope
 from umcompress.graph.model_graph import trace_model
-from umcompress.opening import Source, open_source
-from umcompress.out_of_core import OnDisk, open_on_disk, write
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import Source, open_source
+from umcompress.models.streamed import streamed
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed, save_plain
-from umcompress.streamed import streamed
+from umcompress.run.out_of_core import OnDisk, open_on_disk, write
 
 # Windows, fused and turned weights, experts, tied weights, two stacks, parts of several dtypes.
 MEASURED = ["mixtral", "qwen3_moe", "gpt2", "phi3", "gemma2", "qwen2", "qwen2_5_vl", "janus", "clip", "internvl"]
@@ -87,7 +87,7 @@ def test_law_b_where_the_result_is_ordinary(name: str, home: Path) -> None:
 def test_statistics_of_a_streamed_run_are_those_of_the_model_in_memory(
     name: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("umcompress.streamed.LARGE", 0)
+    monkeypatch.setattr("umcompress.models.streamed.LARGE", 0)
     source, model = opened(name, home)
     disk, runner = open_on_disk(source), source.runner(model)
     needs = [declared(Scope(stack="all")) for declared in (BlockSimilarity, ChannelMoments, HeadContribution)]

@@ -14,13 +14,13 @@ from pico import FAMILY, MODELS, write_config
 from reference import Masked
 from torch import Tensor, nn
 
-from umcompress.checkpoint.folder import sha256_folder
+from umcompress.checkpoint.atomic import sha256_folder
 from umcompress.checkpoint.index import open_files
-from umcompress.edits import CompressionRecord, DropBlock, KeepChannels, KeepHeads, Plan
+from umcompress.documents.plan import CompressionRecord, DropBlock, KeepChannels, KeepHeads, Plan
 from umcompress.graph.model_graph import trace_model
-from umcompress.graph.text import print_graph
+from umcompress.graph.printer import print_graph
+from umcompress.models.save import load_compressed, save_compressed
 from umcompress.rewrite.apply import rewrite, shapes_only
-from umcompress.rewrite.store import load_compressed, save_compressed
 from umcompress.rewrite.tensors import evaluate
 
 law = settings(

@@ -11,10 +11,10 @@ import transformers as hf
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
-from umcompress.cli import main
-from umcompress.models.base import TextSample
+from umcompress.cli.main import main
 from umcompress.models.hf.inputs import learned_positions
-from umcompress.opening import open_source
+from umcompress.models.items import TextSample
+from umcompress.models.source import open_source
 
 LINE = "one line of a text that is longer than the table of positions is long, by a few tens of characters at least\n"
 

@@ -18,13 +18,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: make test installs it")
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 from umcompress.errors import UsageError
-from umcompress.evals._lm import cut, greedy_settings, identity, language_model
-from umcompress.evals._lm_scores import interval, scored
-from umcompress.evals.lm_eval_tasks import SHIPPED, LmEval
+from umcompress.evals.text._lm import cut, greedy_settings, identity, language_model
+from umcompress.evals.text._lm_scores import interval, scored
+from umcompress.evals.text.lm_eval_tasks import SHIPPED, LmEval
 from umcompress.lm_eval import TASKS, __main__, register
-from umcompress.opening import open_source
+from umcompress.models.source import open_source
 
 WORDS = ("cat sat", "dog ran", "red hat", "sun set", "old man", "big box")
 
@@ -40,7 +40,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         return known(*args, **kwargs | {"include_defaults": False})
 
     monkeypatch.setattr(tasks, "TaskManager", ours)
-    monkeypatch.setattr("umcompress.evals._lm_tasks.TaskManager", ours)
+    monkeypatch.setattr("umcompress.evals.text._lm_tasks.TaskManager", ours)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def request(task: str, document: int, *arguments: Any) -> Any:
 
 
 def test_ours_over_a_text_model_is_the_peers(llama: Path) -> None:
-    from umcompress.evals._lm import RunnerLM
+    from umcompress.evals.text._lm import RunnerLM
 
     source = open_source(str(llama))
     runner: Any = source.runner(source.load())
@@ -287,7 +287,7 @@ def test_intervals_and_directions() -> None:
 
 
 def test_options_on_the_command_line() -> None:
-    from umcompress.chosen import chosen
+    from umcompress.extend.evaluation_options import chosen
 
     (found,) = chosen(["lm_eval:tasks=scenes_choice,scenes_answer,batch=2"], 0, 5)
     assert isinstance(found, LmEval) and found.names == ("scenes_choice", "scenes_answer")

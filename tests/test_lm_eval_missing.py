@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from umcompress.errors import UsageError
-from umcompress.evals import lm_eval_tasks
-from umcompress.evals.lm_eval_tasks import LmEval
+from umcompress.evals.text import lm_eval_tasks
+from umcompress.evals.text.lm_eval_tasks import LmEval
 
 
 def test_a_missing_lm_eval_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,12 @@ from hf_zoo import ZOO
 from umcompress.calibrate.collect import collect
 from umcompress.calibrate.declare import BlockSimilarity, ChannelActivation, ChannelMoments
 from umcompress.graph.model_graph import trace_model
-from umcompress.lockstep import Lockstep
-from umcompress.models.base import GenerationItem, Portions, TextSample, UnderstandingItem
-from umcompress.opening import open_source
-from umcompress.out_of_core import OnDisk, open_on_disk
-from umcompress.streamed import LARGE, feed_together, streamed
+from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
+from umcompress.models.lockstep import Lockstep
+from umcompress.models.runner import Portions
+from umcompress.models.source import open_source
+from umcompress.models.streamed import LARGE, feed_together, streamed
+from umcompress.run.out_of_core import OnDisk, open_on_disk
 
 
 def test_runs_stop_together_and_never_compute_at_once() -> None:
@@ -97,7 +98,7 @@ def fed(folder: Path, items: list[Any], together: bool) -> tuple[Reads, Any]:
 def test_texts_of_any_lengths_read_the_model_once(
     large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("umcompress.streamed.LARGE", large)
+    monkeypatch.setattr("umcompress.models.streamed.LARGE", large)
     folder = write_folder(ZOO["llama"].build(), tmp_path / "llama")
     items = [TextSample("a line of words, and more"[: 5 + length]) for length in range(9) for _ in range(2)]
     apart, wanted = fed(folder, items, together=False)
@@ -112,7 +113,7 @@ def test_texts_of_any_lengths_read_the_model_once(
 
 
 def test_more_than_pass_together_read_it_once_a_wave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("umcompress.streamed.TOGETHER", 4)
+    monkeypatch.setattr("umcompress.models.streamed.TOGETHER", 4)
     folder = write_folder(ZOO["llama"].build(), tmp_path / "llama")
     items = [TextSample("a line of words, and more"[: 5 + length]) for length in range(9)]
     reads, _ = fed(folder, items, together=True)

@@ -11,9 +11,9 @@ from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 from transformers import PreTrainedModel
 
-from umcompress.cli import main
-from umcompress.measure import weigh
-from umcompress.opening import open_source
+from umcompress.cli.main import main
+from umcompress.models.measure import weigh
+from umcompress.models.source import open_source
 
 # A pass of a transformers model reads so many tokens where it has positions for them: 64 less 8 to decode.
 TOKENS = 56

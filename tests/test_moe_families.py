@@ -9,10 +9,10 @@ import torch
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
-from umcompress.commands import apply
-from umcompress.nn.experts import SparseFeedForward
-from umcompress.opening import open_source
-from umcompress.report import Report
+from umcompress.documents.report import Report
+from umcompress.models.source import open_source
+from umcompress.rewrite.nn.experts import SparseFeedForward
+from umcompress.run.apply import apply
 
 # Conv1D with biases; one fused linear; a language model that sees.
 FAMILIES = ("gpt2", "phi3", "internvl")

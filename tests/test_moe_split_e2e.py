@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_bagel import DECODER, write_recipe, write_tiny_bagel
 
-from umcompress.cli import main
-from umcompress.edits import CompressionRecord, SplitExperts
-from umcompress.nn.experts import SparseFeedForward
-from umcompress.opening import open_source
+from umcompress.cli.main import main
+from umcompress.documents.plan import CompressionRecord, SplitExperts
+from umcompress.models.source import open_source
+from umcompress.rewrite.nn.experts import SparseFeedForward
 
 SITE = f"{DECODER}.1.mlp_moe_gen"
 SPLIT = {"pass": "moe_split", "component": "generation", "experts": 8, "active": 4, "shared": 1 / 3}

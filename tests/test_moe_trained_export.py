@@ -12,7 +12,7 @@ import pytest
 from hf_models import VOCABULARY, write_folder, write_recipe
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,

@@ -11,10 +11,10 @@ import torch
 import transformers as hf
 from hf_models import write_folder, write_recipe
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import trace_model
-from umcompress.opening import open_source
+from umcompress.models.source import open_source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _pico import pico

@@ -11,8 +11,8 @@ from hf_models import write_folder, write_recipe
 from hf_zoo import TEXT
 from safetensors.torch import load_file, save_file
 
-from umcompress.cli import main
-from umcompress.evals.perplexity import token_weighted
+from umcompress.cli.main import main
+from umcompress.evals.text.perplexity import token_weighted
 
 TEXTS = "the quick brown fox jumps over the lazy dog\n" * 300
 DROP = {"pass": "layer_drop", "component": "shared", "unit": "block", "drop_count": 1}

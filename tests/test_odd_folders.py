@@ -12,10 +12,10 @@ from hf_models import write_folder, write_recipe
 from hf_zoo import TEXT, ZOO
 from safetensors.torch import load_file, save_file
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 from umcompress.errors import ModelError
-from umcompress.opening import open_source
-from umcompress.rewrite.store import side_files
+from umcompress.models.save import side_files
+from umcompress.models.source import open_source
 
 # What the folder of GPT-2 on the hub holds, and what others do.
 OTHERS = (

@@ -12,8 +12,8 @@ from PIL import Image
 from seeing_models import write_seeing
 from unified_models import write_unified
 
-from umcompress.calibration_data import opened
-from umcompress.cli import main
+from umcompress.cli.main import main
+from umcompress.models.pictures import opened
 
 
 @pytest.fixture(scope="module")

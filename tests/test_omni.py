@@ -14,12 +14,12 @@ import transformers as hf
 from hf_models import write_folder, write_recipe
 from hf_zoo import MROPE, TEXT
 
-from umcompress.cli import main
-from umcompress.edits import DropBlock, Plan
+from umcompress.cli.main import main
+from umcompress.documents.plan import DropBlock, Plan
 from umcompress.errors import ModelError
 from umcompress.graph.trace import trace_block
 from umcompress.models.registry import find_family
-from umcompress.opening import open_source
+from umcompress.models.source import open_source
 from umcompress.rewrite.apply import rewrite
 
 

@@ -17,19 +17,19 @@ from safetensors.torch import load_file, save_file
 from test_laws import kinds, law, outputs
 from tiny_bagel import write_recipe
 
-from umcompress import commands
 from umcompress.calibrate.collect import collect
 from umcompress.checkpoint import parts
-from umcompress.cli import main
-from umcompress.edits import CompressionRecord, Plan
+from umcompress.cli.main import main
+from umcompress.documents.plan import CompressionRecord, Plan
 from umcompress.extend import BlockSimilarity, BranchSimilarity, ChannelMoments, HeadContribution, Scope
 from umcompress.graph.model_graph import trace_model
-from umcompress.memory import BASE, CONSUMERS, SCORING
-from umcompress.opening import Source, open_source
-from umcompress.out_of_core import OnDisk, open_on_disk, write
+from umcompress.models.save import load_compressed, save_compressed
+from umcompress.models.source import Source, open_source
+from umcompress.models.streamed import LARGE, block_paths, streamed
+from umcompress.plan.memory import BASE, CONSUMERS, SCORING
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import load_compressed, save_compressed
-from umcompress.streamed import LARGE, block_paths, streamed
+from umcompress.run import apply as commands
+from umcompress.run.out_of_core import OnDisk, open_on_disk, write
 
 
 def stored(kind: str, home: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -79,7 +79,7 @@ def test_law_b_written_from_files_equals_in_memory(
 def test_streamed_outputs_and_statistics_are_those_of_the_model_in_memory(
     kind: str, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("umcompress.streamed.LARGE", large)
+    monkeypatch.setattr("umcompress.models.streamed.LARGE", large)
     disk = on_disk(stored(kind, tmp_path))
     memory = MODELS[kind][0]()
     with streamed(disk.model, FAMILY, disk.read):
@@ -128,7 +128,7 @@ def test_tied_weights_are_one_tensor_while_streamed(tmp_path: Path) -> None:
 
 
 def test_a_large_layer_is_in_memory_while_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("umcompress.streamed.LARGE", 16 * 12 * 4)
+    monkeypatch.setattr("umcompress.models.streamed.LARGE", 16 * 12 * 4)
     disk = on_disk(stored("unified", tmp_path))
     model, places = disk.model, ("embed", "layers.0", "head")
     held: list[tuple[bool, ...]] = []
@@ -152,7 +152,7 @@ def test_a_large_layer_is_in_memory_while_it_is_used(tmp_path: Path, monkeypatch
 
 def test_a_large_layer_that_is_used_without_a_call_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As heads that compute with the weight of the embedding do."""
-    monkeypatch.setattr("umcompress.streamed.LARGE", 0)
+    monkeypatch.setattr("umcompress.models.streamed.LARGE", 0)
     disk = on_disk(stored("unified", tmp_path))
     read: list[str] = []
 
@@ -173,7 +173,7 @@ def test_a_large_layer_whose_weights_are_listed_is_computed_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As torch.func does, and whoever takes the weight from a dictionary."""
-    monkeypatch.setattr("umcompress.streamed.LARGE", 0)
+    monkeypatch.setattr("umcompress.models.streamed.LARGE", 0)
     disk = on_disk(stored("unified", tmp_path))
     x, whole = torch.randn(3, 12), unified()
     model: Any = disk.model

@@ -21,16 +21,16 @@ from transformers import (
 )
 
 from umcompress.checkpoint import parts
-from umcompress.cli import main
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, Plan, SplitExperts
+from umcompress.cli.main import main
+from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, Edit, Plan, SplitExperts
 from umcompress.extend import Calibration
-from umcompress.memory import BASE, SCORING, predicted
-from umcompress.opening import open_source
-from umcompress.out_of_core import OnDisk, open_on_disk, write
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import open_source
+from umcompress.models.streamed import streamed
 from umcompress.passes.head_prune import HeadPrune
+from umcompress.plan.memory import BASE, SCORING, predicted
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed, save_plain
-from umcompress.streamed import streamed
+from umcompress.run.out_of_core import OnDisk, open_on_disk, write
 
 # Bytes of one expert's matrix in the zoo's Mixtral: 48 channels by 32, and of its two stacks of four.
 EXPERT = 48 * 32 * 4

@@ -11,8 +11,9 @@ from pico import bagel_outputs, pico_bagel
 from torch import nn
 
 from umcompress.calibrate.collect import collect
-from umcompress.edits import Plan
-from umcompress.extend import Pass, find_pass
+from umcompress.documents.plan import Plan
+from umcompress.extend.pass_base import Pass
+from umcompress.extend.registry import find_pass
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.bagel.family import BagelFamily
 from umcompress.rewrite.apply import rewrite

@@ -14,7 +14,7 @@ from pico_passes import Bench, bench, inputs_of
 from pydantic import ValidationError
 from torch import Tensor
 
-from umcompress.edits import KeepChannels, SetTensors
+from umcompress.documents.plan import KeepChannels, SetTensors
 from umcompress.errors import PlanError
 from umcompress.extend import FeedForwardSite, Statistics
 from umcompress.graph.model_graph import trace_model

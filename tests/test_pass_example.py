@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from pico_passes import bench, inputs_of
 
-from umcompress.edits import KeepChannels
+from umcompress.documents.plan import KeepChannels
 from umcompress.errors import PlanError, RecipeError
-from umcompress.extend import Pass, Statistics, find_evaluation, find_pass
-from umcompress.recipe import parse_recipe
+from umcompress.extend import Statistics
+from umcompress.extend.pass_base import Pass
+from umcompress.extend.registry import find_evaluation, find_pass
+from umcompress.recipe.recipe import parse_recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECIPE = """

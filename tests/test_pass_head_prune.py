@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pico_passes import Bench, bench, inputs_of
 from pydantic import ValidationError
 
-from umcompress.edits import KeepHeads
+from umcompress.documents.plan import KeepHeads
 from umcompress.errors import PlanError
 from umcompress.extend import AttentionSite, Statistics
 from umcompress.passes._common import kept_count

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pico_passes import Bench, bench, mean_cosine, walk
 from pydantic import ValidationError
 
-from umcompress.edits import DropBlock, DropBranch, Edit
+from umcompress.documents.plan import DropBlock, DropBranch, Edit
 from umcompress.errors import PlanError
 from umcompress.extend import Statistics
 from umcompress.passes._common import dropped_count

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from umcompress.calibrate.collect import collect
-from umcompress.edits import SetTensors, SplitExperts
+from umcompress.documents.plan import SetTensors, SplitExperts
 from umcompress.errors import PlanError
 from umcompress.extend import (
     ChannelActivation,

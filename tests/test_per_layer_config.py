@@ -10,7 +10,7 @@ import pytest
 from hf_models import write_folder
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 96,

@@ -11,9 +11,9 @@ from hf_models import write_folder
 from tiny_bagel import write_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from umcompress.cli import main
-from umcompress.render.plan_view import plan_view
-from umcompress.views import PlanReport
+from umcompress.cli.main import main
+from umcompress.documents.previews import PlanReport
+from umcompress.report.plan_view import plan_view
 
 DROP = {"pass": "layer_drop", "component": "understanding", "unit": "attention", "drop_count": 1}
 ADAPT = {"pass": "adapt", "component": "understanding", "parameters": ["*.self_attn.*"]}

@@ -9,9 +9,9 @@ import pytest
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
-from umcompress import commands
-from umcompress.cli import main
-from umcompress.report import read_report
+from umcompress.cli.main import main
+from umcompress.documents.report import read_report
+from umcompress.run import apply as commands
 
 BLOCK = {"pass": "layer_drop", "unit": "block", "drop": [1]}
 ATTENTION = {"pass": "layer_drop", "unit": "attention", "drop": [1]}

@@ -12,13 +12,13 @@ import benchmark_data as data
 import pytest
 
 from umcompress.errors import UsageError
-from umcompress.evals._questions import QuestionBenchmark, Shown
-from umcompress.evals.mmbench import MmBench
-from umcompress.evals.mme import Mme
-from umcompress.evals.mmmu import Mmmu
-from umcompress.evals.mmvet import MmVet
-from umcompress.evals.mmvp import Mmvp
-from umcompress.evals.pope import Pope
+from umcompress.evals.answers._questions import QuestionBenchmark, Shown
+from umcompress.evals.answers.mmbench import MmBench
+from umcompress.evals.answers.mme import Mme
+from umcompress.evals.answers.mmmu import Mmmu
+from umcompress.evals.answers.mmvet import MmVet
+from umcompress.evals.answers.mmvp import Mmvp
+from umcompress.evals.answers.pope import Pope
 from umcompress.extend import Score
 
 WRITERS: dict[type[QuestionBenchmark], Callable[[Path], Path]] = {

@@ -11,7 +11,7 @@ from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 from PIL import Image
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 
 TOWER = "model.visual.blocks"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from umcompress import cli_parser
-from umcompress.extend import find_evaluation, find_pass
-from umcompress.recipe import parse_recipe
+from umcompress.cli import parser as cli_parser
+from umcompress.extend.registry import find_evaluation, find_pass
+from umcompress.recipe.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

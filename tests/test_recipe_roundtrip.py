@@ -11,12 +11,13 @@ from pydantic import ConfigDict, ValidationError
 from recipe_fakes import Cut, Mend, Quiz, parse
 from ruamel.yaml import YAML as PlainYaml
 
-from umcompress.documents import Document
+from umcompress.documents.base import Document
+from umcompress.documents.gate import Gate
 from umcompress.errors import RecipeError, UsageError
-from umcompress.recipe import Calibration, Gate, Recipe
-from umcompress.recipe_files import find_recipe, load_recipe, recipe_names
-from umcompress.yaml_source import Source
-from umcompress.yaml_text import yaml_text
+from umcompress.recipe.files import find_recipe, load_recipe, recipe_names
+from umcompress.recipe.recipe import Calibration, Recipe
+from umcompress.recipe.yaml_lines import Source
+from umcompress.recipe.yaml_writer import yaml_text
 
 TEXT = """\
 model: m                       # a comment

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from umcompress.errors import RecipeError
-from umcompress.extend import find_evaluation, find_pass
-from umcompress.recipe import parse_recipe
-from umcompress.recipe_files import load_recipe, recipe_names
+from umcompress.extend.registry import find_evaluation, find_pass
+from umcompress.recipe.files import load_recipe, recipe_names
+from umcompress.recipe.recipe import parse_recipe
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -18,16 +18,16 @@ from remote_models import own_model, write_seeing_toy, write_toy
 from safetensors.torch import load_file
 
 import umcompress
-from umcompress.cli import main
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
+from umcompress.cli.main import main
+from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
+from umcompress.documents.report import Report, read_report
 from umcompress.errors import ModelError
-from umcompress.models.code import code_files, references
-from umcompress.models.hf.processors import open_processor
-from umcompress.models.plain import Plain
-from umcompress.opening import Source, open_source
-from umcompress.report import Report, read_report
+from umcompress.models.hf.ask.processors import open_processor
+from umcompress.models.plain_folder import Plain
+from umcompress.models.remote_code import code_files, references
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import Source, open_source
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed, save_plain
 
 NARROW = {"pass": "channel_prune", "keep_ratio": 0.5, "score": "magnitude", "repair": "none"}
 HEADS = {"pass": "head_prune", "keep_ratio": 0.5, "score": "magnitude"}
@@ -375,7 +375,7 @@ def test_a_vision_tower_and_parts_that_nobody_declares(tmp_path: Path) -> None:
 def test_texts_train_it(toy: Path) -> None:
     import numpy as np
 
-    from umcompress.models.base import TextSample
+    from umcompress.models.items import TextSample
 
     source = opened(toy)
     model = source.load()

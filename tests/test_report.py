@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from report_fakes import report, step, task_score
 from scipy.stats import binomtest
 
-from umcompress.documents import Task
+from umcompress.documents.base import Task
+from umcompress.documents.gate import Gate
+from umcompress.documents.report import Report, check_gate, read_report, step_report, write_report
+from umcompress.documents.scores import KindScore, Score, change, is_beyond_noise, proportion, score, wilson
 from umcompress.errors import UsageError
-from umcompress.recipe import Gate
-from umcompress.report import Report, check_gate, read_report, step_report, write_report
-from umcompress.scores import KindScore, Score, change, is_beyond_noise, proportion, score, wilson
 
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from report_fakes import report, step, task_score
 
-from umcompress.edits import Declined
-from umcompress.render import markdown, terminal
-from umcompress.render.plan_view import inspection_view, plan_view
-from umcompress.render.report_view import report_view
-from umcompress.render.table import Column, Table, amount, seconds
-from umcompress.report import Checkpoint, Report, Size, Stopped, step_report
-from umcompress.views import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo
+from umcompress.documents.plan import Declined
+from umcompress.documents.previews import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo
+from umcompress.documents.report import Checkpoint, Report, Size, Stopped, step_report
+from umcompress.report import markdown, terminal
+from umcompress.report.plan_view import inspection_view, plan_view
+from umcompress.report.report_view import report_view
+from umcompress.report.table import Column, Table, amount, seconds
 
 
 def printed(shown: Report, run: str = "runs/quickstart") -> str:

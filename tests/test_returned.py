@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from umcompress.errors import ModelError
 from umcompress.graph.lower import lower
-from umcompress.graph.returned import may_be_none
+from umcompress.graph.may_be_none import may_be_none
 from umcompress.graph.trace import trace_block
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pico import bagel_outputs, pico_bagel, write_bagel_config
 from torch import Tensor, nn
 
-from umcompress.checkpoint.folder import sha256_folder
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
+from umcompress.checkpoint.atomic import sha256_folder
+from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.bagel.family import BagelFamily
+from umcompress.models.save import load_compressed, save_compressed
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import load_compressed, save_compressed
 
 FAMILY = BagelFamily()
 DECODER = "language_model.model.layers"

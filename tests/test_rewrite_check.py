@@ -10,7 +10,7 @@ from pico import FAMILY, text, unified, unified_inputs
 from pydantic import ValidationError
 from torch import nn
 
-from umcompress.edits import DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan, SetTensors
+from umcompress.documents.plan import DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan, SetTensors
 from umcompress.errors import CheckError, PlanError
 from umcompress.rewrite.apply import rewrite, shapes_only
 

@@ -13,11 +13,11 @@ import pytest
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 from umcompress.errors import UsageError
-from umcompress.extend import find_evaluation, find_pass
-from umcompress.recipe_files import LoadedRecipe, load_recipe
-from umcompress.run_folder import RunFolder
+from umcompress.extend.registry import find_evaluation, find_pass
+from umcompress.recipe.files import LoadedRecipe, load_recipe
+from umcompress.run.folder import RunFolder
 
 HOLDS = """
 import sys, time

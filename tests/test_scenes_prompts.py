@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umcompress.evals import geneval_rules
+from umcompress.evals.pictures import geneval_rules
 from umcompress.evals.scenes import prompts, world
 from umcompress.evals.scenes.detector import detect
 

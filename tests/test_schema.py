@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from recipe_fakes import EVALUATIONS, Cut, Mend
 
-from umcompress.recipe import Gate, RecipeHead
-from umcompress.schema import field_names, field_text, model_at, recipe_schema, type_text
+from umcompress.documents.gate import Gate
+from umcompress.documents.schema import field_names, field_text, model_at, recipe_schema, type_text
+from umcompress.recipe.recipe import RecipeHead
 
 SCHEMA = recipe_schema(RecipeHead, Gate, {"cut": Cut, "mend": Mend}, EVALUATIONS)
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from umcompress.errors import UsageError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.preprocess import vision_input
-from umcompress.models.base import Likelihood, likelihood
-from umcompress.opening import open_source
+from umcompress.models.runner import Likelihood, likelihood
+from umcompress.models.source import open_source
 
 
 def runner_of(folder: Path) -> Any:

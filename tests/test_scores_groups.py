@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from umcompress.scores import grouped, mean, of_kinds, proportion, wilson
+from umcompress.documents.scores import grouped, mean, of_kinds, proportion, wilson
 
 
 def test_mean_has_students_interval() -> None:

@@ -23,18 +23,18 @@ from transformers import GenerationConfig
 
 from umcompress.calibrate.collect import collect
 from umcompress.calibrate.declare import ChannelActivation, Scope
-from umcompress.cli import main
-from umcompress.edits import DropBlock
+from umcompress.cli.main import main
+from umcompress.documents.plan import DropBlock
 from umcompress.errors import ModelError, PlanError, UsageError
-from umcompress.evals.pope import Pope
+from umcompress.evals.answers.pope import Pope
 from umcompress.graph.model_graph import trace_model
-from umcompress.measure import weigh
-from umcompress.models.base import TextSample, UnderstandingItem
-from umcompress.models.hf.processors import FILES
-from umcompress.models.hf.seeing import SeeingRunner
-from umcompress.models.hf.shapes import OnShapes
-from umcompress.opening import open_source
-from umcompress.verify import save_outputs
+from umcompress.models.hf.ask.processors import FILES
+from umcompress.models.hf.ask.vision_runner import SeeingRunner
+from umcompress.models.hf.load.run_on_shapes import OnShapes
+from umcompress.models.items import TextSample, UnderstandingItem
+from umcompress.models.measure import weigh
+from umcompress.models.source import open_source
+from umcompress.run.verify import save_outputs
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, size, dtype=np.uint8) for size in ((20, 30, 3), (16, 16, 3), (33, 14, 3))]
@@ -354,7 +354,7 @@ def test_a_recipe_calibrates_and_scores_with_pictures(
 
 def test_tasks_of_lm_eval_show_their_pictures(folders: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    from umcompress.evals.lm_eval_tasks import LmEval
+    from umcompress.evals.text.lm_eval_tasks import LmEval
 
     source = open_source(str(folders["llava"]))
     runner: Any = source.runner(source.load())

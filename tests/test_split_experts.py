@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from umcompress import commands
-from umcompress.dry import inspect_model
-from umcompress.edits import (
+from umcompress.documents.plan import (
     CompressionRecord,
     DropBlock,
     DropBranch,
@@ -31,11 +29,13 @@ from umcompress.edits import (
 )
 from umcompress.errors import PlanError
 from umcompress.graph.model_graph import trace_model
-from umcompress.graph.text import print_graph
-from umcompress.measure import weigh
-from umcompress.opening import open_source
+from umcompress.graph.printer import print_graph
+from umcompress.models.measure import weigh
+from umcompress.models.save import load_compressed, save_compressed
+from umcompress.models.source import open_source
+from umcompress.plan.inspect import inspect_model
 from umcompress.rewrite.apply import rewrite, shapes_only
-from umcompress.rewrite.store import load_compressed, save_compressed
+from umcompress.run import apply as commands
 
 # Kind of model, site, the module with the linears, where the experts go, names of the linears, width.
 GEN, VISION = "layers.1.mlp_gen", "vision.0.mlp"

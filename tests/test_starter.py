@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seeing_models import write_seeing
 
-from umcompress.cli import main
-from umcompress.documents import Task
-from umcompress.report import Size, read_report
-from umcompress.starter import Starter, recipe_text, suggest
-from umcompress.starting import left_out
-from umcompress.views import Inspection, SiteInfo
+from umcompress.cli.init import left_out
+from umcompress.cli.main import main
+from umcompress.documents.base import Task
+from umcompress.documents.previews import Inspection, SiteInfo
+from umcompress.documents.report import Size, read_report
+from umcompress.plan.suggest import Starter, recipe_text, suggest
 
 
 def sites(stack: str, component: str, blocks: int, width: int | None) -> Iterator[SiteInfo]:

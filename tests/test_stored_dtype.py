@@ -12,8 +12,8 @@ from hf_zoo import ZOO
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from umcompress import commands
-from umcompress.report import Report
+from umcompress.documents.report import Report
+from umcompress.run import apply as commands
 
 TEXT = "".join(f"line {i}: the quick brown fox jumps over {i * 7} lazy dogs\n" for i in range(120))
 DROP = {"pass": "layer_drop", "unit": "block", "drop": [1]}

@@ -15,20 +15,20 @@ import transformers as hf
 from hf_models import randomise, write_folder
 from torch import Tensor, nn
 
-from umcompress.cli import main
-from umcompress.edits import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
+from umcompress.cli.main import main
+from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
 from umcompress.errors import PlanError
 from umcompress.extend import Statistics
-from umcompress.graph.casts import cast_as
+from umcompress.graph.asked_casts import cast_as
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import read_block, trace_model
 from umcompress.models.hf.family import TransformersFamily
-from umcompress.opening import open_source
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import open_source
 from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.passes.layer_drop import LayerDrop
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.store import save_compressed, save_plain
 
 FAMILY = TransformersFamily()
 IDS = torch.arange(5, 17).view(2, 6)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umcompress.checkpoint import tensor_file
-from umcompress.edits import Plan, SetTensors
+from umcompress.documents.plan import Plan, SetTensors
 from umcompress.errors import UsageError
 from umcompress.extend import TensorFile
-from umcompress.run_folder import keep_tensors, kept_tensors
+from umcompress.run.folder import keep_tensors, kept_tensors
 
 TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool]
 

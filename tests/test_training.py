@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from training_models import ACTIVE, EXPERTS, names_of, quick, run, split
 
-from umcompress.edits import DropBlock, Plan
+from umcompress.documents.plan import DropBlock, Plan
+from umcompress.documents.training_options import LossWeights, TrainingOptions
 from umcompress.errors import UsageError
 from umcompress.evals.scenes.evaluation import Scenes
-from umcompress.learning import LossWeights, TrainingOptions
-from umcompress.models.base import ImageText, TrainingBatch, UnderstandingItem
-from umcompress.nn.experts import ExpertShape, SparseFeedForward
-from umcompress.opening import open_source
+from umcompress.models.items import ImageText, UnderstandingItem
+from umcompress.models.source import open_source
+from umcompress.models.trainer import TrainingBatch
 from umcompress.passes.router_train import RouterTrain
 from umcompress.rewrite.apply import rewrite
-from umcompress.train.feed import Feed, Totals, spread
+from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
+from umcompress.train.batches import Feed, Totals, spread
 from umcompress.train.losses import Routers
 from umcompress.train.schedule import decay, highest, rate
 from umcompress.train.state import FILE
@@ -256,7 +257,7 @@ def test_training_data_is_none_of_the_evaluation() -> None:
 
 
 def test_training_pictures_show_what_their_prompts_say() -> None:
-    from umcompress.evals.geneval_rules import judge
+    from umcompress.evals.pictures.geneval_rules import judge
     from umcompress.evals.scenes import prompts
     from umcompress.evals.scenes.detector import detect
 

@@ -16,16 +16,16 @@ from torch import Tensor
 from training_models import Killed, names_of, quick, split
 from transformers import AutoModelForImageTextToText
 
-from umcompress.cli import main
-from umcompress.models.base import TextSample, TrainingItem, UnderstandingItem
-from umcompress.models.hf.runner import TransformersRunner
-from umcompress.models.hf.words import answered
-from umcompress.opening import Source, open_source
+from umcompress.cli.main import main
+from umcompress.data.training_file import TrainingFile
+from umcompress.models.hf.ask.text_runner import TransformersRunner
+from umcompress.models.hf.ask.tokenizer import answered
+from umcompress.models.items import TextSample, TrainingItem, UnderstandingItem
+from umcompress.models.source import Source, open_source
 from umcompress.passes.adapt import Adapt
 from umcompress.passes.router_train import RouterTrain
 from umcompress.train.progress import CURVE, Curve
-from umcompress.train.run import run_training
-from umcompress.training_data import TrainingFile
+from umcompress.train.step import run_training
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, size, dtype=np.uint8) for size in ((20, 30, 3), (16, 16, 3), (33, 14, 3))]

@@ -16,8 +16,8 @@ from PIL import Image
 from seeing_models import write_seeing
 from unified_models import write_unified
 
-from umcompress.cli import main
-from umcompress.models.hf.processors import FILES
+from umcompress.cli.main import main
+from umcompress.models.hf.ask.processors import FILES
 
 LANGUAGE, TOWER = "*language_model.layers.*.mlp.*", "*vision_tower.encoder*"
 ASKED = {"image": "0.png", "question": "what?", "answer": "dots"}

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from umcompress.cli import main
-from umcompress.report import read_report
+from umcompress.cli.main import main
+from umcompress.documents.report import read_report
 
 SPLIT = {
     "pass": "moe_split", "component": "generation", "layers": "all", "experts": 8, "active": 4,

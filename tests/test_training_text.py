@@ -15,12 +15,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from training_models import names_of, quick, split
 
+from umcompress.data.training_file import TrainingFile
 from umcompress.errors import UsageError
-from umcompress.models.base import ImageText, TextSample, UnderstandingItem
-from umcompress.opening import open_source
+from umcompress.models.items import ImageText, TextSample, UnderstandingItem
+from umcompress.models.source import open_source
 from umcompress.train.progress import CURVE, Curve
-from umcompress.train.run import run_training
-from umcompress.training_data import TrainingFile
+from umcompress.train.step import run_training
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(90))]
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from training_models import Killed, names_of, quick, split
 from unified_models import GRIDS, NAMES, whole, write_unified
 
-from umcompress.models.base import ImageText, TrainingItem, UnderstandingItem
-from umcompress.opening import open_source
+from umcompress.data.training_file import TrainingFile
+from umcompress.models.items import ImageText, TrainingItem, UnderstandingItem
+from umcompress.models.source import open_source
 from umcompress.passes.router_train import RouterTrain
 from umcompress.train.progress import CURVE, Curve
-from umcompress.train.run import run_training
-from umcompress.training_data import TrainingFile
+from umcompress.train.step import run_training
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, size, dtype=np.uint8) for size in ((20, 30, 3), (16, 16, 3), (9, 14, 3))]

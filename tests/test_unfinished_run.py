@@ -9,7 +9,7 @@ from hf_models import write_folder, write_recipe
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 
 STOPS = '''
 from pathlib import Path

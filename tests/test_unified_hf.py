@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import GenerationConfig
 from unified_models import BEGIN, END_OF_ROW, FIRST_CODE, GRIDS, NAMES, WRAPPER, whole, write_unified
 
-from umcompress.edits import DropBlock, DropBranch, Plan
+from umcompress.documents.plan import DropBlock, DropBranch, Plan
 from umcompress.errors import ModelError, UsageError
-from umcompress.models.base import GenerationItem, TextSample, UnderstandingItem
-from umcompress.models.hf.painting import Sampling, draw, generator_of, paint
-from umcompress.models.hf.unified import UnifiedRunner
-from umcompress.opening import open_source
+from umcompress.models.hf.paint.sampling import Sampling, draw, generator_of, paint
+from umcompress.models.hf.paint.unified_runner import UnifiedRunner
+from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
+from umcompress.models.source import open_source
 from umcompress.rewrite.apply import rewrite
 
 PAINTERS = ("janus", "emu3")

@@ -13,10 +13,10 @@ from hf_models import write_recipe
 from unified_models import write_unified
 
 from umcompress.calibrate.collect import collect
-from umcompress.cli import main
+from umcompress.cli.main import main
 from umcompress.graph.model_graph import trace_model
-from umcompress.models.base import GenerationItem, UnderstandingItem
-from umcompress.opening import open_source
+from umcompress.models.items import GenerationItem, UnderstandingItem
+from umcompress.models.source import open_source
 from umcompress.passes.channel_prune import ChannelPrune
 
 EVALUATION = '''

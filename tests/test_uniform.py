@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_bagel import write_recipe
 
-from umcompress import commands
 from umcompress.errors import RecipeError
+from umcompress.run import apply as commands
 
 CHANNELS = {"pass": "channel_prune", "component": "generation", "score": "magnitude", "keep_ratio": 0.5}
 HEADS = {"pass": "head_prune", "component": "generation", "score": "magnitude", "keep_ratio": 0.5}

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers as hf
 
-from umcompress.models.hf.runner import NEW_TOKENS
-from umcompress.opening import open_source
+from umcompress.models.hf.ask.text_runner import NEW_TOKENS
+from umcompress.models.source import open_source
 
 SIZES: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2}
 BUILD = {

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from umcompress.evals.scenes.make_model.train import files
 from umcompress.evals.scenes.tokenizer import build_tokenizer
-from umcompress.evals.scenes.train import files
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.model import Bagel
 

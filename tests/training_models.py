@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from umcompress.documents import Task
-from umcompress.edits import Plan, SetTensors, SplitExperts
+from umcompress.data.training_file import TrainingFile
+from umcompress.documents.base import Task
+from umcompress.documents.plan import Plan, SetTensors, SplitExperts
 from umcompress.evals.scenes.evaluation import Scenes
-from umcompress.extend import Statistics, TrainingPass
+from umcompress.extend import Statistics
+from umcompress.extend.pass_base import TrainingPass
 from umcompress.graph.model_graph import trace_model
-from umcompress.models.base import TrainingItem
-from umcompress.opening import Source, open_source
+from umcompress.models.items import TrainingItem
+from umcompress.models.source import Source, open_source
 from umcompress.passes.adapt import Adapt
 from umcompress.rewrite.apply import rewrite
 from umcompress.train.progress import CURVE, Curve
-from umcompress.train.run import run_training
-from umcompress.training_data import TrainingFile
+from umcompress.train.step import run_training
 
 EXPERTS, ACTIVE = 8, 4
 

@@ -22,7 +22,7 @@ def load(
     trust_remote_code: run Python code that comes with it; without this a model that needs it is refused.
     Raises ModelError (a UsageError) where there is none, or its files are damaged.
     """
-    from umcompress.opening import open_source
+    from umcompress.models.source import open_source
 
     loaded: Any = open_source(str(model), dtype, device, trust_remote_code=trust_remote_code).load()
     return loaded  # type: ignore[no-any-return]

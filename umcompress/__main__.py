@@ -2,7 +2,7 @@
 
 import sys
 
-from umcompress.cli import main
+from umcompress.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

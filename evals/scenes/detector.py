@@ -15,8 +15,19 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geneval_rules import Detection
-from .world import BACKGROUND, CELL, COLOUR_NAMES, COLOURS, GRID, SHAPES, SIZES, Image, Scene, shape_mask
+from umcompress.evals.pictures.geneval_rules import Detection
+from umcompress.evals.scenes.world import (
+    BACKGROUND,
+    CELL,
+    COLOUR_NAMES,
+    COLOURS,
+    GRID,
+    SHAPES,
+    SIZES,
+    Image,
+    Scene,
+    shape_mask,
+)
 
 Floats = NDArray[np.float32]
 

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import Field, PositiveInt
 
 from umcompress import processes
+from umcompress.documents.scores import score
 from umcompress.evals.scenes import prompts, questions, world
 from umcompress.evals.scenes.prompts import Prompt
-from umcompress.extend import Evaluation, Score, ScoredItem, Task
-from umcompress.scores import score
+from umcompress.extend import Score, Task
+from umcompress.extend.evaluation_base import Evaluation, ScoredItem
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from umcompress.models.base import GenerationItem, TrainingItem, UnderstandingItem
+    from umcompress.models.items import GenerationItem, TrainingItem, UnderstandingItem
 
 CHUNK = 100
 T = TypeVar("T")
@@ -114,7 +115,7 @@ class Scenes(Evaluation):
         return [prompts.sample_prompt(rng, kind, "evaluation") for kind in kinds]
 
     def _generate(self, runner: Any, out: Path, progress: Callable[[str], None]) -> Score:
-        from umcompress.evals.geneval_rules import judge
+        from umcompress.evals.pictures.geneval_rules import judge
         from umcompress.evals.scenes.detector import detect
         from umcompress.evals.scenes.pictures import save_contact_sheet
 
@@ -163,7 +164,7 @@ class Scenes(Evaluation):
         """Training scenes with a question each, or training prompts; never what `run` scores."""
         import numpy as np
 
-        from umcompress.models.base import GenerationItem, UnderstandingItem
+        from umcompress.models.items import GenerationItem, UnderstandingItem
 
         rng = np.random.default_rng((seed, 13))
         if task == "generation":
@@ -183,7 +184,7 @@ class Scenes(Evaluation):
         """Training prompts with a scene that satisfies each, or training scenes with a question each."""
         import numpy as np
 
-        from umcompress.models.base import ImageText, UnderstandingItem
+        from umcompress.models.items import ImageText, UnderstandingItem
 
         rng = np.random.default_rng((seed, 15))
         if task == "understanding":
@@ -215,7 +216,7 @@ def _questioned(
 def _chance_by_kind(seed: int, each: int) -> tuple[tuple[str, float], ...]:
     import numpy as np
 
-    from umcompress.evals.geneval_rules import judge
+    from umcompress.evals.pictures.geneval_rules import judge
     from umcompress.evals.scenes.detector import detect
 
     rng = np.random.default_rng((seed, 14))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .world import Image
+from umcompress.evals.scenes.world import Image
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .world import COLOUR_NAMES, GRID, SHAPES, Object, Scene, Split, bucket, is_evaluation, make_scene, place
+from umcompress.evals.scenes.world import (
+    COLOUR_NAMES,
+    GRID,
+    SHAPES,
+    Object,
+    Scene,
+    Split,
+    bucket,
+    is_evaluation,
+    make_scene,
+    place,
+)
 
 if TYPE_CHECKING:
     import numpy as np

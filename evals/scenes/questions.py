@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from .prompts import PLURALS, RELATIONS
-from .world import CELL_NAMES, COLOUR_NAMES, MAX_OBJECTS, SHAPES, Object, Scene, sample_scene
+from umcompress.evals.scenes.prompts import PLURALS, RELATIONS
+from umcompress.evals.scenes.world import CELL_NAMES, COLOUR_NAMES, MAX_OBJECTS, SHAPES, Object, Scene, sample_scene
 
 if TYPE_CHECKING:
     import numpy as np

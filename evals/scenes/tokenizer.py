@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from . import prompts, questions
+from umcompress.evals.scenes import prompts, questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

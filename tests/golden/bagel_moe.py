@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from golden.bagel import _guidance, _size
 from golden.checker import Checker, Golden
-from umcompress.edits import Plan, SplitExperts
+from umcompress.documents.plan import Plan, SplitExperts
 from umcompress.errors import ModelError
 from umcompress.models.bagel.config import ExpertLayer
 from umcompress.models.bagel.experts import BagelExperts
@@ -26,9 +26,9 @@ from umcompress.models.bagel.layers import GatedMLP
 from umcompress.models.bagel.load import disk_names, load_bagel
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.sampling import Contexts, denoise
-from umcompress.nn.experts import SparseFeedForward
 from umcompress.passes._partition import serpentine
 from umcompress.rewrite.apply import rewrite
+from umcompress.rewrite.nn.experts import SparseFeedForward
 
 COMMON, FULL = "block_common.safetensors", "full_t2i.safetensors"
 LINEARS = ("gate_proj", "up_proj", "down_proj")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from golden.lines import Lines, read
-from umcompress.evals import geneval_rules, mmbench_rules, mme_rules, mmmu_rules, wise_rules
+from umcompress.evals.answers import mmbench_rules, mme_rules, mmmu_rules
+from umcompress.evals.pictures import geneval_rules, wise_rules
 
 
 def geneval(path: Path) -> int:

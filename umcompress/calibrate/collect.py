@@ -32,7 +32,7 @@ from umcompress.calibrate.expert_sums import ContributionSum, Pairs, RoutedSum, 
 from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum, watch_whole
 from umcompress.calibrate.on_demand import OnDemand, Shelf, Values, sizes
 from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
-from umcompress.edits import Edit
+from umcompress.documents.plan import Edit
 from umcompress.graph.branches import Branch
 from umcompress.graph.lower import lowered
 from umcompress.graph.model_graph import ModelGraph

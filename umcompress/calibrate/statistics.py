@@ -14,7 +14,7 @@ from umcompress.errors import PlanError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from umcompress.edits import Edit
+    from umcompress.documents.plan import Edit
     from umcompress.graph.model_graph import ModelGraph
 
 Key: TypeAlias = tuple[str, str]

@@ -12,27 +12,16 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from umcompress.checkpoint.fill import Part, Target, WeightFiles, target_name, tied_names
 from umcompress.checkpoint.index import Entry, open_folder, shards_of
 from umcompress.checkpoint.joins import stacked
-from umcompress.checkpoint.parts import (
-    Parts,
-    Pick,
-    Picks,
-    Region,
-    Stored,
-    cut_out,
-    extent,
-    sides,
-    taken,
-    whole,
-)
-from umcompress.checkpoint.writer import NAMES
+from umcompress.checkpoint.layout import Part, Target, WeightFiles, target_name, tied_names
+from umcompress.checkpoint.parts import Parts, Pick, Picks, Region, Stored, cut_out, extent, sides, taken, whole
+from umcompress.checkpoint.writer import NAMES, Source
 from umcompress.errors import ModelError
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -235,3 +224,22 @@ def with_tied(places: Mapping[str, Parts], tied: Mapping[str, str]) -> dict[str,
 
 def _stored_once(names: Mapping[str, Target], tied: Mapping[str, str]) -> Iterable[tuple[str, Target]]:
     return ((disk, target) for disk, target in names.items() if target_name(target) not in tied)
+
+
+@runtime_checkable
+class OwnLayout(Protocol):
+    """A family whose weight files hold tensors cut up or joined otherwise than the module, beyond names."""
+
+    def sources(
+        self, model: nn.Module, values: Mapping[str, Source] | None = None
+    ) -> dict[str, dict[str, Source]]:
+        """What to write: file -> name on disk -> tensor. values: the tensors of a skeleton."""
+
+    def open_disk(self, model: nn.Module, folder: Path) -> Disk:
+        """Where the tensors of `model` lie in the weight files of `folder`. ModelError where they do not fit."""
+
+    def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
+        """What is missing, unexpected or wrongly shaped in a folder, by the files' headers."""
+
+    def texts(self, model: nn.Module, folder: Path) -> Mapping[str, str]:
+        """File -> content, in place of what the folder that a compressed model was made from has there."""

@@ -9,66 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from umcompress.checkpoint.index import Checkpoint, open_folder, shards_of
 from umcompress.checkpoint.joins import entry_of
+from umcompress.checkpoint.layout import Part, WeightFiles, target_name, tied_names
 from umcompress.checkpoint.writer import ALIGNMENT, Source, held, in_parts
 from umcompress.errors import ModelError
-
-if TYPE_CHECKING:
-    from umcompress.checkpoint.disk import Disk
-
-
-@dataclass(frozen=True)
-class Part:
-    """Entry `index` on the first axis of a module's tensor: one in memory, several tensors on disk."""
-
-    name: str
-    index: int
-
-
-Target = str | Part
-WeightFiles = Mapping[str, Mapping[str, Target]]
-
-
-@runtime_checkable
-class OwnLayout(Protocol):
-    """A family whose weight files hold tensors cut up or joined otherwise than the module, beyond names."""
-
-    def sources(
-        self, model: nn.Module, values: Mapping[str, Source] | None = None
-    ) -> dict[str, dict[str, Source]]:
-        """What to write: file -> name on disk -> tensor. values: the tensors of a skeleton."""
-
-    def open_disk(self, model: nn.Module, folder: Path) -> Disk:
-        """Where the tensors of `model` lie in the weight files of `folder`. ModelError where they do not fit."""
-
-    def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
-        """What is missing, unexpected or wrongly shaped in a folder, by the files' headers."""
-
-    def texts(self, model: nn.Module, folder: Path) -> Mapping[str, str]:
-        """File -> content, in place of what the folder that a compressed model was made from has there."""
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Each further name of a parameter that has several -> its first one."""
-    first: dict[int, str] = {}
-    tied = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if first.setdefault(id(parameter), name) != name:
-            tied[name] = first[id(parameter)]
-    return tied
-
-
-def target_name(target: Target) -> str:
-    """The tensor of the module that a name on disk belongs to."""
-    return target if isinstance(target, str) else target.name
 
 
 def odd_names(model: nn.Module, files: WeightFiles) -> list[str]:

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from umcompress.checkpoint.ahead import ahead
 from umcompress.checkpoint.parts import Parts, Stored, joined, pieces, whole
+from umcompress.checkpoint.read_ahead import ahead
 from umcompress.errors import CheckError
 
 NAMES: dict[torch.dtype, str] = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from umcompress.graph.linears import is_matrix
+from umcompress.graph.optional_outputs import without_tail
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 from umcompress.graph.sites import BranchKind
-from umcompress.graph.tail import without_tail
 from umcompress.graph.trace import call_name, is_attention, module_of
 
 _ADDS = {"add", "iadd", "add_", "__add__", "__iadd__"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from umcompress.graph.assume import is_guard
+from umcompress.graph.guards import is_guard
 from umcompress.graph.linears import is_matrix, outputs
 from umcompress.graph.trace import call_name, module_of
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, fx, nn
 
 from umcompress.errors import ModelError, UsageError, did_you_mean
 from umcompress.graph.branches import Branch, find_branches, is_mixture
 from umcompress.graph.channels import channel_groups
-from umcompress.graph.gaps import Gap, Sites, reasons
+from umcompress.graph.expert_place import SplitPlace, split_place
 from umcompress.graph.linears import is_conv1d
+from umcompress.graph.not_found import Gap, Sites, reasons
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
-from umcompress.graph.sites import (
-    AttentionSite,
-    BlockSite,
-    BranchKind,
-    BranchSite,
-    ExpertSite,
-    FeedForwardSite,
-)
-from umcompress.graph.split import SplitPlace, split_place
+from umcompress.graph.sites import AttentionSite, BlockSite, BranchKind, BranchSite, ExpertSite, FeedForwardSite
 from umcompress.graph.trace import trace_block
 
 
@@ -286,3 +279,14 @@ def _common(names: list[str]) -> str:
             break
         shared.append(parts[0])
     return ".".join(shared)
+
+
+@runtime_checkable
+class SettlingFamily(Protocol):
+    """A family whose models keep count of their blocks elsewhere than in the blocks."""
+
+    def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
+        """PlanError where one of these blocks has to stay. removed: stack -> positions. Changes nothing."""
+
+    def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
+        """removed: stack -> positions that its lost blocks had. Runs alike on a live model and on a skeleton."""

@@ -21,10 +21,10 @@ import torch
 from torch import fx, nn
 
 from umcompress.errors import ModelError
-from umcompress.graph.assume import Assuming, Refusing, hoist_guards
+from umcompress.graph.forward_source import asking
+from umcompress.graph.guards import Assuming, Refusing, hoist_guards
 from umcompress.graph.lower import EXTRA, lowered_graph
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
-from umcompress.graph.source import asking
 
 _HERE = Path(__file__).parent
 LEAF = re.compile(r"Attention|Attn|Norm|Rotary|RoPE|Router|Experts")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from umcompress.evals.lm_eval_tasks import require
+from umcompress.evals.text.lm_eval_tasks import require
 
 MODEL = "umcompress"
 TASKS = Path(__file__).parent / "packaged"

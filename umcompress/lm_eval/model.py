@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from umcompress.errors import UsageError
-from umcompress.evals._lm import Forwarding, language_model
-from umcompress.opening import open_source
+from umcompress.evals.text._lm import Forwarding, language_model
+from umcompress.models.source import open_source
 
 
 class Umcompress(Forwarding):

@@ -47,5 +47,3 @@ def pictures(document: dict[str, Any]) -> list[Any]:
     from PIL import Image
 
     return [Image.fromarray(world.render(_asked()[document["index"]].scene))]
-
-

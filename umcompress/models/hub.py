@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from umcompress.errors import ModelError
-from umcompress.models.code import missing_code
-from umcompress.say import say
+from umcompress.models.remote_code import missing_code
+from umcompress.progress import say
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # No pickled weights: what a folder needs to be loaded here. Code only where it is trusted.

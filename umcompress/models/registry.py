@@ -6,11 +6,11 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from umcompress.discover import entries
+from umcompress.documents.unfinished_run import RUN, unfinished
 from umcompress.errors import ModelError, nearest
-from umcompress.models.base import Family
+from umcompress.models.family import Family
 from umcompress.models.hub import hub_folder, is_hub_id
-from umcompress.unfinished import RUN, unfinished
+from umcompress.plugins import entries
 
 FAMILIES = "umcompress.families"
 BUILT_IN = {"bagel-mini": "bagel_mini"}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from umcompress.edits import Plan
+from umcompress.documents.plan import Plan
 from umcompress.errors import CheckError, PlanError
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.rewrite.structure import reshape

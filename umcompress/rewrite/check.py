@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 from torch import nn
 
-from umcompress.edits import (
+from umcompress.documents.plan import (
     DropBlock,
     DropBranch,
     Edit,
@@ -19,10 +19,9 @@ from umcompress.edits import (
     plan_problems,
 )
 from umcompress.errors import did_you_mean
-from umcompress.graph.model_graph import BlockGraph, ModelFamily, read_block
-from umcompress.graph.settling import SettlingFamily
+from umcompress.graph.expert_place import find_part, place_of
+from umcompress.graph.model_graph import BlockGraph, ModelFamily, SettlingFamily, read_block
 from umcompress.graph.sites import ExpertSite, FeedForwardSite
-from umcompress.graph.split import find_part, place_of
 from umcompress.rewrite.experts import sparse_module
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from umcompress.edits import SplitExperts
+from umcompress.documents.plan import SplitExperts
+from umcompress.graph.expert_place import FeedForwardPart, find_part, inside, linear_names, linear_of, place_of
 from umcompress.graph.linears import Matrix, is_conv1d, outputs
 from umcompress.graph.sites import FeedForwardSite
-from umcompress.graph.split import FeedForwardPart, find_part, inside, linear_names, linear_of, place_of
-from umcompress.nn.experts import ExpertShape, SparseFeedForward
+from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
 from umcompress.rewrite.tensors import Expression, Flip, Fold, Take, TensorMap, Zeros
 
 

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from umcompress.checkpoint.fill import tied_names
-from umcompress.edits import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors, SplitExperts
-from umcompress.graph.assume import holds_something, is_guard
+from umcompress.checkpoint.layout import tied_names
+from umcompress.documents.plan import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors, SplitExperts
 from umcompress.graph.branches import find_branches
+from umcompress.graph.guards import holds_something, is_guard
 from umcompress.graph.linears import Matrix, inputs, is_conv1d, is_matrix, out_axis, outputs, restate
 from umcompress.graph.lower import lower
-from umcompress.graph.model_graph import ModelFamily
+from umcompress.graph.model_graph import ModelFamily, SettlingFamily
+from umcompress.graph.optional_outputs import is_tail, let_go, without_tail
 from umcompress.graph.protocol import StreamAttention, StreamLayout
-from umcompress.graph.settling import SettlingFamily
-from umcompress.graph.tail import is_tail, let_go, without_tail
 from umcompress.rewrite.check import Blocks, check_plan
 from umcompress.rewrite.experts import split
 from umcompress.rewrite.tensors import TensorMap

@@ -21,12 +21,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from umcompress import processes
-from umcompress.documents import Task
+from umcompress.documents.base import Task
+from umcompress.documents.training_options import TrainingOptions
 from umcompress.errors import CheckError, UsageError
-from umcompress.learning import TrainingOptions
-from umcompress.models.base import Trainer
-from umcompress.nn.experts import SparseFeedForward
-from umcompress.train.feed import Draw, Feed, Totals
+from umcompress.models.trainer import Trainer
+from umcompress.rewrite.nn.experts import SparseFeedForward
+from umcompress.train.batches import Draw, Feed, Totals
 from umcompress.train.losses import BlockOutputs, Routers, Student, Teacher
 from umcompress.train.progress import CURVE, Curve, Display
 from umcompress.train.schedule import decay, highest, rate

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from umcompress.learning import LossWeights
-from umcompress.models.base import Trainer, TrainingBatch
-from umcompress.nn.experts import SparseFeedForward
-from umcompress.train.feed import Totals
+from umcompress.documents.training_options import LossWeights
+from umcompress.models.trainer import Trainer, TrainingBatch
+from umcompress.rewrite.nn.experts import SparseFeedForward
+from umcompress.train.batches import Totals
 
 # How much of the load that the balance loss goes by is that of the steps before the last.
 LOAD_DECAY = 0.9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from umcompress.learning import TrainingOptions
+from umcompress.documents.training_options import TrainingOptions
 
 # The cosine ends at this share of the highest rate, so that the last steps still do something.
 FLOOR = 0.02

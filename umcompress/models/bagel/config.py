@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from umcompress.documents import explain
+from umcompress.documents.base import explain
 from umcompress.errors import ModelError
 from umcompress.models.bagel.expert_layout import expert_layers, stored_shapes
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from umcompress.models.bagel.config import ExpertLayer
-from umcompress.nn.experts import ExpertShape, SparseFeedForward
+from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
 
 if TYPE_CHECKING:
     from umcompress.models.bagel.context import Context

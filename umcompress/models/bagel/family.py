@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from umcompress.checkpoint.fill import WeightFiles
+from umcompress.checkpoint.layout import WeightFiles
 from umcompress.checkpoint.writer import Source
-from umcompress.documents import Component
-from umcompress.edits import Plan
+from umcompress.documents.base import Component
+from umcompress.documents.plan import Plan
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.expert_layout import NOTES
 from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
@@ -21,8 +21,10 @@ from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.moe_folder import plain_folder
 from umcompress.models.bagel.runner import BagelRunner
 from umcompress.models.bagel.trainer import BagelTrainer
-from umcompress.models.base import Family, Runner, Trainer
-from umcompress.models.plain import Plain
+from umcompress.models.family import Family
+from umcompress.models.plain_folder import Plain
+from umcompress.models.runner import Runner
+from umcompress.models.trainer import Trainer
 
 GENERATION = ("time_embedder", "vae2llm", "llm2vae", "latent_pos_embed", "vae")
 SHARED = ("language_model.model.embed_tokens",)

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from umcompress.checkpoint.fill import Part, Target, fill
+from umcompress.checkpoint.fill import fill
+from umcompress.checkpoint.layout import Part, Target
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.experts import BagelExperts
 from umcompress.models.bagel.model import Bagel

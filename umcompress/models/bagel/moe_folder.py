@@ -16,12 +16,12 @@ from torch import nn
 
 from umcompress.checkpoint.fill import sources
 from umcompress.checkpoint.writer import Source, held
-from umcompress.edits import Plan
+from umcompress.documents.plan import Plan
 from umcompress.models.bagel.expert_layout import MODULES, NOTES
 from umcompress.models.bagel.experts import BagelExperts
 from umcompress.models.bagel.load import disk_names
-from umcompress.models.plain import Plain
-from umcompress.nn.experts import ExpertShape, SparseFeedForward
+from umcompress.models.plain_folder import Plain
+from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
 
 CONFIG = "llm_config.json"
 _PLACE = re.compile(r"language_model\.model\.layers\.(\d+)\.(mlp|mlp_moe_gen)")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from umcompress.models.bagel.config import BagelConfig, ImageRule
-from umcompress.models.picture import to_image
+from umcompress.models.pictures import to_image
 
 MAX_PIXELS = 14 * 14 * 9 * 1024
 

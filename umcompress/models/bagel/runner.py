@@ -13,21 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umcompress.documents import Task
+from umcompress.documents.base import Task
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, vision_input
-from umcompress.models.bagel.sampling import (
-    Contexts,
-    Guidance,
-    decode_images,
-    denoise,
-    guided_velocity,
-    to_pixels,
-)
+from umcompress.models.bagel.sampling import Contexts, Guidance, decode_images, denoise, guided_velocity, to_pixels
 from umcompress.models.bagel.words import Words
-from umcompress.models.base import GenerationItem, Likelihood, Picture, UnderstandingItem, Work, likelihood
-from umcompress.models.picture import to_image
+from umcompress.models.items import GenerationItem, Picture, UnderstandingItem
+from umcompress.models.pictures import to_image
+from umcompress.models.runner import Likelihood, Work, likelihood
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one one by one.
 BATCH_TOKENS = 4096

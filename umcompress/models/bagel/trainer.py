@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umcompress.documents import Task
+from umcompress.documents.base import Task
 from umcompress.errors import ModelError
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, vision_input
 from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward
 from umcompress.models.bagel.words import Words
-from umcompress.models.base import ImageText, TrainingBatch, TrainingForward, TrainingItem, UnderstandingItem
-from umcompress.models.picture import to_image
+from umcompress.models.items import ImageText, TrainingItem, UnderstandingItem
+from umcompress.models.pictures import to_image
+from umcompress.models.trainer import TrainingBatch, TrainingForward
 
 # Share of prompts that are left out, so that the model also learns the unguided branch.
 TEXT_DROPOUT = 0.1

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from umcompress.documents import Component
-from umcompress.models.base import Family, Runner, Trainer
-from umcompress.models.hf.components import check_globs, component_of
+from umcompress.documents.base import Component
+from umcompress.models.family import Family
+from umcompress.models.hf.anatomy.components import check_globs, component_of
+from umcompress.models.hf.names import CONFIG, MAIN_STACK, WEIGHTS
+from umcompress.models.runner import Runner
+from umcompress.models.trainer import Trainer
 
 if TYPE_CHECKING:
     from umcompress.checkpoint.disk import Disk
-    from umcompress.checkpoint.fill import WeightFiles
+    from umcompress.checkpoint.layout import WeightFiles
     from umcompress.checkpoint.writer import Source
-    from umcompress.edits import Plan
-    from umcompress.models.plain import Plain
+    from umcompress.documents.plan import Plan
+    from umcompress.models.plain_folder import Plain
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 _STACKS = "umcompress_stacks"
 
 
@@ -37,7 +38,7 @@ class TransformersFamily(Family):
     """
 
     name: ClassVar[str] = "transformers"
-    main_stack: ClassVar[str] = "main"
+    main_stack: ClassVar[str] = MAIN_STACK
     general: ClassVar[bool] = True
 
     def __init__(self, components: Mapping[str, Component] | None = None, trusts: bool = False) -> None:
@@ -51,7 +52,9 @@ class TransformersFamily(Family):
         return isinstance(content, dict) and isinstance(content.get("model_type"), str)
 
     def skeleton(self, folder: Path) -> nn.Module:
-        from umcompress.models.hf import build, disk, remote
+        from umcompress.models.hf.load import own_code as remote
+        from umcompress.models.hf.load import skeleton as build
+        from umcompress.models.hf.load import weights as disk
 
         model = build.build(folder, self.trusts)
         if self.trusts:
@@ -62,7 +65,7 @@ class TransformersFamily(Family):
 
     def adopt(self, model: nn.Module) -> nn.Module:
         """A model as transformers builds it, made ready: its stacks are named, its attentions know their heads."""
-        from umcompress.models.hf import attention, stacks
+        from umcompress.models.hf.anatomy import attention, stacks
 
         # Found once, on the whole model: a stack keeps its name when edits leave little of it.
         setattr(model, _STACKS, stacks.find_stacks(_of_transformers(model)))
@@ -72,14 +75,14 @@ class TransformersFamily(Family):
         return model
 
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
-        from umcompress.models.hf import disk
+        from umcompress.models.hf.load import weights as disk
 
         disk.fill(_of_transformers(model), folder, dtype, device)
         model.eval()
 
     def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
         """Buffers that are computed keep their precision."""
-        from umcompress.models.hf import build
+        from umcompress.models.hf.load import skeleton as build
 
         float32 = build.kept_float32(_of_transformers(model), dtype)
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -88,36 +91,37 @@ class TransformersFamily(Family):
         return model
 
     def weight_files(self, model: nn.Module) -> WeightFiles:
-        from umcompress.models.hf import disk
+        from umcompress.models.hf.load import weights as disk
 
         return {WEIGHTS: disk.names_on_disk(_of_transformers(model))}
 
     def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
-        from umcompress.models.hf import disk
+        from umcompress.models.hf.load import weights as disk
 
         return disk.problems(_of_transformers(model), folder)
 
     def sources(
         self, model: nn.Module, values: Mapping[str, Source] | None = None
     ) -> dict[str, dict[str, Source]]:
-        from umcompress.models.hf import disk
+        from umcompress.models.hf.load import weights as disk
 
         return {WEIGHTS: disk.sources(_of_transformers(model), values)}
 
     def open_disk(self, model: nn.Module, folder: Path) -> Disk:
-        from umcompress.models.hf import disk
+        from umcompress.models.hf.load import weights as disk
 
         return disk.open_disk(_of_transformers(model), folder)
 
     def texts(self, model: nn.Module, folder: Path) -> dict[str, str]:
-        from umcompress.models.hf import own_config
+        from umcompress.models.hf.export import per_layer as own_config
 
         return own_config.own_configs(_of_transformers(model), self, folder)
 
     def plain(
         self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
     ) -> Plain | str:
-        from umcompress.models.hf import moe_export, plain
+        from umcompress.models.hf.export import mixtures as moe_export
+        from umcompress.models.hf.export import ordinary as plain
 
         of_transformers = _of_transformers(model)
         if moe_export.is_split(of_transformers):
@@ -125,18 +129,18 @@ class TransformersFamily(Family):
         return plain.plain_folder(of_transformers, self, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
-        from umcompress.models.hf import stacks
+        from umcompress.models.hf.anatomy import stacks
 
         kept = getattr(model, _STACKS, None)
         return dict(kept) if isinstance(kept, dict) else stacks.find_stacks(_of_transformers(model))
 
     def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        from umcompress.models.hf import staying
+        from umcompress.models.hf.layers import must_stay as staying
 
         staying.check_removable(_of_transformers(model), self.stacks(model), removed)
 
     def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        from umcompress.models.hf import settle
+        from umcompress.models.hf.layers import renumber as settle
 
         settle.settle(_of_transformers(model), self.stacks(model), removed)
 
@@ -145,7 +149,7 @@ class TransformersFamily(Family):
 
     def why_no_heads(self, module: nn.Module) -> str:
         """In words, why the heads of an attention cannot be cut."""
-        from umcompress.models.hf import attention
+        from umcompress.models.hf.anatomy import attention
 
         found = attention.layout_of(module)
         return found if isinstance(found, str) else ""
@@ -157,13 +161,15 @@ class TransformersFamily(Family):
         return TransformersFamily(self.components, trusts=True)
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
-        from umcompress.models.hf import remote, unified
+        from umcompress.models.hf.load import own_code as remote
+        from umcompress.models.hf.paint import unified_runner as unified
 
         found: Runner = unified.runner(_of_transformers(model), folder)
         return remote.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
 
     def trainer(self, model: nn.Module, folder: Path) -> Trainer:
-        from umcompress.models.hf import remote, trainers
+        from umcompress.models.hf.load import own_code as remote
+        from umcompress.models.hf.train import unified_trainer as trainers
 
         found: Trainer = trainers.trainer(model, folder)
         return remote.guarded(found, folder) if _of_transformers(model).is_custom_code() else found

@@ -1,0 +1,166 @@
+"""Benchmarks that ask questions about pictures: what they share besides `Benchmark`."""
+
+from __future__ import annotations
+
+import io
+import time
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from umcompress.errors import UsageError
+from umcompress.evals._benchmark import Benchmark, Row, digest
+from umcompress.extend import Score, Task
+from umcompress.extend.evaluation_base import ScoredItem
+
+KEPT = 16  # decoded pictures: questions about one picture follow each other
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as it is stored: a file, or the bytes of one.  `name` tells pictures apart."""
+
+    name: str
+    source: Path | Callable[[], bytes] = field(compare=False)
+
+    def stored(self) -> bytes | Path:
+        """The file, or its content."""
+        return self.source if isinstance(self.source, Path) else self.source()
+
+    def open(self) -> Any:
+        """The decoded picture, RGB."""
+        from PIL import Image, UnidentifiedImageError
+
+        stored = self.stored()
+        source = stored if isinstance(stored, Path) else io.BytesIO(stored)
+        try:
+            with Image.open(source) as opened:
+                return opened.convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise UsageError(f"the picture {self.name}", f"not readable: {error}", "replace it") from error
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question.  `group` holds together what is scored together; `more` is what the scorer needs besides.
+
+    question: without the options and what asks for a short answer.
+    """
+
+    id: str
+    prompt: str
+    pictures: tuple[Shown, ...]
+    kind: str
+    truth: Any
+    group: str = ""
+    more: Any = None
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question and what the model said."""
+
+    asked: Asked
+    answer: str
+
+
+class Decoder:
+    """Decodes a picture once, not once a question."""
+
+    def __init__(self, change: Callable[[Any], Any] | None = None) -> None:
+        self._kept: OrderedDict[Shown, Any] = OrderedDict()
+        self.decoded = 0
+
+    def __call__(self, shown: Shown) -> Any:
+        if shown not in self._kept:
+            self._kept[shown] = shown.open()
+            self.decoded += 1
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(shown)
+        return self._kept[shown]
+
+
+class QuestionBenchmark(Benchmark):
+    """Reads questions, has them answered greedily, scores the answers."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("understanding",)
+    new_tokens: ClassVar[int]
+
+    @abstractmethod
+    def questions(self) -> list[Asked]:
+        """All questions of the data; those about one picture follow each other.  UsageError."""
+
+    @abstractmethod
+    def scored(self, answers: Sequence[Answered]) -> Score | None:
+        """The score of the answers; None where the data holds no truth to score against."""
+
+    def shown(self, picture: Any, index: int) -> Any:
+        """The picture as the model is to see it; `index` is its place in the question."""
+        return picture
+
+    def whole(self, questions: Sequence[Asked]) -> int:
+        """How many questions the whole benchmark has."""
+        return max(self.needed.items, len(questions))
+
+    def tokens(self) -> int:
+        """How long an answer may become."""
+        return self.new_tokens
+
+    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+        """answers.jsonl in `out` has a row a question: its id, kind, prompt and answer."""
+        if "understanding" not in runner.tasks:
+            raise UsageError(f"the evaluation {self.name}", "this model answers no questions", "leave it out")
+        started = time.monotonic()
+        questions = self.questions()
+        chosen = self.drawn(questions, lambda item: item.kind, lambda item: item.group or item.id)
+        if not chosen:
+            raise UsageError(f"{self.name}: limit {self.limit}", "no group of questions fits into it", "raise it")
+        decoder = Decoder()
+
+        def work(items: Sequence[Asked]) -> list[Row]:
+            pictures = [
+                [self.shown(decoder(shown), index) for index, shown in enumerate(item.pictures)] for item in items
+            ]
+            entries = [several if len(several) != 1 else several[0] for several in pictures]
+            answers = runner.answer(entries, [item.prompt for item in items], self.tokens())
+            return [
+                {"id": item.id, "kind": item.kind, "prompt": item.prompt, "answer": answer}
+                for item, answer in zip(items, answers, strict=True)
+            ]
+
+        known = {"questions": digest(f"{item.id} {item.prompt}" for item in questions), "tokens": self.tokens()}
+        rows = self.collect(chosen, out, lambda item: item.id, work, progress, runner=runner, settings=known)
+        answers = [Answered(item, row["answer"]) for item, row in zip(chosen, rows, strict=True)]
+        score = self.finished(answers, out, progress)
+        if score is None:
+            return {}
+        partial = self.partial(len(chosen), self.whole(questions))
+        return {"understanding": self.timed(score, started, partial, out)}
+
+    def scored_items(self, task: Task) -> Iterator[ScoredItem]:
+        """The bare questions with their pictures as they are stored."""
+        for item in self.questions() if task == "understanding" else ():
+            yield ScoredItem(item.question or item.prompt, tuple(shown.stored() for shown in item.pictures))
+
+    def finished(
+        self, answers: Sequence[Answered], out: Path, progress: Callable[[str], None]
+    ) -> Score | None:
+        """The score; a benchmark that exports answers does so here."""
+        score = self.scored(answers)
+        if score is None:
+            kept = out / "answers.jsonl"
+            progress(f"{self.name}: the data holds no answers to score against; {kept} has the model's")
+        return score
+
+
+def read_text(path: Path, asked: str) -> str:
+    """The text of a data file.  UsageError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(asked, f"{path} cannot be read: {error}", "replace it") from error

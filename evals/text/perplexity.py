@@ -1,0 +1,90 @@
+"""Perplexity of a local text under a causal language model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from umcompress.documents.scores import mean
+from umcompress.evals._benchmark import Row, digest
+from umcompress.evals.text._text import Windowed, batches
+from umcompress.extend import KindScore, Score, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# Nats of which exp() is still a float64; a perplexity beyond is given as that, 8e307.
+MOST = 709.0
+
+
+class Perplexity(Windowed):
+    """exp of the mean negative log-likelihood of a token, every token of the text weighted alike.
+
+    The score is its inverse, the geometric mean of the probability that each next token got: 0 to 1, higher is
+    better.  The published number `perplexity` is beside it, and `bits_per_byte`, which does not depend on the
+    tokenizer.  The windows are the same before and after compression.
+    """
+
+    name: ClassVar[str] = "perplexity"
+
+    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+        started, ids = time.monotonic(), self.ids(runner)
+        parts = self.windows(len(ids))
+        rows = self.collect(
+            list(batches(parts, self.window)), out, lambda batch: f"{batch[0][0]}-{batch[-1][1]}",
+            lambda some: [_likelihood(runner, ids, batch) for batch in some], progress, runner=runner,
+            file="windows.jsonl", unit="batches of windows", chunk=1,
+            settings={"window": self.window, "stride": self.stride, "data": digest([self.path().read_text("utf-8")])},
+        )
+        losses = [loss for row in rows for loss in row["losses"]]
+        counts = [count for row in rows for count in row["counts"]]
+        size = len(runner.words.text(ids[: parts[-1][1]]).encode())
+        whole = len(self.model_copy(update={"limit": None}).windows(len(ids)))
+        score = token_weighted(losses, counts, size)
+        return {"understanding": self.timed(score, started, self.partial(len(losses), whole), out)}
+
+
+def _likelihood(runner: Any, ids: Tensor, batch: list[tuple[int, int, int]]) -> Row:
+    """Sum of negative log-likelihoods (nats) and number of scored tokens of each window."""
+    import torch
+
+    rows = torch.stack([ids[start:end] for start, end, _ in batch])
+    logits = runner.logits(rows[:, :-1])
+    losses, counts = [], []
+    for row, found, (start, _, first) in zip(rows, logits, batch, strict=True):
+        skip = first - start - 1
+        wanted = row[skip + 1 :].to(found.device)
+        # In float32 a window at a time: logits of a whole batch in float32 would be the largest tensor of the run.
+        nats = torch.nn.functional.cross_entropy(found[skip:].float(), wanted, reduction="none")
+        losses.append(float(nats.double().sum()))
+        counts.append(len(wanted))
+    return {"id": f"{batch[0][0]}-{batch[-1][1]}", "losses": losses, "counts": counts}
+
+
+def token_weighted(losses: list[float], counts: list[int], size: int) -> Score:
+    """The score of windows with these summed losses (nats) over so many tokens, `size` bytes of text in all.
+
+    The interval is that of a mean over windows (a ratio estimate: windows of more tokens count more).
+    """
+    tokens = sum(counts)
+    nats = sum(losses) / tokens
+    # Linearised: each window's deviation from the common mean, weighted by its share of the tokens.
+    spread = mean([(loss - nats * count) * len(counts) / tokens for loss, count in zip(losses, counts, strict=True)])
+    half = (spread.high - spread.low) / 2 if len(losses) > 1 else nats
+
+    def number(of: Callable[[float], float]) -> KindScore:
+        ends = sorted((of(nats - half), of(nats), of(nats + half)))
+        return KindScore(value=of(nats), low=ends[0], high=ends[2], n=tokens)
+
+    per_byte = tokens / size / math.log(2) if size else 0.0
+    likely = number(lambda value: _exp(-value))
+    numbers = {"perplexity": number(_exp), "bits_per_byte": number(lambda value: value * per_byte)}
+    return Score(**likely.model_dump(), numbers=numbers)
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, MOST))

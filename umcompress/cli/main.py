@@ -1,0 +1,251 @@
+"""The command line: parse, delegate, print, exit. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umcompress import processes
+from umcompress.cli import parser as cli_parser
+from umcompress.errors import UmcompressError, UsageError
+
+if TYPE_CHECKING:
+    from umcompress.documents.base import Document
+    from umcompress.report.table import View
+
+INTERRUPTED = 130
+# What a file system says, and what to do about it. Any other OSError is an error of ours.
+_ROOM, _RIGHTS = "make room", "see that it can be read and written"
+REFUSALS = {
+    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "write where files may be larger", errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS, errno.EROFS: _RIGHTS, errno.EIO: "look after the disk", errno.ESTALE: "look after the disk",
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 (done), 1 (a pass, evaluation or check failed), 2 (wrong usage), 130."""
+    try:
+        options = cli_parser.parse(arguments)
+        if options.version:
+            return _version()
+        if options.command is None:
+            cli_parser.build().print_help(sys.stderr)
+            return UsageError.exit_code
+        try:
+            code = _COMMANDS[options.command](options)
+        except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):
+                raise  # rich leaves so when the reader (`| head`) has gone
+            raise _ended(error) from error
+        sys.stdout.flush()
+        return code
+    except UmcompressError as error:
+        # Of several processes all find the same; the first says so.
+        if processes.rank() == 0:
+            print(f"umcompress: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("umcompress: interrupted; the same command resumes where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Without this, Python complains again while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if (do := REFUSALS.get(error.errno or 0)) is None:
+            raise
+        print(f"umcompress: use {error.filename2 or error.filename or 'a file'}\n  found: {error.strerror}\n"
+              f"  do: {do} and give the same command again; the steps that are done are kept", file=sys.stderr)
+        return 1
+
+
+def _ended(error: SystemExit) -> UmcompressError:
+    """Code that is not ours (a pass of the user's, a library) leaves the process: nothing here does."""
+    import traceback
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return UmcompressError(
+        "run the command to its end", f"sys.exit({error.code!r}) in {last.filename}, line {last.lineno}",
+        "take it out, or have it raise an error that says what is wrong",
+    )  # fmt: skip
+
+
+def _version() -> int:
+    from importlib.metadata import version
+
+    print(f"umcompress {version('umcompress')}")
+    return 0
+
+
+def _print(document: Document, view: View, style: str) -> None:
+    if style == "json":
+        print(json.dumps(document.plain(), indent=2, ensure_ascii=False))
+    elif style == "md":
+        from umcompress.report import markdown
+
+        print(markdown.text(view), end="")
+    else:
+        from umcompress.report import terminal
+
+        terminal.show(view)
+
+
+def _init(options: Namespace) -> int:
+    from umcompress.cli.init import start
+    from umcompress.report import terminal
+    from umcompress.report.plan_view import starter_view
+
+    output = Path(options.output)
+    found, starter = start(options.model, options.evaluations or ["scenes"], output, options.trust_remote_code)
+    terminal.show(starter_view(found, starter, output))
+    return 0
+
+
+def _apply(options: Namespace) -> int:
+    from umcompress.report.report_view import report_view
+    from umcompress.run.apply import apply
+
+    report, folder = apply(
+        options.recipe, options.output, options.overrides, options.device, options.dtype, options.out_of_core
+    )
+    if processes.rank() == 0:
+        _print(report, report_view(report, str(folder)), options.format)
+    processes.stop()
+    return 1 if report.stopped else 0
+
+
+def _plan(options: Namespace) -> int:
+    from umcompress.plan.command import plan as plan_command
+    from umcompress.report.plan_view import plan_view
+
+    plan = plan_command(options.recipe, options.overrides, options.device, options.dtype)
+    settings = [part for override in options.overrides for part in ("--set", override)]
+    for name in ("device", "dtype"):
+        settings += [f"--{name}", value] if (value := getattr(options, name)) is not None else []
+    _print(plan, plan_view(plan, options.recipe, settings), options.format)
+    return UsageError.exit_code if plan.problems or any(step.problem for step in plan.steps) else 0
+
+
+def _inspect(options: Namespace) -> int:
+    from umcompress.plan.command import inspect
+    from umcompress.report.plan_view import inspection_view
+
+    found = inspect(options.model, options.graph, options.trust_remote_code)
+    _print(found, inspection_view(found), options.format)
+    return 0
+
+
+def _evaluate(options: Namespace) -> int:
+    from umcompress.report.report_view import evaluation_view
+    from umcompress.run.evaluate import evaluate
+
+    report = evaluate(
+        options.model,
+        options.evaluations or ["scenes"],
+        seed=options.seed,
+        limit=options.limit,
+        output=options.output,
+        device=options.device,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
+    if processes.rank() == 0:
+        _print(report, evaluation_view(report), options.format)
+    processes.stop()
+    return 0
+
+
+def _compare(options: Namespace) -> int:
+    from umcompress.documents.report import read_report
+    from umcompress.report.compare import compare
+    from umcompress.report.compare_view import compare_view
+
+    comparison = compare([(name, read_report(Path(name))) for name in options.runs])
+    _print(comparison, compare_view(comparison), options.format)
+    return 0
+
+
+def _report(options: Namespace) -> int:
+    from umcompress.documents.report import read_report
+    from umcompress.report.report_view import evaluation_view, report_view
+
+    run = Path(options.run)
+    report = read_report(run)
+    folder = run if run.is_dir() else run.parent
+    if options.html:
+        from umcompress.report.html import write_page
+
+        print(write_page(report, folder, Path(options.html)))
+        return 0
+    _print(report, report_view(report, str(folder)) if report.recipe else evaluation_view(report), options.format)
+    return 0
+
+
+def _passes(options: Namespace) -> int:
+    from umcompress.extend.registry import all_passes, one_pass
+    from umcompress.report.passes_view import describe_pass, list_passes, pass_view, passes_view
+
+    if options.name:
+        one = describe_pass(options.name, one_pass(options.name))
+        _print(one, pass_view(one), options.format)
+    else:
+        found = list_passes(all_passes())
+        _print(found, passes_view(found), options.format)
+    return 0
+
+
+def _schema(options: Namespace) -> int:
+    from umcompress.documents.gate import Gate
+    from umcompress.documents.schema import recipe_schema
+    from umcompress.extend.registry import all_evaluations, all_passes
+    from umcompress.recipe.recipe import RecipeHead
+
+    print(json.dumps(recipe_schema(RecipeHead, Gate, all_passes(), all_evaluations()), indent=2))
+    return 0
+
+
+def _generate(options: Namespace) -> int:
+    from umcompress.run.ask import generate
+
+    written = generate(
+        options.model,
+        options.prompt,
+        Path(options.output),
+        seed=options.seed,
+        steps=options.steps,
+        guidance=options.guidance,
+        trust_remote_code=options.trust_remote_code,
+    )
+    print(written)
+    return 0
+
+
+def _ask(options: Namespace) -> int:
+    from umcompress.run.ask import ask
+
+    print(ask(options.model, Path(options.picture), options.question, options.trust_remote_code))
+    return 0
+
+
+_COMMANDS = {
+    "init": _init,
+    "apply": _apply,
+    "plan": _plan,
+    "inspect": _inspect,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "report": _report,
+    "passes": _passes,
+    "schema": _schema,
+    "generate": _generate,
+    "ask": _ask,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Who provides the items that a recipe calibrates and trains on; and whether they can, before weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from umcompress.data.calibration_file import CalibrationFile
+from umcompress.data.training_file import TrainingFile
+from umcompress.errors import PlanError
+from umcompress.extend.evaluation_base import Evaluation
+from umcompress.extend.pass_base import TrainingPass
+from umcompress.extend.registry import find_evaluation
+from umcompress.recipe.recipe import Calibration, Recipe
+
+
+def seeded(evaluation: Any, seed: int) -> Evaluation:
+    """The evaluation with the recipe's seed, unless the recipe gives it one of its own."""
+    assert isinstance(evaluation, Evaluation)
+    if "seed" in type(evaluation).model_fields and "seed" not in evaluation.model_fields_set:
+        return evaluation.model_copy(update={"seed": seed})
+    return evaluation
+
+
+def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Who provides calibration items: the user's file, the named evaluation, else the recipe's first."""
+    if wanted.data is not None:
+        return CalibrationFile(data=Path(wanted.data), base=recipe.base)
+    if wanted.source is not None:
+        named = dict(zip(recipe.evaluation_names, evaluations, strict=True))
+        return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source, recipe.base)()
+    if evaluations:
+        return evaluations[0]
+    raise PlanError(
+        "calibration data", "the recipe names no evaluation and no calibration source",
+        "add `evaluate: [...]`, or `calibration: {source: NAME}`, or `calibration: {data: FILE}`",
+    )
+
+
+def training_source(recipe: Recipe, planner: TrainingPass, evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Who provides training items: the step's file, the evaluation that it names, else the recipe's first."""
+    if planner.data is not None:
+        return TrainingFile(data=Path(planner.data), base=recipe.base)
+    return calibration_source(recipe, Calibration(source=planner.source), evaluations)

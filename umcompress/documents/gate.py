@@ -1,0 +1,16 @@
+"""The gate of a step: how far scores may fall before a run stops."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from umcompress.documents.base import Document
+
+
+class Gate(Document):
+    """The run ends, with the step undone, when a score falls further below the baseline than this."""
+
+    understanding_drop: float | None = Field(
+        default=None, ge=0, le=1, description="Largest drop of the score."
+    )
+    generation_drop: float | None = Field(default=None, ge=0, le=1, description="Largest drop of the score.")

@@ -1,0 +1,243 @@
+"""The report of a run: everything that is ever printed about it, as one document.
+
+Renderers format and never compute: a change, a flag or an interval that a table shows is a field here, filled
+in by `step_report`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
+
+from umcompress.documents.base import TASKS, Component, Document, Task
+from umcompress.documents.expert_load import Experts
+from umcompress.documents.gate import Gate
+from umcompress.documents.plan import Declined
+from umcompress.documents.scores import Change, KindScore, Score, change, is_beyond_noise, proportion, score, wilson
+from umcompress.documents.training_options import TrainingSummary
+from umcompress.documents.unfinished_run import unfinished
+from umcompress.errors import UsageError
+
+__all__ = [
+    "Change", "Checkpoint", "GateResult", "KindScore", "Report", "Score", "Size", "Speed", "StepReport",
+    "Stopped", "change", "check_gate", "is_beyond_noise", "proportion", "read_report", "score", "step_report",
+    "wilson", "write_report",
+]  # fmt: skip
+
+FILE = "report.json"
+# Two timings of the same model differ by this much; less is not called faster.
+SPEED_NOISE = 0.02
+
+
+class Size(Document):
+    """Parameters or bytes: in all, those a task touches, and those of each component."""
+
+    total: NonNegativeInt
+    active: dict[Task, NonNegativeInt] = {}
+    by_component: dict[Component, NonNegativeInt] = {}
+
+
+class Speed(Document):
+    """How fast a task runs. `ratio` to the unpruned model in the same process: above 1 is faster.
+
+    measures: what was timed, unit in the name: `first_token_seconds`, `tokens_per_second`, `image_seconds`.
+    noise: the ratio's relative spread over the repetitions, where known.
+    """
+
+    ratio: PositiveFloat
+    measures: dict[str, NonNegativeFloat] = {}
+    noise: NonNegativeFloat | None = None
+
+
+class GateResult(Document):
+    """One limit of a step's `stop_if`: `drop` is baseline minus now."""
+
+    task: Task
+    limit: float
+    drop: float
+    passed: bool
+
+
+class Stopped(Document):
+    """Why a run ended before its last step. The step named here was undone."""
+
+    step: str
+    reason: str
+
+
+class StepReport(Document):
+    """The model after one step. The first is the baseline: `pass` is null.
+
+    scores: of each task the first evaluation's; `evaluations` has those of all, by evaluation.
+    after: the step whose model it started from, where that is not the row above.
+    changes: scores against the baseline; previous: against the step that it started from.
+    flags: `no_speed:TASK`, a step that cut a task's work and made it no faster.
+    samples: a picture of generated samples, relative to the run's folder.
+    experts: how tokens fall on experts, where a feed-forward is split; training: what a training step came to.
+    """
+
+    name: str
+    after: str | None = None
+    pass_: str | None = Field(default=None, validation_alias="pass", serialization_alias="pass")
+    options: dict[str, Any] = {}
+    scores: dict[Task, Score] = {}
+    evaluations: dict[str, dict[Task, Score]] = {}
+    changes: dict[Task, Change] = {}
+    previous: dict[Task, Change] = {}
+    parameters: Size
+    bytes: Size
+    macs_per_token: dict[Task, NonNegativeInt] = {}
+    speed: dict[Task, Speed] = {}
+    seconds: NonNegativeFloat = 0.0
+    edits: NonNegativeInt = 0
+    declined: tuple[Declined, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+    stopped: bool = False
+    flags: tuple[str, ...] = ()
+    samples: str | None = None
+    experts: Experts | None = None
+    training: TrainingSummary | None = None
+
+
+class Checkpoint(Document):
+    """What was written to `model/`, and whether a fresh process computes the same from it."""
+
+    path: str
+    loads_with: Literal["umcompress", "transformers"] = "umcompress"
+    # Python files in the folder that loading runs, so that it needs trust_remote_code=True.
+    own_code: tuple[str, ...] = ()
+    parameters: NonNegativeInt
+    bytes: NonNegativeInt
+    reload_equal: bool | None = None
+    note: str = ""
+
+
+class Report(Document):
+    """One run, or one evaluation of a model (then the baseline is the only step).
+
+    evaluations: settings of each evaluation by name, all defaults written out; two reports compare only where
+    these and the seed agree.
+    """
+
+    format: Literal[1] = 1
+    model: str
+    recipe: dict[str, Any] | None = None
+    recipe_name: str | None = None
+    fingerprint: str | None = None
+    evaluations: dict[str, dict[str, Any]] = {}
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    hardware: str | None = None
+    versions: dict[str, str] = {}
+    commit: str | None = None
+    command: tuple[str, ...] = ()
+    created: str | None = None
+    provenance: dict[str, Any] = {}
+    steps: tuple[StepReport, ...] = Field(min_length=1)
+    stopped: Stopped | None = None
+    checkpoint: Checkpoint | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> StepReport:
+        return self.steps[0]
+
+    @property
+    def result(self) -> StepReport:
+        """The model that the run ends with: the last step that was not undone."""
+        return [step for step in self.steps if not step.stopped][-1]
+
+    def dumps(self) -> str:
+        """The text of report.json."""
+        return json.dumps(self.plain(), indent=2, ensure_ascii=False) + "\n"
+
+
+def step_report(
+    step: StepReport, baseline: StepReport | None = None, previous: StepReport | None = None
+) -> StepReport:
+    """`step` with its changes and flags filled in. Without a baseline it is the baseline itself."""
+    if baseline is None:
+        return step
+    above = previous or baseline
+    return step.model_copy(
+        update={
+            "changes": _changes(step, baseline),
+            "previous": _changes(step, above),
+            "flags": (*step.flags, *_no_speed(step, above)),
+        }
+    )
+
+
+def _changes(step: StepReport, other: StepReport) -> dict[Task, Change]:
+    both = [task for task in TASKS if task in step.scores and task in other.scores]
+    return {task: change(step.scores[task], other.scores[task]) for task in both}
+
+
+def _no_speed(step: StepReport, above: StepReport) -> list[str]:
+    flags = []
+    for task in TASKS:
+        if task not in step.speed or task not in above.speed:
+            continue
+        work, before = step.macs_per_token.get(task, 0), above.macs_per_token.get(task, 0)
+        now, then = step.speed[task], above.speed[task]
+        margin = max(SPEED_NOISE, now.noise or 0.0, then.noise or 0.0)
+        if work < before and now.ratio <= then.ratio * (1 + margin):
+            flags.append(f"no_speed:{task}")
+    return flags
+
+
+def check_gate(gate: Gate, scores: Mapping[Task, Score], baseline: Mapping[Task, Score]) -> list[GateResult]:
+    """The limits of a step's `stop_if` against what was measured. UsageError where a task has no score."""
+    limits: dict[Task, float | None] = {
+        "understanding": gate.understanding_drop,
+        "generation": gate.generation_drop,
+    }
+    results = []
+    for task, limit in limits.items():
+        if limit is None:
+            continue
+        if task not in scores or task not in baseline:
+            raise UsageError(
+                asked=f"stop_if: {task}_drop: {limit}",
+                found=f"no evaluation of the recipe scores {task}",
+                do=f"add an evaluation that does, or leave {task}_drop out",
+            )
+        drop = baseline[task].value - scores[task].value
+        # 0.95 - 0.90 is above 0.05 in floating point; a drop of exactly the limit is allowed.
+        results.append(GateResult(task=task, limit=limit, drop=drop, passed=drop <= limit + 1e-9))
+    return results
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write report.json by rename, so that it is never there half."""
+    target = folder / FILE
+    partial = target.with_suffix(".json.partial")
+    partial.write_text(report.dumps(), encoding="utf-8")
+    return partial.replace(target)
+
+
+def read_report(path: Path) -> Report:
+    """The report of a run folder, or a report.json by itself. Raises UsageError."""
+    file = path / FILE if path.is_dir() else path
+    asked = f"the report of {path}"
+    if not file.is_file():
+        if (said := unfinished(path, "the report")) is not None:
+            raise UsageError(asked, *said)
+        found = f"{path} is a folder without {FILE}" if path.is_dir() else "no such file or folder"
+        raise UsageError(asked, found, "name the output folder of a finished run, or its report.json")
+    try:
+        return Report.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(asked, f"{file} cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        do = "was it written by another version of umcompress?"
+        raise UsageError(
+            asked, f"{file} is not a report: {where + ': ' if where else ''}{first['msg']}", do
+        ) from error

@@ -1,0 +1,67 @@
+"""The installed passes and evaluations, found by entry point or as `path/to/file.py:Class`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from umcompress.errors import UsageError
+from umcompress.extend.evaluation_base import Evaluation
+from umcompress.extend.pass_base import Pass
+from umcompress.plugins import entries, load_class
+
+PASSES = "umcompress.passes"
+
+
+EVALUATIONS = "umcompress.evaluations"
+
+
+def passes() -> list[str]:
+    """The names of the installed passes; nothing of them is imported."""
+    return sorted(entries(PASSES))
+
+
+def evaluations() -> list[str]:
+    """The names of the installed evaluations; nothing of them is imported."""
+    return sorted(entries(EVALUATIONS))
+
+
+def find_pass(name: str, base: Path | None = None) -> type[Pass]:
+    """A pass by registered name or as `path/to/file.py:Class`, the path relative to `base`.  UsageError."""
+    found: type[Pass] = load_class(PASSES, name, base, Pass, "pass")
+    return found
+
+
+def find_evaluation(name: str, base: Path | None = None) -> type[Evaluation]:
+    """An evaluation by registered name or as `path/to/file.py:Class`.  UsageError."""
+    found: type[Evaluation] = load_class(EVALUATIONS, name, base, Evaluation, "evaluation")
+    return found
+
+
+T = TypeVar("T")
+
+
+def one_pass(name: str) -> type[Pass]:
+    """A pass by name, or as `file.py:Class` from the current folder. Raises UsageError."""
+    return find_pass(name, Path())
+
+
+def all_passes() -> dict[str, type[Pass]]:
+    """Every pass that can be used; one that somebody else broke says so when it is named."""
+    return _usable(passes(), find_pass)
+
+
+def all_evaluations() -> dict[str, type[Evaluation]]:
+    """Every evaluation that can be used."""
+    return _usable(evaluations(), find_evaluation)
+
+
+def _usable(names: Iterable[str], find: Callable[[str], type[T]]) -> dict[str, type[T]]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = find(name)
+        except UsageError:
+            continue
+    return found

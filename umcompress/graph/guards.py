@@ -1,0 +1,203 @@
+"""Answers to what a forward asks about its arguments, and the guards that hold a call to them.
+
+Symbolic: no question is answered, so a graph is true of every call. Assumed: an argument is taken to be what its
+default says, or to be given where it has none or the block says so; every answer becomes a guard node, and a call that
+is otherwise raises before anything is computed. What depends on the values of a tensor is never answered.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from umcompress.errors import ModelError
+from umcompress.graph.may_be_none import may_be_none
+
+# What gives a tensor, called on one.
+_METHODS = frozenset({"reshape", "view", "transpose", "permute", "contiguous", "to", "float", "type_as", "squeeze",
+                      "unsqueeze", "flatten", "clone"})  # fmt: skip
+_SUMS = ("add", "sub", "mul", "truediv", "iadd", "isub", "imul")
+
+
+def expect_none(value: object, name: str) -> None:
+    """Guard: the traced graph leaves out what would be done with this argument."""
+    if value is not None:
+        raise _otherwise(name, "None", value)
+
+
+def expect_given(value: object, name: str) -> None:
+    """Guard: the traced graph uses this argument."""
+    if value is None:
+        raise _otherwise(name, "given", value)
+
+
+def expect_flag(value: object, name: str, wanted: bool) -> None:
+    """Guard: the traced graph does what this flag says."""
+    if bool(value) is not wanted:
+        raise _otherwise(name, repr(wanted), value)
+
+
+def expect_tensor(value: object, name: str) -> None:
+    """Guard: the traced graph takes this argument for a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise _otherwise(name, "a tensor", value)
+
+
+def expect_other_dtype(value: object, name: str, dtype: torch.dtype) -> None:
+    """Guard: the traced graph leaves out what would be done with elements of this type."""
+    if isinstance(value, torch.Tensor) and value.dtype == dtype:
+        raise ModelError(
+            f"run a rewritten block in {dtype}", f"it was traced for other types, and what it does to {name} in this "
+            "one was not kept", "load the model as float32 or bfloat16",
+        )
+
+
+GUARDS = (expect_none, expect_given, expect_flag, expect_tensor, expect_other_dtype)
+# Of a block: names of arguments that are given, whatever their defaults (a decoder's states of its encoder).
+GIVEN = "umcompress_given"
+for _guard in GUARDS:
+    fx.node.has_side_effect(_guard)
+
+
+def is_guard(node: fx.Node) -> bool:
+    """Whether a node only checks a call."""
+    return node.op == "call_function" and node.target in GUARDS
+
+
+def holds_something(guard: fx.Node) -> bool:
+    """Whether what a guard checks is an argument of the block, or is used by more than guards."""
+    (checked,) = guard.all_input_nodes
+    return checked.op == "placeholder" or any(not is_guard(user) for user in checked.users)
+
+
+def hoist_guards(graph: fx.Graph) -> None:
+    """Check arguments before anything is computed."""
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in list(graph.nodes):
+        if is_guard(node) and node.all_input_nodes[0].op == "placeholder":
+            arguments[-1].append(node)
+
+
+def _otherwise(name: str, wanted: str, value: object) -> ModelError:
+    return ModelError(
+        f"run a rewritten block with {name} = {type(value).__name__}",
+        f"it was traced with {name} {wanted}, and what it does otherwise was not kept",
+        "call the model as it is called by default",
+    )
+
+
+class Refusing:
+    """Symbolic: whoever asks is refused."""
+
+    def is_none(self, value: object) -> bool:
+        if isinstance(value, fx.Proxy):
+            if value.node.op == "get_attr":
+                return False
+            raise fx.proxy.TraceError(f"asks whether {value.node.name} is None")
+        return value is None
+
+    def truth(self, proxy: fx.Proxy) -> bool:
+        raise fx.proxy.TraceError("symbolically traced variables cannot be used as inputs to control flow")
+
+    def isinstance(self, value: object, kind: Any) -> bool:
+        if isinstance(value, fx.Proxy):
+            if _is_tensor(value.node):
+                return issubclass(torch.Tensor, kind)
+            raise fx.proxy.TraceError(f"asks what kind of thing {value.node.name} is")
+        return builtins.isinstance(value, kind)
+
+    def table(self) -> Mapping[str, Callable[..., Any]]:
+        """The functions that rewritten forwards call."""
+        return {"is_none": self.is_none, "isinstance": self.isinstance, "len": len}
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    """Whether what a node gives can only be a tensor."""
+    if node.op == "call_method":
+        return node.target in _METHODS
+    return node.op == "call_function" and getattr(node.target, "__name__", "") in _SUMS
+
+
+class Assuming(Refusing):
+    """Answers by defaults, each with a guard."""
+
+    def is_none(self, value: object) -> bool:
+        if not isinstance(value, fx.Proxy):
+            return value is None
+        node = value.node
+        if node.op == "get_attr":
+            return False
+        _refuse_part(value)
+        # A call gives something; an argument without a default is given.
+        none = node.op == "placeholder" and bool(node.args) and node.args[0] is None
+        block: Any = getattr(value.tracer, "root", None)
+        none &= node.target not in getattr(block, GIVEN, ())
+        self._guard(value, expect_none if none else expect_given)
+        return none
+
+    def truth(self, proxy: fx.Proxy) -> bool:
+        node = proxy.node
+        if (found := _compared_dtype(node)) is not None:
+            asked, dtype = found
+            # Only half precision is ever asked for, to clamp what would overflow; nothing here computes in it.
+            self._guard(fx.Proxy(asked, proxy.tracer), expect_other_dtype, dtype)
+            return node.target is operator.ne
+        if node.op != "placeholder" or not node.args or not isinstance(node.args[0], (bool, int, type(None))):
+            return super().truth(proxy)
+        wanted = bool(node.args[0])
+        self._guard(proxy, expect_flag, wanted)
+        return wanted
+
+    def isinstance(self, value: object, kind: Any) -> bool:
+        if not isinstance(value, fx.Proxy):
+            return builtins.isinstance(value, kind)
+        node = value.node
+        if node.op != "placeholder":
+            return super().isinstance(value, kind)
+        if node.args and not isinstance(node.args[0], type(None)):
+            return builtins.isinstance(node.args[0], kind)
+        if node.args:
+            self._guard(value, expect_none)
+            return builtins.isinstance(None, kind)
+        self._guard(value, expect_tensor)
+        return issubclass(torch.Tensor, kind)
+
+    @staticmethod
+    def _guard(proxy: fx.Proxy, guard: Callable[..., None], *more: object) -> None:
+        node = proxy.node
+        there = [user for user in node.users if user.target is guard]
+        if not there:
+            proxy.tracer.create_proxy("call_function", guard, (proxy, str(node.target), *more), {})
+
+
+def _refuse_part(value: fx.Proxy) -> None:
+    """Of a part of a leaf's result nothing is assumed where the leaf may leave it out."""
+    node = value.node
+    made, place = node.args if node.target is operator.getitem else (None, None)
+    if isinstance(made, fx.Node) and made.target is operator.getitem and _from_first(made.args[1]):
+        made = made.args[0]
+    if isinstance(made, fx.Node) and made.op == "call_module" and isinstance(place, int):
+        block: Any = getattr(value.tracer, "root", None)
+        if may_be_none(block.get_submodule(str(made.target)), place):
+            raise fx.proxy.TraceError(f"asks whether part {place} of what {made.target} returns is None")
+
+
+def _from_first(place: object) -> bool:
+    """`[:2]`, in which parts keep their numbers."""
+    return isinstance(place, slice) and place.start in (None, 0) and place.step in (None, 1)
+
+
+def _compared_dtype(node: fx.Node) -> tuple[fx.Node, torch.dtype] | None:
+    """The tensor and the type of `x.dtype == torch.float16`, None for any other node."""
+    if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
+        return None
+    left, dtype = node.args
+    if dtype is not torch.float16 or not isinstance(left, fx.Node) or left.target is not getattr:
+        return None
+    tensor, attribute = left.args
+    return (tensor, torch.float16) if isinstance(tensor, fx.Node) and attribute == "dtype" else None

@@ -1,0 +1,354 @@
+"""Run a model of transformers: text answers, calibration text, fixed inputs for counting and for checks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from umcompress.documents.base import Task
+from umcompress.errors import CheckError, UncountedError, UsageError
+from umcompress.models.hf.ask.tokenizer import Words, embeddings
+from umcompress.models.hf.ask.towers import features, towers
+from umcompress.models.hf.inputs import (
+    fixed_call,
+    learned_positions,
+    picture,
+    plain_ids,
+    positions,
+    reads_text,
+    speaks,
+    text_call,
+    text_config,
+    which_suffice,
+)
+from umcompress.models.hf.load.own_code import trusted
+from umcompress.models.hf.load.run_on_shapes import OnShapes
+from umcompress.models.hf.load.skeleton import is_shapes_only
+from umcompress.models.items import GenerationItem, Picture, TextSample, UnderstandingItem
+from umcompress.models.runner import Likelihood, Work, likelihood
+
+PASS_TOKENS = 64
+PROMPT_TOKENS = 128
+NEW_TOKENS = 8
+BATCH_TOKENS = 4096
+
+
+class TransformersRunner:
+    """One task, understanding: text in, text out. What shares a batch changes results only by rounding."""
+
+    tasks: tuple[Task, ...] = ("understanding",)
+    sees = False
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        self.model: Any = model
+        self.folder = folder
+
+    @cached_property
+    def words(self) -> Words:
+        """The tokenizer; sizes and workloads need none."""
+        return Words(self.folder, trusted(self.model), embeddings(self.model))
+
+    @cached_property
+    def positions(self) -> int | None:
+        """The longest text in tokens, None where no table sets it: what is longer is cut, or refused."""
+        return learned_positions(self.model)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the model continues text: what does not is measured, and never scored."""
+        return speaks(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Of what has values; of a skeleton, meta. Of a model that is run a block at a time few parameters have any."""
+        with_values = (p.device for p in self.model.parameters() if not p.is_meta)
+        return next(with_values, torch.device("meta"))
+
+    # -- text ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
+        """Greedy answers to questions without pictures (`images` holds None)."""
+        self._must_speak("answer questions")
+        _no_pictures(self.model, images)
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False, max_new_tokens=max_new_tokens
+        )
+        answers: list[str] = []
+        rows = [self.question_ids(question) for question in questions]
+        for part in _by_tokens(rows, max_new_tokens):
+            ids, mask = self.words.left_padded(part)
+            out = self.model.generate(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings
+            )
+            answers += [self.words.text(row[ids.shape[1] :]).strip() for row in out]
+        return answers
+
+    def question_ids(self, question: str) -> list[int]:
+        """A question without pictures, as the model was taught to be asked."""
+        return self.words.question(question)
+
+    def generate(self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None) -> list[Picture]:
+        raise UsageError("generate pictures", f"{type(self.model).__name__} is run on text here", "leave the task out")
+
+    def settings(self, steps: int | None = None, guidance: float | None = None) -> None:
+        """There are none."""
+        self.generate([], 0)
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, V) in the model's dtype."""
+        self._must_speak("score text")
+        return self._numbers(self.model(input_ids=ids.to(self.device)).logits)
+
+    @torch.no_grad()
+    def score(
+        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        """As `Runner.score`, of plain text: no chat template is put around it."""
+        self._must_speak("score continuations")
+        _no_pictures(self.model, images)
+        pairs = [
+            self.words.pair(prompt or "", text)
+            for prompt, texts in zip(prompts, continuations, strict=True)
+            for text in texts
+        ]
+        found: list[Likelihood] = []
+        for part in _by_tokens([before + after for before, after in pairs], 0):
+            ids = torch.zeros(len(part), max(map(len, part)), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for place, row in enumerate(part):
+                ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
+            logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+            self._numbers(logits[mask.bool()])
+            for place, row in enumerate(part):
+                start = len(pairs[len(found)][0])
+                found.append(likelihood(logits[place, start - 1 : len(row) - 1], ids[place, start : len(row)]))
+        several = iter(found)
+        return [[next(several) for _ in texts] for texts in continuations]
+
+    # -- calibration and counting ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def feed(
+        self,
+        items: Sequence[UnderstandingItem | GenerationItem | TextSample],
+        at_time: Callable[[float], None] | None = None,
+    ) -> None:
+        """Texts as they are; of a question and its answer, both. What is of one length shares a batch."""
+        for portion in self._alike([(item, self._text_ids(item)) for item in items]):
+            self._encode(torch.tensor([ids for _, ids in portion]))
+
+    def portions(self, items: Sequence[Any]) -> list[list[Any]]:
+        """As `Portions`: texts that share a batch, anything else by itself."""
+        texts = [item for item in items if _is_text(item)]
+        alike = self._alike([(item, self._text_ids(item)) for item in texts])
+        return [[item for item, _ in portion] for portion in alike] + [[i] for i in items if not _is_text(i)]
+
+    def _alike(self, rows: list[tuple[Any, list[int]]]) -> list[list[tuple[Any, list[int]]]]:
+        """Rows of one length together, about so many tokens at most."""
+        found = []
+        for length, alike in groupby(sorted(rows, key=lambda row: len(row[1])), key=lambda row: len(row[1])):
+            batch = list(alike)
+            each = max(1, BATCH_TOKENS // max(1, length))
+            found += [batch[start : start + each] for start in range(0, len(batch), each)]
+        return found
+
+    def _text_ids(self, item: object) -> list[int]:
+        if isinstance(item, TextSample):
+            return self.words.ids(item.text)[: self.positions]
+        if isinstance(item, UnderstandingItem) and _is_text(item):
+            return self.question_ids(item.question) + self.words.more_ids(item.answer)
+        raise UsageError(
+            f"calibrate {type(self.model).__name__}", f"an item of kind {type(item).__name__}",
+            "name a source of plain text: calibration: {source: perplexity}",
+        )  # fmt: skip
+
+    def _encode(self, ids: Tensor) -> None:
+        """All blocks; no logits, which no statistic reads and which would be the largest tensor of the run."""
+        body = self.model.base_model if speaks(self.model) else self.model
+        with which_suffice(self.model):
+            body(**text_call(self.model, ids.to(self.device)), use_cache=False)
+
+    def pass_tokens(self, task: Task) -> int:
+        """A text of fixed length, or for a model that reads only pictures, one picture.
+
+        UncountedError as `pass_text`.
+        """
+        return self.pass_text()
+
+    @torch.no_grad()
+    def pass_text(self) -> int:
+        """No picture where the model reads texts.
+
+        UncountedError where a skeleton cannot be run: some mixtures look up which experts were chosen.
+        """
+        if not is_shapes_only(self.model):
+            return self._pass()
+        try:
+            with experts_by_product(self.model), OnShapes():
+                return self._pass()
+        except (NotImplementedError, RuntimeError) as error:
+            found = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UncountedError(f"count the work of {type(self.model).__name__} without values", found) from error
+
+    def _pass(self) -> int:
+        pixels = picture(self.model, 0.0)
+        tokens = self._fitting(PASS_TOKENS) if reads_text(self.model) else 1
+        call = fixed_call(self.model, torch.zeros(1, tokens, dtype=torch.long), pixels)
+        with which_suffice(self.model):
+            self.model(**{name: value.to(self.device) for name, value in call.items()})
+        return tokens
+
+    @torch.no_grad()
+    def probe(self) -> dict[str, Tensor]:
+        """Outputs on fixed inputs: two texts, one padded; a picture through the vision tower."""
+        found: dict[str, Tensor] = {}
+        pixels = picture(self.model)
+        if pixels is not None:
+            pixels = {name: self._placed(value) for name, value in pixels.items()}
+        if reads_text(self.model):
+            ids = plain_ids(self.model, 2, 12).to(self.device)
+            mask = torch.ones_like(ids)
+            mask[1, :3] = 0
+            with which_suffice(self.model):
+                found |= _tensors(self.model(attention_mask=mask, **fixed_call(self.model, ids, pixels)), "text")
+        parts = (self.model, self.model.base_model)
+        seeing = next((part for part in parts if hasattr(part, "get_image_features")), None)
+        if pixels is not None and seeing is not None:
+            found |= _tensors(seeing.get_image_features(**pixels), "image")
+        elif pixels is not None and not reads_text(self.model):
+            call = fixed_call(self.model, torch.zeros(1, 1, dtype=torch.long, device=self.device), pixels)
+            with which_suffice(self.model):
+                found |= _tensors(self.model(**call), "image")
+        elif type(self.model).is_custom_code():
+            for path, tower in towers(self.model):
+                found |= _tensors(features(tower, self.folder, self._placed), f"image.{path}")
+        return found
+
+    @torch.no_grad()
+    def workload(self, task: Task) -> Work:
+        """Read a prompt, then decode eight tokens; of a model that does not speak, one pass."""
+        started = time.perf_counter()
+        if not speaks(self.model):
+            tokens = self._pass()
+            self._wait()
+            seconds = time.perf_counter() - started
+            return Work(seconds, {"tokens_per_second": tokens / seconds})
+        ids = plain_ids(self.model, 1, self._fitting(PROMPT_TOKENS)).to(self.device)
+        _forget(self.model)
+        out = self.model(input_ids=ids, use_cache=True)
+        self._wait()
+        first = time.perf_counter()
+        for _ in range(NEW_TOKENS):
+            state, token = _state(out), ids[:, :1]
+            # A model that hands nothing on reads the whole text again, as generate() does with it.
+            ids = torch.cat([ids, token], dim=1)
+            out = self.model(input_ids=token if state else ids, **state, use_cache=True)
+        self._wait()
+        ended = time.perf_counter()
+        measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
+        return Work(ended - started, measures)
+
+    def _fitting(self, tokens: int) -> int:
+        """So many tokens, or what the model has positions for, with room for those to decode."""
+        most = positions(text_config(self.model))
+        return min(tokens, most - NEW_TOKENS) if most is not None and most > NEW_TOKENS else tokens
+
+    def _placed(self, value: Tensor) -> Tensor:
+        return value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
+
+    def _numbers(self, logits: Tensor) -> Tensor:
+        """The logits (..., V); CheckError where some are NaN: a score of these says nothing."""
+        # The largest of a token's: it is NaN if any is, and forbidden tokens may well be minus infinity.
+        if not bool((broken := ~logits.amax(-1).isfinite()).any()):
+            return logits
+        raise CheckError(
+            f"score text with {type(self.model).__name__}",
+            f"values that are not finite (NaN or infinite) at {int(broken.sum())} of {broken.numel()} tokens",
+            "look for NaN or infinite values in its weights; in bfloat16, compute in float32 (dtype: float32)",
+        )
+
+    def _must_speak(self, what: str) -> None:
+        if not speaks(self.model):
+            raise UsageError(what, f"{type(self.model).__name__} does not generate text", "use another model")
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _state(out: Any) -> dict[str, Any]:
+    """What a model hands on from token to token, under the name by which it takes it: keys and values, or a state."""
+    found = {name: getattr(out, name, None) for name in ("past_key_values", "cache_params", "state")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _forget(model: PreTrainedModel) -> None:
+    """Let go of how far pictures moved the positions of an earlier batch: Qwen's models add it to what is decoded."""
+    parts: Iterable[Any] = model.modules()
+    for part in parts:
+        if hasattr(part, "rope_deltas"):
+            part.rope_deltas = None
+
+
+def _no_pictures(model: PreTrainedModel, images: Sequence[Any]) -> None:
+    if not all(image is None or (isinstance(image, list | tuple) and not image) for image in images):
+        raise UsageError(
+            "ask about pictures", f"{type(model).__name__} is run on text here",
+            "use an evaluation that asks without pictures, such as perplexity",
+        )  # fmt: skip
+
+
+def _is_text(item: object) -> bool:
+    """Whether an item has no picture."""
+    if isinstance(item, UnderstandingItem):
+        return item.image is None or (isinstance(item.image, list | tuple) and not item.image)
+    return isinstance(item, TextSample)
+
+
+def _by_tokens(rows: list[list[int]], more: int) -> Iterator[list[list[int]]]:
+    """Rows in their order, in batches of about so many tokens."""
+    batch: list[list[int]] = []
+    for row in rows:
+        longest = max(map(len, [*batch, row])) + more
+        if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _tensors(output: Any, prefix: str) -> dict[str, Tensor]:
+    """The floating tensors of an output, by name."""
+    named = output.items() if hasattr(output, "items") else {"features": output}.items()
+    found: dict[str, Tensor] = {}
+    for name, value in named:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found[f"{prefix}.{name}"] = value
+        elif isinstance(value, (list, tuple)):
+            parts = [part for part in value if isinstance(part, Tensor) and part.is_floating_point()]
+            found |= {f"{prefix}.{name}.{index}": part for index, part in enumerate(parts)}
+    return found
+
+
+@contextmanager
+def experts_by_product(model: PreTrainedModel) -> Iterator[None]:
+    """Experts as batched products: the other ways to run them read values, and a skeleton has none."""
+    before = getattr(model.config, "_experts_implementation", None)
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        if before is not None:
+            model.set_experts_implementation(before)

@@ -1,0 +1,65 @@
+"""Chameleon: codes are words of the language model. The released weights cannot turn them into pixels."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from umcompress.models.hf.inputs import picture
+from umcompress.models.hf.paint.picture_codes import Call, Pictures
+
+
+class ChameleonPictures(Pictures):
+    """Codes are drawn from logits that the model's own forward would forbid. Without the prompt: nothing."""
+
+    guidance: ClassVar[float] = 3.0
+    no_decoder: ClassVar[str | None] = "Chameleon was released without the decoder of its image tokens"
+
+    @property
+    def body(self) -> Any:
+        return self.model.model
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = int(self.model.config.vq_config.resolution) // self.factor
+        return side, side
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.model.config.vq_config.channel_multiplier) - 1))
+
+    def fixed(self, fill: float | None = None) -> Call:
+        found = picture(self.model, fill)
+        assert found is not None
+        return found
+
+    def look(self, call: Call) -> Tensor:
+        if self.device.type != "meta":
+            found: Tensor = self.model.model.get_image_features(**call).pooler_output
+            return found
+        self.model.model.vqmodel.encode(call["pixel_values"])
+        height, width = self.grid
+        shapes: Tensor = self.embed(torch.zeros(1, height * width, dtype=torch.long, device=self.device))
+        return shapes
+
+    def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
+        begin = self.id_of(self.processor.image_start_token)
+        made = [self.processed(text, return_for_text_completion=True) for text in (prompt, "")]
+        asked, nothing = ([int(token) for token in one["input_ids"][0]] for one in made)
+        return [*asked, begin], [*nothing, begin]
+
+    @property
+    def _words(self) -> Tensor:
+        """Code -> token id."""
+        found: Tensor = self.model.model.vocabulary_mapping.img2bpe_mapping_tensor
+        return found.long().to(self.device)
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.model.lm_head(hidden)[..., self._words]
+        return found
+
+    def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
+        found: Tensor = self.embed(self._words[codes][:, None])
+        return found

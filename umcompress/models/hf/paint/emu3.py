@@ -1,0 +1,101 @@
+"""Emu3: codes are words of the language model; rows of a picture end with a word of their own."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from umcompress.models.hf.inputs import ramp
+from umcompress.models.hf.paint.picture_codes import Call, Pictures
+
+# What the model's authors lead away from.
+NEGATIVE = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+# Pixels, as its processor has it.
+SIDE = 720
+
+
+class Emu3Pictures(Pictures):
+    """`generation_kwargs` may give `height` and `width` in pixels and `negative_prompt`."""
+
+    guidance: ClassVar[float] = 3.0
+    top_k: ClassVar[int] = 2048
+    row_end: ClassVar[int] = 1
+
+    @property
+    def body(self) -> Any:
+        return self.model.model.text_model
+
+    @property
+    def factor(self) -> int:
+        return int(self.model.model.vqmodel.vision_spatial_factor)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        height, width = (int(self.given.get(side, SIDE)) // self.factor for side in ("height", "width"))
+        return max(1, height), max(1, width)
+
+    @property
+    def small_grid(self) -> tuple[int, int]:
+        return 4, 4
+
+    def _opened(self) -> Any:
+        found = super()._opened()
+        found.downsample_ratio = self.factor
+        return found
+
+    def fixed(self, fill: float | None = None) -> Call:
+        side = 4 * self.factor
+        return {"pixel_values": ramp((1, 3, side, side), fill), "image_sizes": torch.tensor([[side, side]])}
+
+    def look(self, call: Call) -> Tensor:
+        if self.device.type != "meta":
+            found: tuple[Tensor, ...] = self.model.model.get_image_features(**call).pooler_output
+            return found[0][None]
+        height, width = call["pixel_values"].shape[-2:]
+        self.model.model.vqmodel.encode(call["pixel_values"], [[height, width]])
+        rows = height // self.factor * (width // self.factor + 1)
+        shapes: Tensor = self.embed(torch.zeros(1, rows, dtype=torch.long, device=self.device))
+        return shapes
+
+    def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
+        negative = self.given.get("negative_prompt", NEGATIVE)
+        return self._asking(prompt), self._asking(negative)
+
+    def _asking(self, prompt: str) -> list[int]:
+        height, width = self.grid
+        size = {"ratio": f"{width}:{height}", "image_area": height * width * self.factor**2}
+        made = self.processed(prompt, return_for_image_generation=True, **size)
+        found: list[int] = made["input_ids"][0].tolist()
+        return found
+
+    @property
+    def _words(self) -> Tensor:
+        """Code -> token id."""
+        found: Tensor = self.model.vocabulary_mapping.img2bpe_mapping_tensor
+        return found.long().to(self.device)
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.model.lm_head(hidden)[..., self._words]
+        return found
+
+    def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
+        ids = self._words[codes][:, None]
+        if ends_row:
+            end = torch.full_like(ids, self.model.vocabulary_mapping.eol_token_id)
+            ids = torch.cat([ids, end], dim=1)
+        found: Tensor = self.embed(ids)
+        return found
+
+    def decode(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        found: Tensor = self.model.model.vqmodel.decode(codes.view(-1, *grid))
+        return found
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        sizes = [list(pixels.shape[-2:])] * len(pixels)
+        found: list[Tensor] = self.model.model.vqmodel.encode(pixels, sizes).image_tokens
+        return torch.stack(found).flatten(1)

@@ -1,0 +1,248 @@
+"""Sizes, multiply-accumulates and speed of a model, each measured by running its tasks.
+
+Which parameters a task touches and how much it multiplies are read off one pass of a sample's tokens, so that no
+formula has to know the architecture.  On the meta device the same run costs nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from umcompress.checkpoint.layout import tied_names
+from umcompress.documents.base import Component, Task
+from umcompress.documents.report import Size, Speed
+from umcompress.errors import UncountedError
+from umcompress.graph.protocol import RoutedFeedForward
+from umcompress.models.family import Family
+from umcompress.models.runner import Runner
+
+REPEATS = 3
+# Names of stacked parameters of experts -> how many of how many experts a token uses.
+Shares = dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A model's sizes: numbers of parameters, bytes as loaded, multiply-accumulates a token by task."""
+
+    parameters: Size
+    bytes: Size
+    macs_per_token: dict[Task, int]
+
+
+def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
+    """Count everything.  Of a task: the parameters of the modules that its tokens go through; of experts,
+    as many as one token uses.
+
+    A token is one row that goes through the network once: text, image patch or latent, in one step and one guidance
+    branch; the vision tower's work is spread over them. A task whose work cannot be known without values is left out.
+    """
+    touched: dict[Task, set[str]] = {}
+    macs: dict[Task, int] = {}
+    shares = _experts(model)
+    for task in runner.tasks:
+        names, hooks = _watch(model, shares)
+        # The counter does not know fused attention kernels, which are run as matrix products, nor grouped ones.
+        counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
+        routed = _Routed(counter)
+        hooks += routed.watch(model)
+        try:
+            with _without_gradients(model), counter, sdpa_kernel(SDPBackend.MATH):
+                tokens = runner.pass_tokens(task)
+        except UncountedError:
+            continue
+        finally:
+            for hook in hooks:
+                hook.remove()
+        touched[task] = names
+        macs[task] = round((counter.get_total_flops() / 2 + routed.correction) / tokens)
+    return Weight(
+        _size(model, family, touched, shares, lambda tensor: tensor.numel()),
+        _size(model, family, touched, shares, lambda tensor: tensor.numel() * tensor.element_size()),
+        macs,
+    )
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """The counter wants to know what made a tensor that a module is given, and of a view of a parameter nothing did."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _grouped_products() -> dict[Any, Callable[..., int]]:
+    """What transformers runs mixtures with, (N, K) rows by (E, K, M) experts, -> floating-point operations."""
+
+    def products(rows: Sequence[int], experts: Sequence[int], *_: object, **__: object) -> int:
+        return 2 * rows[0] * rows[1] * experts[-1]
+
+    own = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+    return dict.fromkeys((torch.ops.aten._grouped_mm, *([own] if own else [])), products)
+
+
+def _watch(model: nn.Module, shares: Shares) -> tuple[set[str], list[torch.utils.hooks.RemovableHandle]]:
+    """Names of parameters whose own module received a token, filled while the hooks are on.
+
+    So is `shares`, with those of experts that are called with the numbers of the chosen ones.
+    """
+    touched: set[str] = set()
+    hooks = []
+    # Experts are run by the module that routes to them, which need not call their own modules.
+    routed = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, RoutedFeedForward))
+    for path, module in model.named_modules():
+        whole = isinstance(module, RoutedFeedForward)
+        own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=whole)]
+        if not own or path.startswith(routed):
+            continue
+
+        def note(called: nn.Module, inputs: tuple[object, ...], own: list[str] = own) -> None:
+            if any(isinstance(value, Tensor) and value.numel() for value in inputs):
+                touched.update(own)
+            if (found := _chosen(called, inputs)) is not None:
+                shares.update(dict.fromkeys(own, found))
+
+        hooks.append(module.register_forward_pre_hook(note))
+    return touched, hooks
+
+
+def _chosen(module: nn.Module, inputs: tuple[object, ...]) -> tuple[int, int] | None:
+    """How many of how many experts a token uses, as a mixture of transformers is called: rows (T, H), the numbers of
+    the experts (T, K), their weights.  The stacked weights are its own, experts first.  None for any other module.
+    """
+    own = list(module.parameters(recurse=False))
+    index = inputs[1] if len(inputs) > 2 else None
+    if not isinstance(index, Tensor) or index.ndim != 2 or index.is_floating_point():
+        return None
+    experts = {parameter.shape[0] for parameter in own}
+    if len(experts) != 1 or all(parameter.ndim < 3 for parameter in own):
+        return None
+    (count,) = experts
+    return (index.shape[1], count) if index.shape[1] <= count else None
+
+
+def _size(
+    model: nn.Module, family: Family, touched: dict[Task, set[str]], shares: Shares, count: Callable[[Tensor], int]
+) -> Size:
+    counts = {name: count(parameter) for name, parameter in model.named_parameters()}
+    # Of weights that are tied only one name is counted.
+    of_experts = {name: share for name, share in shares.items() if name in counts}
+    at_work = counts | {name: counts[name] * active // of for name, (active, of) in of_experts.items()}
+    tied = tied_names(model)
+    by_component: dict[Component, int] = {}
+    for name, value in counts.items():
+        component = family.component_of(name)
+        by_component[component] = by_component.get(component, 0) + value
+    return Size(
+        total=sum(counts.values()),
+        active={
+            task: sum(at_work[name] for name in {tied.get(name, name) for name in names})
+            for task, names in touched.items()
+        },
+        by_component=by_component,
+    )
+
+
+def _experts(model: nn.Module) -> Shares:
+    """Each stacked parameter of experts of ours -> how many of how many a token uses."""
+    shares: Shares = {}
+    for path, module in model.named_modules():
+        if isinstance(module, RoutedFeedForward):
+            stack = f"{path}.experts." if path else "experts."
+            names = (name for name, _ in model.named_parameters() if name.startswith(stack))
+            shares |= dict.fromkeys(names, (module.shape.active, module.shape.experts))
+    return shares
+
+
+class _Routed:
+    """Multiply-accumulates of experts by their definition: each weight at work meets each token once.
+
+    How a device gets there (grouped products that the counter does not know, all experts at once) is its own
+    business: `correction` is what to add to what was counted.
+    """
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.counter = counter
+        self.correction = 0.0
+        self._before = 0
+
+    def watch(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        hooks = []
+        for module in model.modules():
+            if isinstance(module, RoutedFeedForward):
+                hooks.append(module.register_forward_pre_hook(self._enter))
+                hooks.append(module.register_forward_hook(self._leave))
+        return hooks
+
+    def _enter(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._before = self.counter.get_total_flops()
+
+    def _leave(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, RoutedFeedForward)
+        shares = _experts(module)
+        work = 0
+        for name, weight in module.named_parameters():
+            active, of = shares.get(name, (1, 1))
+            work += weight.numel() * active // of if name.endswith("weight") else 0
+        tokens = inputs[0].numel() // module.shape.hidden
+        self.correction += work * tokens - (self.counter.get_total_flops() - self._before) / 2
+
+
+class Stopwatch:
+    """Times a model against the unpruned one, in turn, in this process.
+
+    On a GPU a second copy of the weights may not fit, and clocks are steady: there the unpruned model is timed
+    once, at the start.
+    """
+
+    def __init__(self, dense: Runner, paired: bool) -> None:
+        self._dense = dense if paired else None
+        self._once = {} if paired else {task: _times(dense, task) for task in dense.tasks}
+
+    def compare(self, runner: Runner) -> dict[Task, Speed]:
+        """Median ratio dense / this of each task's seconds (above 1: faster), and half their range as noise."""
+        return {task: self._task(runner, task) for task in runner.tasks}
+
+    def _task(self, runner: Runner, task: Task) -> Speed:
+        runner.workload(task)
+        ratios, measures = [], []
+        for index in range(REPEATS):
+            before = self._dense.workload(task).seconds if self._dense else self._once[task][index]
+            work = runner.workload(task)
+            ratios.append(before / work.seconds)
+            measures.append(work.measures)
+        middle = statistics.median(ratios)
+        return Speed(
+            ratio=middle,
+            measures={name: statistics.median(m[name] for m in measures) for name in measures[0]},
+            noise=(max(ratios) - min(ratios)) / 2 / middle,
+        )
+
+
+def own_speed(runner: Runner) -> dict[Task, Speed]:
+    """The unpruned model's own figures; its ratio is 1 by definition."""
+    speeds: dict[Task, Speed] = {}
+    for task in runner.tasks:
+        runner.workload(task)
+        works = [runner.workload(task).measures for _ in range(3)]
+        speeds[task] = Speed(ratio=1.0, measures={n: statistics.median(w[n] for w in works) for n in works[0]})
+    return speeds
+
+
+def _times(runner: Runner, task: Task) -> list[float]:
+    runner.workload(task)
+    return [runner.workload(task).seconds for _ in range(REPEATS)]

@@ -1,0 +1,121 @@
+"""Open a model by name, folder or run: compressed or not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from umcompress.checkpoint.disk import Disk, OwnLayout, open_disk
+from umcompress.documents.base import Component
+from umcompress.documents.plan import CompressionRecord
+from umcompress.errors import UsageError
+from umcompress.models.family import Family
+from umcompress.models.registry import find_family, resolve_folder
+from umcompress.models.remote_code import code_files
+from umcompress.models.runner import Runner
+from umcompress.models.save import is_compressed, load_compressed, read_record
+from umcompress.rewrite.apply import shapes_only
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SAMPLED_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model folder, its family, and how it is to be loaded."""
+
+    name: str
+    folder: Path
+    family: Family
+    dtype: str = "float32"
+    device: str = "cpu"
+    components: Mapping[str, Component] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """Python files of the folder that are run, as was consented to."""
+        return code_files(self.folder) if self.trust_remote_code else ()
+
+    @property
+    def record(self) -> CompressionRecord | None:
+        """The plans that the folder's model has been through, None for an unmodified one."""
+        return read_record(self.folder) if is_compressed(self.folder) else None
+
+    def load(self) -> nn.Module:
+        """The model, with weights."""
+        if is_compressed(self.folder):
+            return load_compressed(self.folder, self.family, DTYPES[self.dtype], self.device)
+        return self.family.load(self.folder, DTYPES[self.dtype], self.device)
+
+    def skeleton(self) -> nn.Module:
+        """The model's shapes; no weight is read."""
+        model = self.family.skeleton(self.folder)
+        if (record := self.record) is not None:
+            shapes_only(model, self.family, record.plans)
+        return model
+
+    def runner(self, model: nn.Module) -> Runner:
+        return self.family.runner(model, self.folder)
+
+    def fingerprint(self) -> str:
+        """Identifies weights, settings and the code that is run: names, sizes and samples of all files' content."""
+        digest = hashlib.sha256()
+        kinds = (".safetensors", ".json", *((".py",) if self.trust_remote_code else ()))
+        for path in sorted(p for p in self.folder.iterdir() if p.suffix in kinds and p.is_file()):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}:".encode())
+            with path.open("rb") as file:
+                for part in range(16):
+                    file.seek(part * max(0, size - _SAMPLED_CHUNK) // 15)
+                    digest.update(file.read(_SAMPLED_CHUNK))
+        return digest.hexdigest()
+
+
+def located(source: Source) -> tuple[nn.Module, Disk]:
+    """A skeleton, and where its tensors lie on disk; nothing is read but headers.
+
+    ModelError where files are missing, or hold what only transformers can put together.
+    """
+    model, family = source.skeleton(), source.family
+    if isinstance(family, OwnLayout):
+        return model, family.open_disk(model, source.folder)
+    return model, open_disk(model, source.folder, family.weight_files(model))
+
+
+def as_stored(model: nn.Module, disk: Disk) -> None:
+    """Give the parameters of a skeleton the dtypes that they have on disk."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(disk.dtype(name))
+
+
+def open_source(
+    model: str,
+    dtype: str | None = None,
+    device: str | None = None,
+    components: Mapping[str, Component] | None = None,
+    trust_remote_code: bool = False,
+) -> Source:
+    """Find a model.  ModelError where there is none; UsageError where the device is not there.
+
+    components: what its parts are for, where its family does not know; a compressed model remembers.
+    trust_remote_code: consent to run Python code that comes with it. Nothing is ever asked or remembered.
+    """
+    folder = resolve_folder(model, trust_remote_code)
+    device = device or "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {device}", "torch finds no CUDA device here", "leave --device out, or use cpu")
+    family = find_family(folder)
+    known = read_record(folder).components if is_compressed(folder) else {}
+    if known and components is not None and dict(components) != known:
+        raise UsageError(f"components of {model}", "it was compressed with others", "leave `components` out")
+    if given := known or components:
+        family = family.with_components(given)
+    if trust_remote_code:
+        family = family.trusting()
+    return Source(model, folder, family, dtype or "float32", device, dict(given or {}), trust_remote_code)

@@ -1,0 +1,32 @@
+"""`umcompress plan` and `umcompress inspect`, as functions that return documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from umcompress.documents.previews import Inspection, PlanReport
+from umcompress.extend.registry import find_evaluation, find_pass
+from umcompress.models.registry import resolve_folder
+from umcompress.recipe.files import LoadedRecipe, load_recipe
+
+
+def _load(recipe: str, overrides: Sequence[str], settings: Mapping[str, object | None]) -> LoadedRecipe:
+    given = {key: value for key, value in settings.items() if value is not None}
+    return load_recipe(recipe, find_pass, find_evaluation, overrides, given, models=resolve_folder)
+
+
+def plan(
+    recipe: str, overrides: Sequence[str] = (), device: str | None = None, dtype: str | None = None
+) -> PlanReport:
+    """What a recipe would do, from shapes alone."""
+    loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
+    from umcompress.plan.dry_run import plan_recipe
+
+    return plan_recipe(loaded.recipe, loaded.file.stem)
+
+
+def inspect(model: str, graph_path: str | None = None, trust_remote_code: bool = False) -> Inspection:
+    """Components, blocks, sites and sizes; no weights are read."""
+    from umcompress.plan.inspect import inspect_model
+
+    return inspect_model(model, graph_path, trust_remote_code)

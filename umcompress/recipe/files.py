@@ -1,0 +1,76 @@
+"""Recipes by name: a file of the user's, or one that ships with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from umcompress.documents.base import Document
+from umcompress.errors import UsageError, did_you_mean
+from umcompress.recipe.recipe import Recipe, parse_recipe
+
+FileResolver = Callable[[str, Path], type[Document]]
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe with the file that it came from and that file's text, which the run keeps as it was given."""
+
+    recipe: Recipe
+    file: Path
+    text: str
+
+
+def _shipped() -> Path:
+    return Path(str(files("umcompress.recipes")))
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package: `quickstart`, `study/NAME`."""
+    root = _shipped()
+    return sorted(file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path that exists, else a shipped recipe of that name. Raises UsageError."""
+    path = Path(name)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError:  # a name that no file can have
+        is_file = is_folder = False
+    if is_file:
+        return path
+    names = recipe_names()
+    if name in names:
+        return _shipped() / f"{name}.yaml"
+    found = "a folder of that name" if is_folder else "no such file, and no shipped recipe of that name"
+    raise UsageError(f"the recipe {name!r}", found, did_you_mean(name, names))
+
+
+def load_recipe(
+    name: str,
+    passes: FileResolver,
+    evaluations: FileResolver,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, object] | None = None,
+    models: Callable[[str], object] | None = None,
+) -> LoadedRecipe:
+    """Find, read and parse a recipe; `file.py:Class` in it is relative to its folder. See `parse_recipe`."""
+    file = find_recipe(name)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe {name!r}", f"it cannot be read: {error}") from error
+    folder = file.parent
+    recipe = parse_recipe(
+        text,
+        str(file),
+        passes=lambda reference: passes(reference, folder),
+        evaluations=lambda reference: evaluations(reference, folder),
+        overrides=overrides,
+        models=models,
+        settings=settings,
+    )
+    return LoadedRecipe(recipe.model_copy(update={"base": folder}), file, text)

@@ -1,0 +1,214 @@
+"""A recipe: which model, which passes in which order, which evaluations. Read strictly, never changed.
+
+`parse_recipe` reports every problem at once, each with its line. It knows no pass and no evaluation: the
+caller injects how names become classes, so this module stays below the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+
+from umcompress.documents.base import TASKS, Component, Document, Ratio, Task
+from umcompress.documents.gate import Gate
+from umcompress.errors import RecipeError
+
+__all__ = [
+    "TASKS", "Calibration", "Component", "Document", "Gate", "Ratio", "Recipe", "RecipeHead", "Step", "Task",
+    "parse_recipe",
+]  # fmt: skip
+
+Resolver = Callable[[str], type[Document]]
+Globs = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
+class Calibration(Document):
+    """The data that scores what to remove."""
+
+    task: Task = Field(default="understanding", description="What the model does while it is observed.")
+    samples: PositiveInt = Field(default=64, description="How many items are run.")
+    seed: int = Field(default=0, description="Draws the items.")
+    source: str | None = Field(
+        default=None, description="The evaluation that provides items; null: the recipe's first."
+    )
+    data: str | None = Field(
+        default=None,
+        description="A file of your own, seen from the current folder: a prompt a line, or JSON lines; no source then.",
+    )
+    memory: PositiveFloat = Field(
+        default=4.0, description="GB that large statistics may take; layers beyond that wait for another sweep."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Calibration:
+        if self.source is not None and self.data is not None:
+            raise ValueError("`source` and `data` are both given; leave one out")
+        return self
+
+
+class RecipeHead(Document):
+    """Everything in a recipe but its steps and evaluations, which are validated by classes found by name."""
+
+    model: str = Field(min_length=1, description="A built-in name, a folder, or a hub id.")
+    calibration: Calibration = Field(
+        default=Calibration(), description="The default of every step that calibrates."
+    )
+    output: str | None = Field(default=None, description="The run's folder; -o says it too.")
+    seed: NonNegativeInt = Field(default=0, description="Seeds evaluation and whatever is drawn.")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        default=None,
+        description="What is computed in and written; null: computed in float32, written as the model is stored.",
+    )
+    components: dict[Component, Globs] | None = Field(
+        default=None, description="What the parts of a model are for: component to globs of module paths."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model (and with an evaluation's `reference`)."
+    )
+
+    @model_validator(mode="after")
+    def _one_component_each(self) -> RecipeHead:
+        listed = [glob for globs in (self.components or {}).values() for glob in globs]
+        if twice := sorted({glob for glob in listed if listed.count(glob) > 1}):
+            raise ValueError(f"components: {', '.join(twice)} is named more than once; leave one")
+        return self
+
+    def component_globs(self) -> dict[str, Component] | None:
+        """Each glob of module paths with its component, as families take it; None where the recipe says nothing."""
+        if self.components is None:
+            return None
+        return {glob: component for component, globs in self.components.items() for glob in globs}
+
+
+class Step(Document):
+    """One pass with its options. `reference` is the pass as the recipe names it.
+
+    `after` names the step whose model this one starts from (or `baseline`); null: the step before it. So one
+    recipe can hold alternatives, measured against the same baseline.
+    """
+
+    name: str
+    reference: str
+    pass_: SerializeAsAny[Document] = Field(validation_alias="pass", serialization_alias="pass")
+    stop_if: Gate | None = None
+    after: str | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        gate = {"stop_if": self.stop_if.plain()} if self.stop_if else {}
+        after = {"after": self.after} if self.after else {}
+        return {"name": self.name, "pass": self.reference, **after, **self.pass_.plain(), **gate}
+
+
+class Recipe(RecipeHead):
+    """A validated recipe. `evaluation_names[i]` is how the recipe names `evaluate[i]`.
+
+    base: the folder that `file.py:Class` in it is relative to; None: the current one. It does not change the run.
+    """
+
+    base: Path | None = Field(default=None, exclude=True)
+    evaluate: tuple[SerializeAsAny[Document], ...] = ()
+    evaluation_names: tuple[str, ...] = ()
+    steps: tuple[Step, ...]
+
+    def parents(self) -> tuple[int, ...]:
+        """For each step, counted from 1, the number of the step that it starts from; 0 is the baseline."""
+        numbers = {"baseline": 0} | {step.name: number for number, step in enumerate(self.steps, start=1)}
+        return tuple(index if step.after is None else numbers[step.after] for index, step in enumerate(self.steps))
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default written out; parsing it again gives an equal recipe."""
+        head = RecipeHead.model_validate({name: getattr(self, name) for name in RecipeHead.model_fields})
+        named = zip(self.evaluation_names, self.evaluate, strict=True)
+        return {
+            **head.plain(),
+            "evaluate": [{name: self._evaluated(evaluation)} for name, evaluation in named],
+            "steps": [step.resolved() for step in self.steps],
+        }
+
+    def _evaluated(self, evaluation: Document) -> dict[str, Any]:
+        """The options of an evaluation; the seed that it leaves open is the recipe's."""
+        plain = evaluation.plain()
+        open_seed = "seed" in plain and "seed" not in evaluation.model_fields_set
+        return plain | {"seed": self.seed} if open_seed else plain
+
+    def resolved_in(self, folder: Path) -> dict[str, Any]:
+        """`resolved()` as a recipe that lies in `folder`: code in files is named as seen from there."""
+        base = self.base
+        if base is None:
+            return self.resolved()
+        return _with_code(self.resolved(), lambda name: os.path.relpath(base / name, folder))
+
+    def fingerprint(self) -> str:
+        """Identifies what the recipe computes: a hash of `resolved()` without places: of the output, and of code."""
+        content = {key: value for key, value in self.resolved().items() if key != "output"}
+        content = _with_code(content, lambda name: Path(name).name)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _with_code(resolved: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """A resolved recipe with every `file.py:Class` in it renamed."""
+
+    def named(name: Any) -> Any:
+        return rename(name) if isinstance(name, str) and ".py:" in name else name
+
+    def giver(holder: dict[str, Any]) -> dict[str, Any]:
+        found = {key: named(value) if key in ("pass", "source") else value for key, value in holder.items()}
+        if isinstance(found.get("calibration"), dict):
+            found["calibration"] = giver(found["calibration"])
+        return found
+
+    return giver(resolved) | {
+        "evaluate": [{named(name): options for name, options in one.items()} for one in resolved["evaluate"]],
+        "steps": [giver(step) for step in resolved["steps"]],
+    }
+
+
+def parse_recipe(
+    text: str,
+    file: str,
+    passes: Resolver,
+    evaluations: Resolver,
+    overrides: Sequence[str] = (),
+    models: Callable[[str], object] | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Recipe:
+    """The recipe in `text`. `file` is the name shown in errors.
+
+    passes, evaluations: name (or `file.py:Class`) to class; they raise ValueError (`what is wrong; hint`) or
+    UmcompressError.
+    overrides: `steps.1.keep_ratio=0.25`; list indices count from 0.
+    settings: top-level keys given as options of their own, such as {"device": "cuda"}.
+    models: called with the model's name; a UmcompressError from it joins the other problems.
+    Raises RecipeError with all problems at once.
+    """
+    # Here, because passes import this module for its documents, and listing them needs no YAML.
+    from umcompress.recipe.reader import Reader
+    from umcompress.recipe.yaml_lines import Source
+
+    source = Source(text, file)
+    for option in overrides:
+        source.override(option)
+    for key, value in (settings or {}).items():
+        source.set(key, value, f"--{key} {value}")
+    reader = Reader(source, RecipeHead, Gate)
+    head = reader.head(models)
+    evaluate = reader.evaluations(evaluations)
+    reader.calibration_sources(evaluations)
+    steps = reader.steps(passes)
+    if source.problems or head is None:
+        raise RecipeError(source.ordered())
+    # Only what was given, so that a recipe knows what its author left open.
+    values = {name: getattr(head, name) for name in head.model_fields_set}
+    return Recipe(
+        **values,
+        evaluate=tuple(document for _, document in evaluate),
+        evaluation_names=tuple(name for name, _ in evaluate),
+        steps=tuple(Step(**step) for step in steps),
+    )

@@ -1,0 +1,163 @@
+"""A feed-forward split into experts, of which each token uses a few.
+
+Shapes: T tokens, H hidden, E experts, k active, m width of one expert, S width of the shared expert.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from umcompress.rewrite.nn.cpu import one_token_products, one_token_sum
+from umcompress.rewrite.nn.dispatch import sort_by_expert, spread_linear, sum_linear
+
+Weighting = Literal["one_plus_logit", "softmax"]
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """All that is needed to build the module, also on the meta device.
+
+    A producer that is named k times gives k equal parts of its rows, in their order.
+    """
+
+    hidden: int
+    experts: int
+    active: int
+    width: int
+    producers: tuple[str, ...]
+    consumer: str
+    producer_bias: tuple[bool, ...]
+    consumer_bias: bool
+    shared_width: int = 0
+    weighting: Weighting = "one_plus_logit"
+    selector: bool = False
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The producers, each once."""
+        return tuple(dict.fromkeys(self.producers))
+
+
+class StackedLinear(nn.Module):
+    """The linears of all experts: weight (E, out, in), bias (E, out)."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(experts, outputs)) if bias else None
+        nn.init.normal_(self.weight, std=inputs**-0.5)
+
+
+class SparseFeedForward(nn.Module):
+    """x (..., H) -> (..., H): the sum of the k experts that the router picks for each token, weighted.
+
+    `inner` is what the dense feed-forward does between its linears, channel by channel: it takes the
+    outputs of the producers, each once, and gives the input of the consumer. `watcher`, when set, is called with the
+    chosen experts (T, k) and the logits (T, E) of every forward.
+    """
+
+    watcher: Callable[[Tensor, Tensor], None] | None
+
+    def __init__(self, shape: ExpertShape, inner: nn.Module) -> None:
+        super().__init__()
+        self.shape = shape
+        self.inner = inner
+        self.watcher = None
+        self.gate = nn.Linear(shape.hidden, shape.experts, bias=False)
+        nn.init.zeros_(self.gate.weight)
+        if shape.selector:
+            self.selector = nn.Linear(shape.hidden, shape.experts).requires_grad_(False)
+            nn.init.zeros_(self.selector.weight)
+            nn.init.zeros_(self.selector.bias)
+        hidden, biases = shape.hidden, dict(zip(shape.producers, shape.producer_bias, strict=True))
+        parts = Counter(shape.producers)
+        self.experts = nn.ModuleDict(
+            {n: StackedLinear(shape.experts, hidden, parts[n] * shape.width, bias) for n, bias in biases.items()}
+        )
+        self.experts[shape.consumer] = StackedLinear(shape.experts, shape.width, hidden, bias=False)
+        if shape.shared_width:
+            self.shared_expert = nn.ModuleDict(
+                {n: nn.Linear(hidden, parts[n] * shape.shared_width, bias=bias) for n, bias in biases.items()}
+            )
+            self.shared_expert[shape.consumer] = nn.Linear(shape.shared_width, hidden, bias=False)
+        self.bias = nn.Parameter(torch.zeros(hidden)) if shape.consumer_bias else None
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, H) -> weights (T, k), chosen experts (T, k), logits (T, E)."""
+        logits = self.gate(x)
+        if self.shape.selector:
+            chosen = torch.topk((logits + self.selector(x)).detach(), self.shape.active, dim=-1).indices
+            picked = logits.gather(-1, chosen)
+        else:
+            picked, chosen = torch.topk(logits, self.shape.active, dim=-1)
+        if self.shape.weighting == "softmax":
+            return self.shape.active * F.softmax(picked, dim=-1), chosen, logits
+        return 1 + picked, chosen, logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        weights, chosen, logits = self.route(flat)
+        if self.watcher is not None:
+            self.watcher(chosen, logits)
+        out = self._routed(flat, weights, chosen)
+        if self.shape.shared_width:
+            out = out + self._shared(flat)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.reshape(x.shape)
+
+    def _routed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        if not len(x) and not torch.is_grad_enabled():
+            # One of two streams is often empty; sorting nothing takes as long as sorting a little.
+            return torch.zeros_like(x)
+        if self._may_decode(x):
+            return self._decode(x, weights, chosen)
+        order = sort_by_expert(chosen, self.shape.experts)
+        linears = [self._stacked(name) for name in self.shape.first]
+        made = spread_linear(x, [linear.weight for linear in linears], order)
+        # The consumer is linear: weighting what goes in is cheaper than weighting what comes out.
+        inner = self._inner(made, order.expert) * weights.reshape(-1, 1).index_select(0, order.pair)
+        return sum_linear(inner, self._stacked(self.shape.consumer).weight, order)
+
+    def _inner(self, made: Sequence[Tensor], expert: Tensor) -> Tensor:
+        """The producers' outputs, without bias, of rows of these experts -> what goes into the consumer."""
+        biases = [self._stacked(name).bias for name in self.shape.first]
+        out: Tensor = self.inner(
+            *(
+                rows if bias is None else rows + bias.index_select(0, expert)
+                for rows, bias in zip(made, biases, strict=True)
+            )
+        )
+        return out
+
+    def _may_decode(self, x: Tensor) -> bool:
+        """One token on a CPU, without gradients, in a plain call: nothing to sort."""
+        if x.shape[0] != 1 or not x.is_cpu or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return False
+        return type(x) is Tensor and not torch.compiler.is_compiling()
+
+    def _decode(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        numbers = chosen[0].tolist()
+        names, consumer = self.shape.first, self._stacked(self.shape.consumer).weight
+        made = [one_token_products(x[0], self._stacked(name).weight, numbers) for name in names]
+        return one_token_sum(self._inner(made, chosen[0]) * weights.mT, consumer, numbers)[None]
+
+    def _stacked(self, name: str) -> StackedLinear:
+        linear = self.experts[name]
+        assert isinstance(linear, StackedLinear)
+        return linear
+
+    def _shared(self, x: Tensor) -> Tensor:
+        shared = self.shared_expert
+        out: Tensor = shared[self.shape.consumer](self.inner(*(shared[name](x) for name in self.shape.first)))
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.shape.active} of {self.shape.experts} experts of {self.shape.width} channels"

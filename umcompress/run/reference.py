@@ -1,0 +1,48 @@
+"""Evaluations that compare a model with the one it was made from: where that one's results are, and making them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from umcompress.documents.base import Task
+from umcompress.documents.scores import Score
+from umcompress.errors import UsageError
+from umcompress.extend.evaluation_base import Evaluation
+from umcompress.models.source import Source, open_source
+
+REFERENCE = "reference"
+
+
+def scored(
+    evaluation: Evaluation, runner: Any, out: Path, say: Callable[[str], None], source: Source,
+    baseline: Path | None = None,
+) -> dict[Task, Score]:
+    """Run an evaluation.  `baseline`: what it left of the model before the first step, where there is one.
+
+    An evaluation may name its own `reference`, a model: then its results are made once, next to the baseline's.
+    """
+    named = getattr(evaluation, "reference", None)
+    if baseline is not None:
+        reference = baseline / REFERENCE
+        return evaluation.compare(runner, out, say, reference if reference.is_dir() else baseline)
+    if named is None:
+        return evaluation.run(runner, out, say)
+    say(f"{evaluation.name}: the reference {named}")
+    trust = source.trust_remote_code
+    other = open_source(named, source.dtype, source.device, trust_remote_code=trust)
+    evaluation.run(other.runner(other.load()), out / REFERENCE, say)
+    return evaluation.compare(runner, out, say, out / REFERENCE)
+
+
+def require_reference(evaluation: Evaluation) -> None:
+    """UsageError where a model is evaluated by itself and the evaluation needs another one to compare it with."""
+    if evaluation.compares and getattr(evaluation, "reference", None) is None:
+        name = evaluation.name
+        name_it = f"name it: --evaluation {name}:reference=MODEL; in a recipe"
+        raise UsageError(
+            f"the evaluation {name}", "it compares with the unpruned model, and none is named",
+            f"{name_it if 'reference' in type(evaluation).model_fields else 'run it in a recipe: there'} "
+            "the model before its first step is taken",
+        )
