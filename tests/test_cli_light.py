@@ -66,7 +66,7 @@ def test_the_public_surface_is_frozen(name: str, found: Any) -> None:
 def test_light_commands_load_no_torch(arguments: list[str], run_folder: Path) -> None:
     arguments = [str(run_folder) if argument == "RUN" else argument for argument in arguments]
     code = (
-        "import sys\nfrom umcompress.cli import main\n"
+        "import sys\nfrom umcompress.cli.main import main\n"
         f"try: main({arguments!r})\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'scipy'} & set(sys.modules)\nassert not heavy, heavy"
     )
@@ -138,7 +138,7 @@ def test_interrupt_says_how_to_go_on(
 
 
 def test_a_reader_that_leaves_is_no_error(run_folder: Path) -> None:
-    command = f"{sys.executable} -m umcompress.cli compare {run_folder} {run_folder} | head -1"
+    command = f"{sys.executable} -m umcompress compare {run_folder} {run_folder} | head -1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr

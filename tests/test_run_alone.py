@@ -22,7 +22,7 @@ from umcompress.run.folder import RunFolder
 HOLDS = """
 import sys, time
 from pathlib import Path
-from umcompress.run_folder import RunFolder
+from umcompress.run.folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder._hold("test")
 print("held", flush=True)
