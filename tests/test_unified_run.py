@@ -21,7 +21,7 @@ from umcompress.passes.channel_prune import ChannelPrune
 
 EVALUATION = '''
 from umcompress.extend import Evaluation
-from umcompress.scores import proportion
+from umcompress.documents.scores import proportion
 from umcompress.extend import Score
 
 class Both(Evaluation):
