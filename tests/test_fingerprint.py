@@ -83,6 +83,13 @@ def test_weights_count_and_other_files_do_not(recipe: Path) -> None:
     assert made_of(recipe) == before
 
 
+def test_another_version_makes_another_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer version may choose otherwise: what an older one left must not be gone on with."""
+    before = made_of(recipe)
+    monkeypatch.setattr("umcompress.run.fingerprint.version", lambda distribution: f"{distribution} 999")
+    assert made_of(recipe) != before
+
+
 def test_data_that_is_gone_is_somebody_elses_error(recipe: Path) -> None:
     before = made_of(recipe)
     Path("texts.jsonl").unlink()

@@ -19,6 +19,8 @@ from tiny_bagel import write_recipe
 
 from umcompress.calibrate.collect import collect
 from umcompress.checkpoint import parts
+from umcompress.checkpoint.disk import open_disk
+from umcompress.checkpoint.writer import in_parts, write_file
 from umcompress.cli.main import main
 from umcompress.documents.plan import CompressionRecord, Plan
 from umcompress.extend import BlockSimilarity, BranchSimilarity, ChannelMoments, HeadContribution, Scope
@@ -28,6 +30,8 @@ from umcompress.models.source import Source, open_source
 from umcompress.models.streamed import LARGE, block_paths, streamed
 from umcompress.plan.memory import BASE, CONSUMERS, SCORING
 from umcompress.rewrite.apply import rewrite
+from umcompress.rewrite.tensors import Same
+from umcompress.rewrite.tensors_in_parts import NewTensor
 from umcompress.run import apply as commands
 from umcompress.run.out_of_core import OnDisk, open_on_disk, write
 
@@ -241,6 +245,20 @@ def test_tensors_keep_the_dtype_that_they_are_stored_in(tiny_bagel: Path, tmp_pa
     dtypes = {tensor.dtype for tensor in load_file(out / "model" / "ema.safetensors").values()}
     assert dtypes == {torch.bfloat16}
     assert {tensor.dtype for tensor in load_file(out / "model" / "ae.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("written", [torch.bfloat16, torch.float16])
+def test_bytes_are_copied_only_where_the_dtype_is_the_same(tmp_path: Path, written: torch.dtype) -> None:
+    """Float16 and bfloat16 are equally wide: a copy of the bytes would fit, and be other numbers."""
+    value = torch.tensor([[1.5, -2.0], [0.25, 3.0]], dtype=torch.float16)
+    save_file({"weight": value}, tmp_path / "model.safetensors")
+    model = torch.nn.Linear(2, 2, bias=False, device="meta")
+    with open_disk(model, tmp_path, {"model.safetensors": {"weight": "weight"}}) as disk:
+        source = in_parts(NewTensor(Same("weight"), (2, 2), written, disk))
+        assert (source.stored is not None) == (written == value.dtype)
+        write_file(tmp_path / "out.safetensors", {"weight": source})
+    found = load_file(tmp_path / "out.safetensors")["weight"]
+    assert found.dtype == written and torch.equal(found.float(), value.float())
 
 
 def test_what_cannot_be_done_out_of_core_is_said(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from umcompress.documents.plan import DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan, SetTensors
 from umcompress.errors import CheckError, PlanError
 from umcompress.rewrite.apply import rewrite, shapes_only
+from umcompress.rewrite.structure import LAYER_NUMBERS
 
 ATTENTION = "layers.0.self_attn"
 
@@ -200,3 +202,23 @@ def test_gradients_reach_every_parameter_that_is_left() -> None:
 def test_malformed_edits_are_refused_by_the_document(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         KeepHeads.model_validate(fields)
+
+
+def test_every_part_of_a_moved_block_learns_its_new_number() -> None:
+    """By whatever name it keeps it; a block with several slots in the cache has as many numbers, in a row."""
+    model = text()
+    for old, block in enumerate(model.layers):
+        attention: Any = block.get_submodule("self_attn")
+        attention.layer_idx = 2 * old
+        attention.q_proj.layer_idx = 2 * old + 1
+        for name in LAYER_NUMBERS:
+            setattr(block, name, old)
+        block.get_submodule("mlp").layer_id = "not a number"
+        block.get_submodule("norm1").layer_id = 7
+    rewrite(model, FAMILY, [Plan(pass_name="test", edits=(DropBlock(block="layers.1"),))])
+    moved: Any = model.layers[1]
+    assert (moved.self_attn.layer_idx, moved.self_attn.q_proj.layer_idx) == (2, 3)
+    assert {name: getattr(moved, name) for name in LAYER_NUMBERS} == dict.fromkeys(LAYER_NUMBERS, 1)
+    assert (moved.mlp.layer_id, moved.norm1.layer_id) == ("not a number", 7)
+    first: Any = model.layers[0]
+    assert (first.self_attn.layer_idx, first.self_attn.q_proj.layer_idx, first.layer_id) == (0, 1, 0)
