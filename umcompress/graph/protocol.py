@@ -26,6 +26,7 @@ class StreamLayout:
     bundles: how many times queries, keys and values of some groups follow each other in it, equally many groups in
     each, `..._start` counted from the first row of a bundle; 0: every group is a bundle, however many there are.
     head_norms: norms whose tensors have a row for each head, of the queries or of the keys.
+    norm_lists: lists of norms, one for each head, of the queries or of the keys.
     query_rows: rows of the query Linear for each head, where it makes more than queries (gates behind them).
     """
 
@@ -41,6 +42,7 @@ class StreamLayout:
     key_start: int = 0
     value_start: int = 0
     head_norms: tuple[tuple[str, Literal["query", "key"]], ...] = ()
+    norm_lists: tuple[tuple[str, Literal["query", "key"]], ...] = ()
     query_rows: int = 0
     bundles: int = 1
 

@@ -105,6 +105,8 @@ class _Work:
         self._narrow(f"{edit.site}.{layout.output}", columns=query)
         for name, kind in layout.head_norms:
             self._narrow_norm(f"{edit.site}.{name}", kept if kind == "query" else every)
+        for name, kind in layout.norm_lists:
+            self._keep_modules(f"{edit.site}.{name}", kept if kind == "query" else every)
         attention.keep_heads(edit.component, groups, heads)
 
     def _narrow_norm(self, path: str, heads: tuple[int, ...]) -> None:
@@ -113,6 +115,15 @@ class _Work:
         for name, parameter in list(norm.named_parameters(recurse=False)):
             if len(heads) < parameter.shape[0]:
                 self._take(path, norm, name, 0, heads)
+
+    def _keep_modules(self, path: str, stay: tuple[int, ...]) -> None:
+        """Keep these of a list of modules; the others go with their tensors."""
+        modules = self.model.get_submodule(path)
+        assert isinstance(modules, nn.ModuleList)
+        for index in sorted(set(range(len(modules))) - set(stay), reverse=True):
+            self.tensors.forget(f"{path}.{index}")
+            del modules[index]
+        self.tensors.rename({f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(stay) if new != old})
 
     def keep_channels(self, edit: KeepChannels) -> None:
         site = self.blocks.feed_forward(edit.site)

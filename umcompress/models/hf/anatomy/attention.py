@@ -150,6 +150,7 @@ def _checked(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
     """With its norms; in words, what else holds tensors or counts channels."""
     known = {layout.query, layout.key, layout.value, layout.output}
     by_head: list[tuple[str, Literal["query", "key"]]] = []
+    each: list[tuple[str, Literal["query", "key"]]] = []
     plain: list[str] = []
     if any(True for _ in module.parameters(recurse=False)):
         return "it has parameters of its own besides its linears"
@@ -164,13 +165,25 @@ def _checked(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
         if kind is None:
             return f"it has tensors in {name}, of which nothing is known"
         heads = layout.query_heads if kind == "query" else layout.key_value_groups
-        if all(weight.shape == (head_dim,) for weight in weights):
+        if lists := [part for part in child.modules() if isinstance(part, nn.ModuleList)]:
+            if not _one_for_each(child, lists, heads, head_dim):
+                return f"the norms in {name} are not one for each head"
+            each.append((next(path for path, part in module.named_modules() if part is lists[0]), kind))
+        elif all(weight.shape == (head_dim,) for weight in weights):
             plain.append(name)
         elif all(weight.ndim == 2 and weight.shape == (heads, head_dim) for weight in weights):
             by_head.append((name, kind))
         else:
             return f"{name} normalises over all heads at once"
-    return replace(layout, norms=tuple(plain), head_norms=tuple(by_head))
+    return replace(layout, norms=tuple(plain), head_norms=tuple(by_head), norm_lists=tuple(each))
+
+
+def _one_for_each(norm: nn.Module, lists: list[nn.ModuleList], heads: int, head_dim: int) -> bool:
+    """Whether all tensors of a norm are in one list of modules, of which each head has one (StableLM)."""
+    inside = {id(weight) for part in lists[0].children() for weight in part.parameters()}
+    weights = list(norm.parameters())
+    fits = all(id(weight) in inside and weight.shape == (head_dim,) for weight in weights)
+    return len(lists) == 1 and len(lists[0]) == heads and fits
 
 
 @cache
