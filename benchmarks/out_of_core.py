@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from _results import record
 
-from umcompress.run import apply as commands
+from umcompress.plan.command import plan as plan_command
 
 VOCABULARY = 32000
 TEXT = "a line of text with some words in it, over and over\n"
@@ -94,7 +94,7 @@ def run(model: Path, home: Path, name: str, step: dict[str, Any], text: Path) ->
     shutil.rmtree(out, ignore_errors=True)
     recipe = home / f"{name}.yaml"
     recipe.write_text(json.dumps({"model": str(model), "calibration": calibration, "steps": [step]}))
-    predicted = commands.plan(str(recipe), dtype="bfloat16").memory
+    predicted = plan_command(str(recipe), dtype="bfloat16").memory
     assert predicted is not None
     started = time.monotonic()
     command = [sys.executable, "-m", "umcompress", "apply", str(recipe), "-o", str(out), "--out-of-core"]

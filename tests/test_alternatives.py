@@ -12,7 +12,7 @@ from tiny_bagel import write_recipe
 from umcompress.cli.main import main
 from umcompress.errors import RecipeError
 from umcompress.models.source import open_source
-from umcompress.run import apply as commands
+from umcompress.plan.command import plan as plan_command
 
 STEPS = """\
 model: m
@@ -47,7 +47,7 @@ def test_a_dry_run_follows_the_branches(tiny_bagel: Path, tmp_path: Path) -> Non
         {"pass": "channel_prune", "component": "understanding", "score": "magnitude", "keep_ratio": 0.5,
          "after": "half"},
     )
-    first, second, third = commands.plan(str(write_recipe(tmp_path, tiny_bagel, *steps))).steps
+    first, second, third = plan_command(str(write_recipe(tmp_path, tiny_bagel, *steps))).steps
     assert first.before == second.before and first.after == third.before
     assert first.after.total < second.after.total and third.after.total < first.after.total
 

@@ -18,11 +18,11 @@ from umcompress.graph.model_graph import trace_model
 from umcompress.models.measure import weigh
 from umcompress.models.save import save_compressed
 from umcompress.models.source import open_source
+from umcompress.plan.command import plan as plan_command
 from umcompress.plan.dry_run import propose
 from umcompress.plan.inspect import inspect_model
 from umcompress.report.plan_view import by_layers
 from umcompress.rewrite.apply import rewrite
-from umcompress.run import apply as commands
 
 UND: Final = "understanding"
 GEN: Final = "generation"
@@ -36,7 +36,7 @@ STEPS: tuple[dict[str, Any], ...] = (
 @pytest.fixture
 def planned(tiny_bagel: Path, tmp_path: Path) -> Callable[..., Any]:
     def plan(*steps: dict[str, Any], model: Path = tiny_bagel, **keys: Any) -> Any:
-        return commands.plan(str(write_recipe(tmp_path, model, *steps, **keys)))
+        return plan_command(str(write_recipe(tmp_path, model, *steps, **keys)))
 
     return plan
 

@@ -28,11 +28,11 @@ from umcompress.graph.model_graph import trace_model
 from umcompress.models.save import load_compressed, save_compressed
 from umcompress.models.source import Source, open_source
 from umcompress.models.streamed import LARGE, block_paths, streamed
+from umcompress.plan.command import plan as plan_command
 from umcompress.plan.memory import BASE, CONSUMERS, SCORING
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.tensors import Same
 from umcompress.rewrite.tensors_in_parts import NewTensor
-from umcompress.run import apply as commands
 from umcompress.run.out_of_core import OnDisk, open_on_disk, write
 
 
@@ -279,7 +279,7 @@ def test_a_plan_predicts_memory(tiny_bagel: Path, tmp_path: Path) -> None:
     refit = PRUNE | {"score": "activation", "repair": "least_squares"}
     found = []
     for step in (PRUNE, refit):
-        memory = commands.plan(str(write_recipe(tmp_path, tiny_bagel, step, evaluate=[]))).memory
+        memory = plan_command(str(write_recipe(tmp_path, tiny_bagel, step, evaluate=[]))).memory
         assert memory is not None
         found.append(memory)
     assert found[0].in_memory == BASE + 2 * every
@@ -301,7 +301,7 @@ def test_a_plan_predicts_what_is_held_in_the_stored_dtype(tiny_bagel: Path, tmp_
     for name, folder in (("whole", tiny_bagel), ("half", halved(tiny_bagel, tmp_path / "half"))):
         for dtype in (None, "float32"):
             recipe = write_recipe(tmp_path, folder, drop, evaluate=[], **({"dtype": dtype} if dtype else {}))
-            found[name, dtype] = commands.plan(str(recipe)).memory
+            found[name, dtype] = plan_command(str(recipe)).memory
     assert found["whole", None] == found["whole", "float32"] == found["half", "float32"]
     half, whole = found["half", None], found["whole", None]
     assert half is not None and whole is not None

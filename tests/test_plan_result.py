@@ -11,7 +11,7 @@ from hf_zoo import ZOO
 
 from umcompress.cli.main import main
 from umcompress.documents.report import read_report
-from umcompress.run import apply as commands
+from umcompress.plan.command import plan as plan_command
 
 BLOCK = {"pass": "layer_drop", "unit": "block", "drop": [1]}
 ATTENTION = {"pass": "layer_drop", "unit": "attention", "drop": [1]}
@@ -35,7 +35,7 @@ def test_plan_says_what_will_load_the_result(
 ) -> None:  # fmt: skip
     model = write_folder(ZOO["llama"].build(), tmp_path / "model")
     recipe = write_recipe(tmp_path, model, *steps, evaluate=[])
-    planned = commands.plan(str(recipe))
+    planned = plan_command(str(recipe))
     assert planned.loads_with == loads_with and why in planned.why
     assert main(["plan", str(recipe)]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -33,9 +33,9 @@ from umcompress.graph.printer import print_graph
 from umcompress.models.measure import weigh
 from umcompress.models.save import load_compressed, save_compressed
 from umcompress.models.source import open_source
+from umcompress.plan.command import plan as plan_command
 from umcompress.plan.inspect import inspect_model
 from umcompress.rewrite.apply import rewrite, shapes_only
-from umcompress.run import apply as commands
 
 # Kind of model, site, the module with the linears, where the experts go, names of the linears, width.
 GEN, VISION = "layers.1.mlp_gen", "vision.0.mlp"
@@ -512,7 +512,7 @@ class Split(Pass):
 def test_plan_and_inspect_say_what_was_split(tiny_bagel: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(SPLIT_PASS, encoding="utf-8")
     recipe = write_recipe(tmp_path, tiny_bagel, {"pass": "own.py:Split"})
-    (step,) = commands.plan(str(recipe)).steps
+    (step,) = plan_command(str(recipe)).steps
     assert step.problem is None
     rows = [(s.site, s.unit, s.before, s.after, s.note) for s in step.sites if ".1." in s.site]
     site = f"{DECODER}.1.mlp_moe_gen"

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from umcompress.documents.report import Report
-from umcompress.run import apply as commands
+from umcompress.run.apply import apply as apply_command
+from umcompress.run.evaluate import evaluate as evaluate_command
 
 TEXT = "".join(f"line {i}: the quick brown fox jumps over {i * 7} lazy dogs\n" for i in range(120))
 DROP = {"pass": "layer_drop", "unit": "block", "drop": [1]}
@@ -43,7 +44,7 @@ def run(
     text = {"perplexity": {"data": str(home / "text.txt"), "sample_characters": 200}}
     given: dict[str, Any] = {"calibration": {"task": "understanding", "samples": 4}, "evaluate": [text]}
     recipe = write_recipe(home, source, *steps, **(given | keys))
-    return commands.apply(str(recipe), str(home / out), out_of_core=on_disk)[0]
+    return apply_command(str(recipe), str(home / out), out_of_core=on_disk)[0]
 
 
 def test_in_memory_writes_the_bytes_that_out_of_core_writes(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_what_was_scored_is_what_was_written(tmp_path: Path) -> None:
     assert {tensor.dtype for name, tensor in load_file(out / "model.safetensors").items() if name != FIRST_NORM} == {
         torch.bfloat16
     }
-    again = commands.evaluate(str(out), [f"perplexity:data={tmp_path / 'text.txt'}"])
+    again = evaluate_command(str(out), [f"perplexity:data={tmp_path / 'text.txt'}"])
     (ours, theirs) = (step.scores["understanding"] for step in (again.steps[0], report.steps[-1]))
     assert (ours.value, ours.numbers) == (theirs.value, theirs.numbers)
     plain = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
