@@ -2,8 +2,7 @@
 
 from typing import ClassVar
 
-from umcompress.extend import ChannelActivation, Evidence, KeepChannels, Plan, PlanError, Ratio
-from umcompress.extend.pass_base import Proposal, SitePass
+from umcompress.extend import ChannelActivation, Evidence, KeepChannels, Plan, PlanError, Proposal, Ratio, SitePass
 
 
 class QuietChannels(SitePass):

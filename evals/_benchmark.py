@@ -15,13 +15,9 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from umcompress.documents.scores import Score
-from umcompress.errors import UsageError
 from umcompress.evals._lines import ResumableLines, Row, earlier_seconds, read_rows
 from umcompress.evals._progress import Progress
-from umcompress.extend import Document
-from umcompress.extend.evaluation_base import Evaluation
-from umcompress.processes import share as spread
+from umcompress.extend import Document, Evaluation, Score, UsageError, processes
 
 T = TypeVar("T")
 
@@ -111,7 +107,7 @@ class Benchmark(Evaluation):
         lines = ResumableLines(out / file, known)
         if lines.set_aside:
             progress(f"{self.name}: {out / file} was of another model or other data; kept as {file}.old")
-        chunks = spread([range(start, min(start + size, len(items))) for start in range(0, len(items), size)])
+        chunks = processes.share([range(start, min(start + size, len(items))) for start in range(0, len(items), size)])
         mine = [[index for index in part if keys[index] not in lines] for part in chunks]
         total, open_ = sum(map(len, chunks)), sum(map(len, mine))
         with Progress(self.name, unit, total, total - open_, progress) as shown:
@@ -163,5 +159,5 @@ def model_digest(runner: Any) -> str | None:
 
 __all__ = [
     "Benchmark", "Needed", "Progress", "ResumableLines", "Row", "digest", "earlier_seconds", "model_digest",
-    "read_rows", "spread",
+    "read_rows",
 ]  # fmt: skip

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from umcompress import processes
-from umcompress.errors import UsageError
+from umcompress.extend import UsageError, processes
 
 Row = dict[str, Any]
 # Beside NAME.jsonl: how long each run was at it.

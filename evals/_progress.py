@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from umcompress import processes
+from umcompress.extend import processes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

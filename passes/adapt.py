@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from umcompress.extend import PlanError, Scope
-from umcompress.extend.pass_base import TrainingPass
+from umcompress.extend import PlanError, Scope, TrainingPass
 
 if TYPE_CHECKING:
     from umcompress.extend import ModelGraph

@@ -21,12 +21,13 @@ from umcompress.extend import (
     Evidence,
     KeepChannels,
     Plan,
+    Proposal,
     Ratio,
     SetTensors,
+    SitePass,
     Statistics,
     TensorFile,
 )
-from umcompress.extend.pass_base import Proposal, SitePass
 
 from ._common import alike, exact, half_up, kept_count, legal, nothing, random_scores, top, unmatched
 

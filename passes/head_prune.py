@@ -22,10 +22,11 @@ from umcompress.extend import (
     HeadContribution,
     KeepHeads,
     Plan,
+    Proposal,
     Ratio,
+    SitePass,
     Statistics,
 )
-from umcompress.extend.pass_base import Proposal, SitePass
 
 from ._common import alike, kept_count, legal, nothing, random_scores, top, unmatched
 

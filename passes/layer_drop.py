@@ -27,11 +27,12 @@ from umcompress.extend import (
     Evidence,
     Plan,
     PlanError,
+    Proposal,
     Ratio,
     Scope,
+    SitePass,
     Statistics,
 )
-from umcompress.extend.pass_base import Proposal, SitePass
 
 from ._common import dropped_count, nothing
 

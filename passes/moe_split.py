@@ -27,14 +27,15 @@ from umcompress.extend import (
     FeedForwardSite,
     Plan,
     PlanError,
+    Proposal,
     RoutedMoments,
     Routing,
     Scope,
     SetTensors,
+    SitePass,
     SplitExperts,
     Statistics,
 )
-from umcompress.extend.pass_base import Proposal, SitePass
 
 from ._common import exact, half_up, nothing, unmatched
 

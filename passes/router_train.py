@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from umcompress.extend import PlanError, Scope
-from umcompress.extend.pass_base import TrainingPass
+from umcompress.extend import PlanError, Scope, TrainingPass
 
 if TYPE_CHECKING:
     from umcompress.extend import ModelGraph

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from umcompress.documents.base import Task
-from umcompress.documents.report import Report, Score, Size, Speed, StepReport, score, step_report
+from umcompress.documents.report import Report, Size, Speed, StepReport, step_report
+from umcompress.documents.scores import Score, score_of_counts
 
 KINDS: dict[Task, list[str]] = {
     "understanding": ["colour", "count", "existence", "position", "comparison"],
@@ -15,7 +16,7 @@ KINDS: dict[Task, list[str]] = {
 
 def task_score(task: Task, share: float, n: int = 200) -> Score:
     counts = {kind: (round(share * n), n) for kind in KINDS[task]}
-    return score(counts, dict.fromkeys(KINDS[task], 0.25), "kinds")
+    return score_of_counts(counts, dict.fromkeys(KINDS[task], 0.25), "kinds")
 
 
 def step(

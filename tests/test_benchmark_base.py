@@ -13,7 +13,7 @@ from report_fakes import report
 from torch import nn
 
 from umcompress.documents.report import StepReport
-from umcompress.documents.scores import Score, headline, proportion, score, wilson
+from umcompress.documents.scores import Score, headline, proportion, score_of_counts, wilson
 from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, ResumableLines, model_digest
 from umcompress.evals._progress import EVERY, Progress, Remaining, duration
@@ -130,7 +130,7 @@ def test_seconds_are_those_of_all_runs(tmp_path: Path, monkeypatch: pytest.Monke
         settings = {"limit": limit}
         Doubles().collect(items, tmp_path, str, work, lambda text: None, chunk=2, settings=settings)
         now[0] += 1
-        return Doubles().timed(score({"x": (1, 2)}), started, None, tmp_path).seconds
+        return Doubles().timed(score_of_counts({"x": (1, 2)}), started, None, tmp_path).seconds
 
     with pytest.raises(KeyboardInterrupt):
         run(range(6), broken=4)
@@ -223,11 +223,11 @@ def test_one_evaluation_twice_is_refused() -> None:
 def test_a_mean_of_grades_has_an_interval_that_holds_it() -> None:
     low, high = wilson(7.3, 10)
     assert 0 < low < 0.73 < high < 1
-    assert score({"a": (1.5, 3), "b": (0.5, 1)}).value == 0.5
+    assert score_of_counts({"a": (1.5, 3), "b": (0.5, 1)}).value == 0.5
 
 
 def test_the_first_evaluation_stands_for_the_task() -> None:
-    one, two = score({"a": (1, 2)}), score({"a": (2, 2)})
+    one, two = score_of_counts({"a": (1, 2)}), score_of_counts({"a": (2, 2)})
     assert headline({"x": {"understanding": one}, "y": {"understanding": two, "generation": two}}) == {
         "understanding": one, "generation": two,
     }  # fmt: skip
@@ -245,21 +245,21 @@ def shown(evaluations: dict[str, Score]) -> str:
 
 
 def test_what_is_published_and_what_is_partial_is_shown() -> None:
-    mme = score({"count": (3, 4)}).model_copy(update={
+    mme = score_of_counts({"count": (3, 4)}).model_copy(update={
         "numbers": {"MME": proportion(3, 4).model_copy(update={"value": 2100.0, "low": 1500.0, "high": 2400.0})},
         "partial": "120 of 2374", "seconds": 75.0,
     })  # fmt: skip
-    text = shown({"mme": mme, "pope": score({"random": (9, 10)})})
+    text = shown({"mme": mme, "pope": score_of_counts({"random": (9, 10)})})
     assert "~0.750" in text and "~ a part of mme only: 120 of 2374" in text
     assert "2100.0 ±450.0" in text and "120 of 2374" in text and "mme understanding took 75.0s" in text
     assert "pope understanding" in text and "random" in text
-    whole = shown({"pope": score({"random": (9, 10)})})
+    whole = shown({"pope": score_of_counts({"random": (9, 10)})})
     assert "~" not in whole and "Evaluations" not in whole
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_names_of_numbers_stay_readable_beside_many_steps() -> None:
-    one = score({"a": (3, 4)}).model_copy(update={"numbers": {"bits_per_byte": proportion(3, 4)}})
+    one = score_of_counts({"a": (3, 4)}).model_copy(update={"numbers": {"bits_per_byte": proportion(3, 4)}})
     base = report().baseline
     steps = tuple(
         StepReport(

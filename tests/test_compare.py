@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_fakes import report, step, task_score
 
-from umcompress.documents.report import KindScore, Report, Stopped, score, step_report
+from umcompress.documents.report import Report, Stopped, step_report
+from umcompress.documents.scores import KindScore, score_of_counts
 from umcompress.errors import UsageError
 from umcompress.report import markdown, terminal
 from umcompress.report.compare import Comparison, compare, differences, dominates
@@ -103,9 +104,9 @@ def test_a_score_on_other_items_is_not_compared() -> None:
 
 def texts(right: int, perplexity: float) -> dict[str, Any]:
     """What three evaluations of understanding said; the first is the task's score."""
-    tasks = {"piqa": score({"all": (right, 1000)}), "arc": score({"all": (700, 1000)})}
+    tasks = {"piqa": score_of_counts({"all": (right, 1000)}), "arc": score_of_counts({"all": (700, 1000)})}
     own = KindScore(value=perplexity, low=perplexity - 0.1, high=perplexity + 0.1, n=50)
-    one = score({"all": (50, 100)}).model_copy(update={"numbers": {"perplexity": own}})
+    one = score_of_counts({"all": (50, 100)}).model_copy(update={"numbers": {"perplexity": own}})
     return {name: {"understanding": found} for name, found in {**tasks, "text": one}.items()}
 
 

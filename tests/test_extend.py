@@ -73,6 +73,15 @@ def test_a_users_pass_stays_frozen_and_closed() -> None:
             model_config = {"frozen": False, "extra": "allow"}
 
 
+def test_every_name_that_is_offered_is_there() -> None:
+    """Those too that are imported late, since they bring torch or numpy."""
+    from umcompress import extend
+
+    assert [name for name in extend.__all__ if not hasattr(extend, name)] == []
+    with pytest.raises(AttributeError, match="umcompress.extend has no Pas"):
+        extend.Pas  # noqa: B018
+
+
 def test_shipped_passes_are_found_like_anybodys() -> None:
     assert {"channel_prune", "head_prune", "layer_drop"} <= set(passes())
     assert "scenes" in evaluations()

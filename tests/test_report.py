@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from umcompress.documents.base import Task
 from umcompress.documents.gate import Gate
 from umcompress.documents.report import Report, check_gate, read_report, step_report, write_report
-from umcompress.documents.scores import KindScore, Score, change, is_beyond_noise, proportion, score, wilson
+from umcompress.documents.scores import KindScore, Score, change, is_beyond_noise, proportion, score_of_counts, wilson
 from umcompress.errors import UsageError
 
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -61,22 +61,22 @@ def test_noise() -> None:
 
 def test_mean_of_kinds_and_of_items() -> None:
     parts = {"a": (10, 10), "b": (0, 30)}
-    kinds, items = score(parts, {"a": 0.5, "b": 0.1}, "kinds"), score(parts, {"a": 0.5}, "items")
+    kinds, items = score_of_counts(parts, {"a": 0.5, "b": 0.1}, "kinds"), score_of_counts(parts, {"a": 0.5}, "items")
     assert (kinds.value, kinds.n) == (0.5, 40)
     assert kinds.chance == pytest.approx(0.3)
     assert (items.value, items.n, items.chance) == (0.25, 40, None)
     assert (items.low, items.high) == wilson(10, 40)
     assert items.by_kind["b"] == proportion(0, 30)
     # With one kind the two ways agree.
-    assert score({"a": (7, 9)}, average="kinds").value == score({"a": (7, 9)}).value
+    assert score_of_counts({"a": (7, 9)}, average="kinds").value == score_of_counts({"a": (7, 9)}).value
     with pytest.raises(ValueError, match="at least one kind"):
-        score({})
+        score_of_counts({})
 
 
 def test_the_interval_of_a_mean_narrows_as_theory_says() -> None:
     one, four = (
-        score({"a": (50, 100)}, average="kinds"),
-        score(dict.fromkeys("abcd", (50, 100)), average="kinds"),
+        score_of_counts({"a": (50, 100)}, average="kinds"),
+        score_of_counts(dict.fromkeys("abcd", (50, 100)), average="kinds"),
     )
     assert one.high - one.low == pytest.approx(2 * (four.high - four.low))
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Row, digest
-from umcompress.extend import Score, Task
-from umcompress.extend.evaluation_base import ScoredItem
+from umcompress.extend import Score, ScoredItem, Task, UsageError
 
 KEPT = 16  # decoded pictures: questions about one picture follow each other
 

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from umcompress.documents.scores import proportion, score
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown
 from umcompress.evals.answers.mmbench_rules import LETTERS, ROTATION, Marked, count, parse
-from umcompress.extend import Score
+from umcompress.extend import Score, UsageError, proportion, score_of_counts
 
 PROMPT = "Answer with the option's letter from the given choices directly."
 PROMPT_CN = "请直接回答选项字母。"
@@ -80,7 +78,7 @@ class MmBench(QuestionBenchmark):
         whole = count([row for rows in by_kind.values() for row in rows])
         named = {"circular": whole.circular, "vanilla": whole.vanilla, "all_rows": whole.all_rows}
         numbers = {name: proportion(*counts) for name, counts in named.items() if counts[1]}
-        return score(kinds).model_copy(update={"numbers": numbers})
+        return score_of_counts(kinds).model_copy(update={"numbers": numbers})
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from umcompress.documents.scores import score
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
 from umcompress.evals.answers.mme_rules import COGNITION, PERCEPTION, TASKS, Line, clean, score_task
-from umcompress.extend import KindScore, Score
+from umcompress.extend import KindScore, Score, UsageError, score_of_counts
 
 PROMPT = "Answer the question using a single word or phrase."
 SUFFIXES = (".jpg", ".png", ".jpeg")
@@ -95,10 +93,10 @@ class Mme(QuestionBenchmark):
             if lines:
                 found = score_task(lines)
                 parts[task] = (found.images * found.score / 200, found.images)
-        whole = score(parts, dict.fromkeys(parts, 0.375), average="kinds")
+        whole = score_of_counts(parts, dict.fromkeys(parts, 0.375), average="kinds")
         for name, tasks in (("MME", TASKS), ("Perception", PERCEPTION), ("Cognition", COGNITION)):
             if all(task in parts for task in tasks):
-                mean = score({task: parts[task] for task in tasks}, average="kinds")
+                mean = score_of_counts({task: parts[task] for task in tasks}, average="kinds")
                 numbers[name] = points(mean, 200 * len(tasks))
         return whole.model_copy(update={"numbers": numbers})
 

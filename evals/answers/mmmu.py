@@ -13,13 +13,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from umcompress.documents.scores import proportion, score
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers import mmbench_rules
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown
 from umcompress.evals.answers.mmmu_rules import LETTERS, judge_open, parse_choice, parse_open
-from umcompress.extend import Score
+from umcompress.extend import Score, UsageError, proportion, score_of_counts
 
 CHOICE = "Answer with the option's letter from the given choices directly."
 OPEN = "Answer the question using a single word or phrase."
@@ -111,7 +109,7 @@ class Mmmu(QuestionBenchmark):
         }
         numbers["answers without a letter"] = proportion(drawn, len(answers))
         own = {kind: (sum(marks), len(marks)) for kind, marks in readings[self.protocol].items()}
-        return score(own).model_copy(update={"numbers": numbers})
+        return score_of_counts(own).model_copy(update={"numbers": numbers})
 
 
 def right_by_reference(answer: str, sheet: Sheet) -> bool:

@@ -9,12 +9,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from umcompress import processes
-from umcompress.documents.scores import proportion
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
-from umcompress.extend import Score
+from umcompress.extend import Score, UsageError, processes, proportion
 
 EXPORT = "mmvet.json"
 

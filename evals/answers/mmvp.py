@@ -7,12 +7,10 @@ import io
 from collections.abc import Sequence
 from typing import ClassVar
 
-from umcompress.documents.scores import proportion, score
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
 from umcompress.evals.answers.mmvp_rules import letter, options, pairs, parse
-from umcompress.extend import Score
+from umcompress.extend import Score, UsageError, proportion, score_of_counts
 
 PROMPT = "Answer with the option's letter from the given choices directly."
 FOLDERS = ("MMVP Images", "MMVP_Images", "images")
@@ -61,4 +59,4 @@ class Mmvp(QuestionBenchmark):
         right = [parse(item.answer, item.asked.more) == item.asked.truth for item in answers]
         both = pairs(right)
         numbers = {"pairs": proportion(*both), "single": proportion(sum(right), len(right))}
-        return score({"pairs": both}, {"pairs": 0.25}).model_copy(update={"numbers": numbers, "by_kind": {}})
+        return score_of_counts({"pairs": both}, {"pairs": 0.25}).model_copy(update={"numbers": numbers, "by_kind": {}})

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from umcompress.documents.scores import proportion, score
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
 from umcompress.evals.answers.pope_rules import CATEGORIES, PopeScore, parse
 from umcompress.evals.answers.pope_rules import score as pope_score
-from umcompress.extend import KindScore, Score
+from umcompress.extend import KindScore, Score, UsageError, proportion, score_of_counts
 
 PROMPT = "Answer the question using a single word or phrase."
 
@@ -64,7 +62,8 @@ class Pope(QuestionBenchmark):
         for category in dict.fromkeys(item.asked.kind for item in answers):
             of_it = [item for item in answers if item.asked.kind == category]
             parts[category] = pope_score([parse(item.answer) for item in of_it], [item.asked.truth for item in of_it])
-        whole = score({name: (part.right, part.n) for name, part in parts.items()}, dict.fromkeys(parts, 0.5), "kinds")
+        counts = {name: (part.right, part.n) for name, part in parts.items()}
+        whole = score_of_counts(counts, dict.fromkeys(parts, 0.5), average="kinds")
         named = {f"{name} {key}": value for name, part in parts.items() for key, value in numbers(part).items()}
         return whole.model_copy(update={"numbers": named})
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umcompress.errors import ModelError
+from umcompress.extend import ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from umcompress.errors import ModelError
 from umcompress.evals.pictures._clip import Clip, check_folder, load, load_model
 from umcompress.evals.pictures.geneval_rules import COLORS, Detection
+from umcompress.extend import ModelError
 
 if TYPE_CHECKING:
     import numpy as np

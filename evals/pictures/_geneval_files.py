@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umcompress.errors import UsageError
 from umcompress.evals.pictures.geneval_rules import COLORS, TAGS, Detection, Verdict, judge
+from umcompress.extend import UsageError
 
 Row = dict[str, Any]
 RELATIONS = ("left of", "right of", "above", "below")

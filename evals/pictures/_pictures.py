@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umcompress import processes
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Row
+from umcompress.extend import UsageError, processes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from umcompress.errors import UsageError
+from umcompress.extend import UsageError
 
 
 def read_prompts(path: Path, asked: str) -> list[str]:

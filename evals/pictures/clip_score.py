@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from umcompress.documents.scores import KindScore, mean
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals.pictures._pictures import Wanted, device_of, opened, paint
 from umcompress.evals.pictures._prompts import read_prompts
-from umcompress.extend import Score, Task
-from umcompress.extend.evaluation_base import ScoredItem
+from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, mean_score
 
 if TYPE_CHECKING:
     from umcompress.evals.pictures._clip import Clip
@@ -68,7 +65,7 @@ class ClipScore(Benchmark):
         mark = digest(whole)
         paint(self, runner, wanted, out, progress, mark)
         rows = self._compare(runner, wanted, out, progress, mark)
-        found = mean([row["cosine"] for row in rows])
+        found = mean_score([row["cosine"] for row in rows])
         if cut := sum(row["cut"] for row in rows):
             progress(f"clip_score: CLIP reads only the beginning of {cut} of {len(rows)} prompts")
         numbers = {"x 100": _times(found, 100), "x 2.5 (Hessel)": _times(found, HESSEL)}

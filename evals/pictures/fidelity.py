@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from umcompress.documents.scores import mean
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals.pictures._pictures import Wanted, opened, paint
 from umcompress.evals.pictures._prompts import read_prompts
-from umcompress.extend import KindScore, Score, Task
-from umcompress.extend.evaluation_base import ScoredItem
+from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, mean_score
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -135,5 +132,5 @@ def _score(rows: Sequence[Row]) -> Score:
     for kind in KINDS:
         if kind in rows[0]:
             level = 1 - sum(row[f"{kind}_other"] for row in rows) / len(rows) if len(rows) > 1 else None
-            kinds[kind] = mean([1 - row[kind] for row in rows]).model_copy(update={"chance": level})
+            kinds[kind] = mean_score([1 - row[kind] for row in rows]).model_copy(update={"chance": level})
     return Score(**kinds["pixels"].model_dump(), by_kind=kinds)

@@ -15,15 +15,20 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from umcompress import processes
-from umcompress.documents.scores import grouped, of_kinds, proportion
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals.pictures._geneval_files import Precomputed, Prompt, as_row, read_prompts
 from umcompress.evals.pictures._pictures import Wanted, device_of, grid, opened, paint
 from umcompress.evals.pictures.geneval_rules import TAGS, judge
-from umcompress.extend import Score, Task
-from umcompress.extend.evaluation_base import ScoredItem
+from umcompress.extend import (
+    Score,
+    ScoredItem,
+    Task,
+    UsageError,
+    grouped_proportion,
+    mean_of_kinds,
+    processes,
+    proportion,
+)
 
 METADATA = "evaluation_metadata.jsonl"
 NOISES = 64  # at most so many pictures a prompt: its noises do not depend on how many are asked for
@@ -170,10 +175,10 @@ class GenEval(Benchmark):
         }
         everything = [group for part in groups.values() for group in part]
         numbers = {
-            "pictures right": grouped(everything),
+            "pictures right": grouped_proportion(everything),
             "prompts with a right picture": proportion(sum(right > 0 for right, _ in everything), len(everything)),
         }
-        score = of_kinds({tag: grouped(part) for tag, part in groups.items()})
+        score = mean_of_kinds({tag: grouped_proportion(part) for tag, part in groups.items()})
         return score.model_copy(update={"numbers": numbers})
 
 

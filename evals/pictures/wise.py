@@ -15,14 +15,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from umcompress import processes
-from umcompress.documents.scores import mean, of_kinds
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, digest
 from umcompress.evals.pictures._pictures import Wanted, paint
 from umcompress.evals.pictures.wise_rules import CATEGORIES, GRADES, UNREAD, Graded, category, read_judge
-from umcompress.extend import Score, Task
-from umcompress.extend.evaluation_base import ScoredItem
+from umcompress.extend import Score, ScoredItem, Task, UsageError, mean_of_kinds, mean_score, processes
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
 ASKED = "questions.jsonl"
@@ -134,8 +130,8 @@ class Wise(Benchmark):
         values: dict[str, list[float]] = {name: [] for name in CATEGORIES}
         for row in graded:
             values[category(row.prompt_id, row.subcategory)].append(row.wiscore / 2)
-        score = of_kinds({name: mean(found) for name, found in values.items() if found})
-        everything = mean([value for found in values.values() for value in found])
+        score = mean_of_kinds({name: mean_score(found) for name, found in values.items() if found})
+        everything = mean_score([value for found in values.values() for value in found])
         return score.model_copy(update={"numbers": {"by size": everything}})
 
 

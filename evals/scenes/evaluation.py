@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from umcompress import processes
-from umcompress.documents.scores import score
 from umcompress.evals.scenes import prompts, questions, world
 from umcompress.evals.scenes.prompts import Prompt
-from umcompress.extend import Score, Task
-from umcompress.extend.evaluation_base import Evaluation, ScoredItem
+from umcompress.extend import Evaluation, Score, ScoredItem, Task, processes, score_of_counts
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from umcompress.models.items import GenerationItem, TrainingItem, UnderstandingItem
+    from umcompress.extend import GenerationItem, TrainingItem, UnderstandingItem
 
 CHUNK = 100
 T = TypeVar("T")
@@ -102,7 +99,7 @@ class Scenes(Evaluation):
             })
         _write_lines(out / "answers.jsonl", rows)
         counts = {kind: (right[kind], total[kind]) for kind in questions.KINDS if total[kind]}
-        return score(counts, questions.chance_levels(), average="kinds")
+        return score_of_counts(counts, questions.chance_levels(), average="kinds")
 
     # -- generation ----------------------------------------------------------------------------------------
 
@@ -138,7 +135,7 @@ class Scenes(Evaluation):
             texts = [prompt.text for prompt in asked[:SHOWN]]
             save_contact_sheet(out / "samples.png", pictures[:SHOWN], texts)
         counts = {kind: (right[kind], total[kind]) for kind in prompts.KINDS if total[kind]}
-        return score(counts, generation_chance(), average="kinds")
+        return score_of_counts(counts, generation_chance(), average="kinds")
 
     def _paint(self, runner: Any, texts: Sequence[str]) -> list[Any]:
         """All pictures; several processes paint whole batches each, so that batches are those of one process."""
@@ -164,7 +161,7 @@ class Scenes(Evaluation):
         """Training scenes with a question each, or training prompts; never what `run` scores."""
         import numpy as np
 
-        from umcompress.models.items import GenerationItem, UnderstandingItem
+        from umcompress.extend import GenerationItem, UnderstandingItem
 
         rng = np.random.default_rng((seed, 13))
         if task == "generation":
@@ -184,7 +181,7 @@ class Scenes(Evaluation):
         """Training prompts with a scene that satisfies each, or training scenes with a question each."""
         import numpy as np
 
-        from umcompress.models.items import ImageText, UnderstandingItem
+        from umcompress.extend import ImageText, UnderstandingItem
 
         rng = np.random.default_rng((seed, 15))
         if task == "understanding":

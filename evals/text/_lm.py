@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import digest
 from umcompress.evals.answers._questions import Decoder, Shown
+from umcompress.extend import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor

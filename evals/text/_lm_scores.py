@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from umcompress.documents.scores import mean, of_kinds, proportion
-from umcompress.extend import KindScore, Score
+from umcompress.extend import KindScore, Score, mean_of_kinds, mean_score, proportion
 
 GROUPS = 50  # of documents that the jackknife leaves out in turn
 
@@ -34,14 +33,14 @@ def scored(
                     kinds[task] = kinds[task].model_copy(update={"chance": (chances or {})[task]})
     if not kinds:
         raise ValueError("none of the tasks gives a number")
-    return of_kinds(kinds).model_copy(update={"numbers": numbers | _of_groups(results, numbers)})
+    return mean_of_kinds(kinds).model_copy(update={"numbers": numbers | _of_groups(results, numbers)})
 
 
 def interval(value: float, values: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> KindScore:
     """Of a share, Wilson's; of another mean, Student's; of anything else, a jackknife over documents."""
     plain = [float(one) for one in values if isinstance(one, int | float) or hasattr(one, "item")]
     if len(plain) == len(values) and math.isclose(sum(plain) / len(plain), value, rel_tol=1e-9, abs_tol=1e-12):
-        found = proportion(sum(plain), len(plain)) if set(plain) <= {0.0, 1.0} else mean(plain)
+        found = proportion(sum(plain), len(plain)) if set(plain) <= {0.0, 1.0} else mean_score(plain)
         return found.model_copy(update={"value": value, "low": min(found.low, value), "high": max(found.high, value)})
     half = _jackknife(values, aggregate)
     return KindScore(value=value, low=value - half, high=value + half, n=len(values))

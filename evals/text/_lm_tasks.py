@@ -16,7 +16,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from umcompress.errors import UmcompressError, UsageError, did_you_mean
+from umcompress.extend import UmcompressError, UsageError, did_you_mean
 
 FEWSHOT_SEED = 1234  # lm-eval's own: its command line draws the same examples
 Values = dict[str, dict[tuple[str, str], list[Any]]]

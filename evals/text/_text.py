@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from umcompress.errors import PlanError, UsageError
 from umcompress.evals._benchmark import Benchmark, Needed
-from umcompress.extend import Task
+from umcompress.extend import PlanError, Task, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from umcompress.models.items import TextSample
+    from umcompress.extend import TextSample
 
 BATCH_TOKENS = 4096
 # Characters of a text that is worth a score.
@@ -97,7 +96,7 @@ class TextBenchmark(Benchmark):
         return self._drawn(task, count, seed, "train")
 
     def _drawn(self, task: Task, count: int, seed: int, what: str) -> list[TextSample]:
-        from umcompress.models.items import TextSample
+        from umcompress.extend import TextSample
 
         text, length = self.parts()[0], self.sample_characters
         if task != "understanding":

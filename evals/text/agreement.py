@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from umcompress.documents.scores import mean, proportion
-from umcompress.errors import UsageError
 from umcompress.evals.text._text import TextBenchmark
-from umcompress.extend import KindScore, Score, Task
+from umcompress.extend import KindScore, Score, Task, UsageError, mean_score, proportion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +85,7 @@ def _score(same: list[float], divergence: list[float], rows: list[Tensor]) -> Sc
     tokens = sum(map(len, rows))
     right = round(sum(share * len(row) for share, row in zip(same, rows, strict=True)))
     weighted = [nats * len(row) * len(rows) / tokens for nats, row in zip(divergence, rows, strict=True)]
-    spread = mean(weighted)
+    spread = mean_score(weighted)
     value = max(spread.value, 0.0)
     kl = KindScore(value=value, low=min(max(spread.low, 0.0), value), high=max(spread.high, value), n=tokens)
     return Score(**proportion(right, tokens).model_dump(), numbers={"kl": kl})

@@ -12,12 +12,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
-from umcompress import processes
-from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Progress, ResumableLines, earlier_seconds, model_digest
 from umcompress.evals.text._lm_scores import scored
-from umcompress.extend import Score, Task
-from umcompress.extend.evaluation_base import Evaluation, ScoredItem
+from umcompress.extend import Evaluation, Score, ScoredItem, Task, UsageError, processes
 
 CHUNK = 64
 KEPT = ("results", "groups", "versions", "n-shot", "n-samples")

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from umcompress.documents.scores import mean
 from umcompress.evals._benchmark import Row, digest
 from umcompress.evals.text._text import Windowed, batches
-from umcompress.extend import KindScore, Score, Task
+from umcompress.extend import KindScore, Score, Task, mean_score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +72,8 @@ def token_weighted(losses: list[float], counts: list[int], size: int) -> Score:
     tokens = sum(counts)
     nats = sum(losses) / tokens
     # Linearised: each window's deviation from the common mean, weighted by its share of the tokens.
-    spread = mean([(loss - nats * count) * len(counts) / tokens for loss, count in zip(losses, counts, strict=True)])
+    deviations = [(loss - nats * count) * len(counts) / tokens for loss, count in zip(losses, counts, strict=True)]
+    spread = mean_score(deviations)
     half = (spread.high - spread.low) / 2 if len(losses) > 1 else nats
 
     def number(of: Callable[[float], float]) -> KindScore:

@@ -17,16 +17,14 @@ from umcompress.documents.base import TASKS, Component, Document, Task
 from umcompress.documents.expert_load import Experts
 from umcompress.documents.gate import Gate
 from umcompress.documents.plan import Declined
-from umcompress.documents.scores import Change, KindScore, Score, change, is_beyond_noise, proportion, score, wilson
+from umcompress.documents.scores import (
+    Change,
+    Score,
+    change,
+)
 from umcompress.documents.training_options import TrainingSummary
 from umcompress.documents.unfinished_run import unfinished
 from umcompress.errors import UsageError
-
-__all__ = [
-    "Change", "Checkpoint", "GateResult", "KindScore", "Report", "Score", "Size", "Speed", "StepReport",
-    "Stopped", "change", "check_gate", "is_beyond_noise", "proportion", "read_report", "score", "step_report",
-    "wilson", "write_report",
-]  # fmt: skip
 
 FILE = "report.json"
 # Two timings of the same model differ by this much; less is not called faster.

@@ -77,8 +77,8 @@ def proportion(right: float, n: int, chance: float | None = None) -> KindScore:
     return KindScore(value=right / n, low=low, high=high, n=n, chance=chance)
 
 
-def grouped(groups: Sequence[tuple[int, int]]) -> KindScore:
-    """The share right, of items in groups that resemble each other: several pictures of one prompt.
+def grouped_proportion(groups: Sequence[tuple[int, int]]) -> KindScore:
+    """The share of right answers among items in groups that resemble each other: several pictures of one prompt.
 
     groups: (right, n) of each.  Wilson's interval of as many independent items as have the same variance: never
     fewer than there are groups, never more than there are items.
@@ -94,7 +94,7 @@ def grouped(groups: Sequence[tuple[int, int]]) -> KindScore:
     return KindScore(value=share, low=min(low, share), high=max(high, share), n=n)
 
 
-def mean(values: Sequence[float]) -> KindScore:
+def mean_score(values: Sequence[float]) -> KindScore:
     """The mean of any values, with Student's interval; one value by itself says nothing of its spread."""
     n = len(values)
     value = sum(values) / n
@@ -115,20 +115,20 @@ def _student(freedom: int) -> float:
     return z + (z3 + z) / 4 / freedom + second / freedom**2 + third / freedom**3
 
 
-def of_kinds(parts: Mapping[str, KindScore]) -> Score:
-    """The plain mean over kinds."""
-    value, low, high = _mean(list(parts.values()))
+def mean_of_kinds(parts: Mapping[str, KindScore]) -> Score:
+    """The mean over kinds, each with the same weight, as a score."""
+    value, low, high = _mean_with_interval(list(parts.values()))
     return Score(value=value, low=low, high=high, n=sum(part.n for part in parts.values()), by_kind=dict(parts))
 
 
-def score(
+def score_of_counts(
     counts: Mapping[str, tuple[float, int]],
     chance: Mapping[str, float] | None = None,
     average: Literal["items", "kinds"] = "items",
 ) -> Score:
     """A task's score from `counts[kind] = (right, n)`; grades in 0..1 add up like right answers.
 
-    average: "items" weighs every item alike; "kinds" is the plain mean over kinds, GenEval's way.
+    average: "items" weighs every item alike; "kinds" gives every kind the same weight, as GenEval does.
     The overall chance is averaged in the same way; None unless every kind has one.
     """
     if not counts:
@@ -141,14 +141,14 @@ def score(
     levels = [part.chance for part in parts.values() if part.chance is not None]
     level = sum(w * c for w, c in zip(weights, levels, strict=True)) if len(levels) == len(parts) else None
     if even:
-        value, low, high = _mean(list(parts.values()))
+        value, low, high = _mean_with_interval(list(parts.values()))
     else:
         right = sum(right for right, _ in counts.values())
         value, (low, high) = right / total, wilson(right, total)
     return Score(value=value, low=low, high=high, n=total, chance=level, by_kind=parts)
 
 
-def _mean(parts: Sequence[KindScore]) -> tuple[float, float, float]:
+def _mean_with_interval(parts: Sequence[KindScore]) -> tuple[float, float, float]:
     value = sum(part.value for part in parts) / len(parts)
     below = sqrt(sum((part.value - part.low) ** 2 for part in parts)) / len(parts)
     above = sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)

@@ -1,13 +1,20 @@
-"""All that passes and evaluations may see, shipped ones and users' own alike.
+"""All that passes and evaluations may import, shipped ones and users' own alike.
 
 A pass reads and proposes; an evaluation scores.  Both are pydantic documents whose fields are the options of
 a recipe.  They are found by entry point, or by `path/to/file.py:Class`.  Importing this loads no torch.
+
+Scores: `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` and `score_of_counts` compute 95 % intervals.
+Errors: raise `UsageError`, `ModelError` or `PlanError` with what was asked, what was found, what to do.
+`processes`: share work and gather results where several processes were launched.
+Items: what `calibration_items` and `training_items` return.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from umcompress import processes
 from umcompress.calibrate.declare import (
     BlockSimilarity,
     BranchKind,
@@ -45,9 +52,17 @@ from umcompress.documents.plan import (
     SetTensors,
     SplitExperts,
 )
-from umcompress.documents.report import KindScore, Score
+from umcompress.documents.scores import (
+    KindScore,
+    Score,
+    grouped_proportion,
+    mean_of_kinds,
+    mean_score,
+    proportion,
+    score_of_counts,
+)
 from umcompress.documents.training_options import LossWeights, TrainingOptions
-from umcompress.errors import PlanError
+from umcompress.errors import ModelError, PlanError, UmcompressError, UsageError, did_you_mean
 from umcompress.extend.evaluation_base import Evaluation, ScoredItem
 from umcompress.extend.pass_base import Pass, Proposal, ScopedPass, SitePass, TrainingPass, parse_layers
 from umcompress.extend.registry import evaluations, find_evaluation, find_pass, passes
@@ -57,15 +72,25 @@ from umcompress.recipe.recipe import Calibration, Component, Document, Ratio, Ta
 if TYPE_CHECKING:
     from umcompress.graph.expert_place import SplitPlace
     from umcompress.graph.model_graph import ModelGraph
+    from umcompress.models.items import GenerationItem, ImageText, TextSample, TrainingItem, UnderstandingItem
+
+# These bring torch or numpy, so they are imported when somebody asks for them.
+_IMPORTED_LATE = {
+    "ModelGraph": "umcompress.graph.model_graph",
+    "SplitPlace": "umcompress.graph.expert_place",
+    "GenerationItem": "umcompress.models.items",
+    "ImageText": "umcompress.models.items",
+    "TextSample": "umcompress.models.items",
+    "TrainingItem": "umcompress.models.items",
+    "UnderstandingItem": "umcompress.models.items",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """ModelGraph and SplitPlace, for annotations: they bring torch, so they load when somebody asks for them."""
-    if name in ("ModelGraph", "SplitPlace"):
-        from umcompress.graph import model_graph
-
-        return getattr(model_graph, name)
-    raise AttributeError(f"umcompress.extend has no {name}")
+    """Import one of the names that are imported late."""
+    if name not in _IMPORTED_LATE:
+        raise AttributeError(f"umcompress.extend has no {name}")
+    return getattr(import_module(_IMPORTED_LATE[name]), name)
 
 
 __all__ = [
@@ -93,12 +118,15 @@ __all__ = [
     "Evidence",
     "ExpertSite",
     "FeedForwardSite",
+    "GenerationItem",
     "HeadContribution",
     "Heads",
+    "ImageText",
     "KeepChannels",
     "KeepHeads",
     "KindScore",
     "LossWeights",
+    "ModelError",
     "ModelGraph",
     "Moments",
     "Pass",
@@ -122,11 +150,23 @@ __all__ = [
     "Statistics",
     "Task",
     "TensorFile",
+    "TextSample",
+    "TrainingItem",
     "TrainingOptions",
     "TrainingPass",
+    "UmcompressError",
+    "UnderstandingItem",
+    "UsageError",
+    "did_you_mean",
     "evaluations",
     "find_evaluation",
     "find_pass",
+    "grouped_proportion",
+    "mean_of_kinds",
+    "mean_score",
     "parse_layers",
     "passes",
+    "processes",
+    "proportion",
+    "score_of_counts",
 ]

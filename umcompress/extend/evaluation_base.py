@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from umcompress.documents.report import Score
+from umcompress.documents.scores import Score
 from umcompress.errors import PlanError
 from umcompress.recipe.recipe import Document, Task
 

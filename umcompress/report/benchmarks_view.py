@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from umcompress.documents.base import Task
-from umcompress.documents.report import KindScore, Score, StepReport
+from umcompress.documents.report import StepReport
+from umcompress.documents.scores import KindScore, Score
 from umcompress.report.table import Table, numbers, seconds, words
 
 # With margins, in 80 columns, and room for the names of numbers.

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from umcompress.documents.base import TASKS, Document, Task
-from umcompress.documents.report import Change, KindScore, Report, StepReport, change
+from umcompress.documents.report import Report, StepReport
+from umcompress.documents.scores import Change, KindScore, change
 from umcompress.errors import UsageError
 
 Point = dict[str, float]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 
 from umcompress.documents.base import TASKS, Task
-from umcompress.documents.report import Change, KindScore, Report, Score, StepReport
+from umcompress.documents.report import Report, StepReport
+from umcompress.documents.scores import Change, KindScore, Score
 from umcompress.report.benchmarks_view import benchmarks_tables, left_out, partial_notes
 from umcompress.report.experts_view import training_views
 from umcompress.report.table import Table, View, amount, numbers, seconds, words

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from umcompress import processes
 from umcompress.documents.base import Task
-from umcompress.documents.report import Report, Score, write_report
-from umcompress.documents.scores import headline
+from umcompress.documents.report import Report, write_report
+from umcompress.documents.scores import Score, headline
 from umcompress.extend.evaluation_options import chosen
 from umcompress.progress import say
 from umcompress.run.folder import make_folder

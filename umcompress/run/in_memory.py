@@ -20,8 +20,8 @@ from umcompress.data.calibration_file import CalibrationFile
 from umcompress.data.sources import calibration_source, seeded, training_source
 from umcompress.documents.base import Task
 from umcompress.documents.plan import Edit, Plan
-from umcompress.documents.report import Score, StepReport, Stopped, check_gate, step_report
-from umcompress.documents.scores import headline
+from umcompress.documents.report import StepReport, Stopped, check_gate, step_report
+from umcompress.documents.scores import Score, headline
 from umcompress.errors import PlanError
 from umcompress.extend.pass_base import Pass, Proposal, TrainingPass
 from umcompress.graph.model_graph import ModelGraph, trace_model
