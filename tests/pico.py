@@ -349,3 +349,8 @@ def bagel_outputs(model: nn.Module) -> tuple[Tensor, ...]:
     tokens = torch.randn(4, model.config.latent_channels, generator=draw)
     velocity = model.velocity(cache, tokens, 0.4, [(2, 2)])
     return model.logits(first), seen, model.logits(second), model.logits(third), velocity
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, at any depth: relative path -> content."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -20,7 +20,7 @@ from umcompress.evals.pictures._prompts import read_prompts
 from umcompress.evals.pictures.clip_score import ClipScore
 from umcompress.evals.pictures.fidelity import Fidelity
 from umcompress.evals.pictures.wise import Wise
-from umcompress.evals.pictures.wise_rules import CATEGORIES, Graded, by_category, overall, overall_by_size
+from umcompress.evals.pictures.wise_rules import CATEGORIES, Graded, category
 
 PROMPTS = ("a red circle", "two green squares", "a blue cross", "a yellow triangle", "three purple circles")
 
@@ -95,7 +95,11 @@ def test_wise_paints_and_asks_then_scores_grades(
     ]
     graded = [Graded(row["prompt_id"], row["Subcategory"], *map(float, list(grade.values())[1:]))
               for row, grade in zip(rows, grades, strict=True)]
-    parts = by_category(graded)
+    parts: dict[str, list[float]] = {}
+    for one in graded:
+        weighted = 0.7 * one.consistency + 0.2 * one.realism + 0.1 * one.aesthetic_quality
+        parts.setdefault(category(one.prompt_id, one.subcategory), []).append(weighted / 2)
+    means = {name: sum(values) / len(values) for name, values in parts.items()}
     texts = [
         {"prompt_id": one["prompt_id"], "evaluation": f"**Consistency:** x\nConsistency: {one['consistency']}\n"
          f"Realism: {one['realism']}\nAesthetic Quality: {one['aesthetic_quality']}"}
@@ -106,11 +110,9 @@ def test_wise_paints_and_asks_then_scores_grades(
         file.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
         report = evaluate(tmp_path / f"scored{index}", f"wise:data={place / 'wise'},grades={file}")
         score = report["steps"][0]["scores"]["generation"]
-        assert score["value"] == pytest.approx(overall(parts))
-        assert score["numbers"]["by size"]["value"] == pytest.approx(overall_by_size(parts))
-        assert {name: part["value"] for name, part in score["by_kind"].items()} == pytest.approx(
-            {name: total / count for name, (total, count) in parts.items()}
-        )
+        assert score["value"] == pytest.approx(sum(means.values()) / 6)
+        assert score["numbers"]["by size"]["value"] == pytest.approx(sum(map(sum, parts.values())) / len(rows))
+        assert {name: part["value"] for name, part in score["by_kind"].items()} == pytest.approx(means)
         assert score["partial"] == "12 of 1000"
         assert "grades.jsonl" in score["variant"]
 

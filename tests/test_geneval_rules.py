@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umcompress.evals.pictures.geneval_rules import (
-    TAGS,
     Box,
     Detection,
     Options,
@@ -20,7 +18,6 @@ from umcompress.evals.pictures.geneval_rules import (
     judge,
     keep,
     relations,
-    summarise,
 )
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "geneval.jsonl").open()]
@@ -93,26 +90,3 @@ def test_dead_zone_is_measured_against_the_unshrunk_offset() -> None:
     assert relations((3.9, 0.0, 13.9, 10.0), target) == frozenset()  # 1.9 left of 3.9: under a half
     assert relations((4.1, 0.0, 14.1, 10.0), target) == {"right of"}
     assert relations((20.0, 20.0, 30.0, 30.0), target) == {"right of", "below"}
-
-
-@given(st.lists(st.tuples(st.sampled_from(TAGS), st.integers(0, 3), st.booleans()), max_size=60))
-def test_summary_is_the_mean_of_tags(marks: list[tuple[str, int, bool]]) -> None:
-    results = [({"tag": tag, "include": [], "prompt": str(n)}, mark) for tag, n, mark in marks]
-    tags = sorted({tag for tag, _, _ in marks})
-    if not tags:
-        with pytest.raises(ValueError, match="no images"):
-            summarise(results, tags)
-        return
-    summary = summarise(results, tags)
-    by_tag = [[mark for t, _, mark in marks if t == tag] for tag in tags]
-    assert math.isclose(summary.overall, sum(sum(m) / len(m) for m in by_tag) / len(tags))
-    assert math.isclose(summary.images, sum(mark for _, _, mark in marks) / len(marks))
-    solved = {(t, n) for t, n, mark in marks if mark}
-    assert math.isclose(summary.prompts, len(solved) / len({(t, n) for t, n, _ in marks}))
-
-
-def test_summary_refuses_missing_and_strange_tags() -> None:
-    with pytest.raises(ValueError, match="position"):
-        summarise([({"tag": tag}, True) for tag in TAGS if tag != "position"])
-    with pytest.raises(ValueError, match="unexpected tag 'style'"):
-        summarise([({"tag": "style"}, True)])

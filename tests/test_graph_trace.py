@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from umcompress.errors import ModelError, UsageError
 from umcompress.graph.lower import lower, lowered, lowered_graph, original_class
 from umcompress.graph.model_graph import trace_model
-from umcompress.graph.printer import diff_graphs, print_graph
+from umcompress.graph.printer import print_graph
 from umcompress.graph.trace import trace_block
 
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
@@ -159,8 +159,8 @@ def test_changing_a_copy_of_the_graph_does_not_change_the_block(when: str) -> No
     kept = lowered_graph(block)
     assert kept is not None
     assert any(node.op == "call_module" for node in kept.nodes)
-    assert "-    mlp_gate_proj = self.mlp.gate_proj(x)" in diff_graphs(kept, graph)
-    assert diff_graphs(kept, kept) == ""
+    call = "mlp_gate_proj = self.mlp.gate_proj(x)"
+    assert call in print_graph(kept) and call not in print_graph(graph)
 
 
 def test_lowered_for_a_while() -> None:

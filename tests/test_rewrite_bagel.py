@@ -9,10 +9,9 @@ import torch
 from drawing import draw_plan, with_values
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pico import bagel_outputs, pico_bagel, write_bagel_config
+from pico import bagel_outputs, folder_bytes, pico_bagel, write_bagel_config
 from torch import Tensor, nn
 
-from umcompress.checkpoint.atomic import sha256_folder
 from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.bagel.family import BagelFamily
@@ -162,4 +161,4 @@ def test_in_turn_at_once_and_reloaded(data: st.DataObject, tmp_path_factory: pyt
         for x, y in zip(bagel_outputs(model), bagel_outputs(other), strict=True):
             assert torch.equal(x, y)
     save_compressed(loaded, FAMILY, home / "again", record, source=home)
-    assert sha256_folder(home / "again") == sha256_folder(home / "model")
+    assert folder_bytes(home / "again") == folder_bytes(home / "model")

@@ -1,4 +1,4 @@
-"""GenEval's rules: is an image right, given what a detector found in it, and what is the score of many.
+"""GenEval's rules: is an image right, given what a detector found in it?
 
 Written from the definition (Ghosh et al., "GenEval", 2023; github.com/djghosh13/geneval), in pure Python. The
 detector and the colour classifier stay outside, so that these rules judge any benchmark of GenEval's form.
@@ -6,7 +6,6 @@ detector and the colour classifier stay outside, so that these rules judge any b
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections import Counter, defaultdict
@@ -52,17 +51,6 @@ class Verdict:
     correct: bool
     reason: str
     kept: dict[str, tuple[Detection, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """`overall` is the unweighted mean of the tags; `images` and `prompts` are shares over all of them."""
-
-    overall: float
-    by_tag: dict[str, float]
-    images: float
-    prompts: float
-    counts: dict[str, int]
 
 
 def own_colors(objects: Sequence[Detection], label: str) -> list[str]:
@@ -198,30 +186,3 @@ def judge(
         if number >= clause["count"]:
             failures.append(f"expected {clause['class']}<{clause['count']}, found {number}")
     return Verdict(not failures, "\n".join(failures), kept)
-
-
-def summarise(results: Iterable[tuple[Mapping[str, Any], bool]], tags: Sequence[str] = TAGS) -> Summary:
-    """The score of many images, each given as (metadata, correct).
-
-    A prompt counts as solved if any of its images is correct. ValueError if a tag of `tags` has no image, as
-    the mean would then be over something else, or if an image has another tag.
-    """
-    by_tag: dict[str, list[bool]] = {tag: [] for tag in tags}
-    by_prompt: dict[str, bool] = defaultdict(bool)
-    for metadata, correct in results:
-        if metadata["tag"] not in by_tag:
-            raise ValueError(f"unexpected tag {metadata['tag']!r}; expected {', '.join(tags)}")
-        by_tag[metadata["tag"]].append(correct)
-        by_prompt[json.dumps(metadata, sort_keys=True)] |= correct
-    missing = [tag for tag, marks in by_tag.items() if not marks]
-    if missing or not by_tag:
-        raise ValueError(f"no images with the tags {', '.join(missing) or '(none asked for)'}")
-    shares = {tag: sum(marks) / len(marks) for tag, marks in by_tag.items()}
-    counts = {tag: len(marks) for tag, marks in by_tag.items()}
-    return Summary(
-        overall=sum(shares.values()) / len(shares),
-        by_tag=shares,
-        images=sum(sum(marks) for marks in by_tag.values()) / sum(counts.values()),
-        prompts=sum(by_prompt.values()) / len(by_prompt),
-        counts=counts,
-    )

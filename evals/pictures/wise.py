@@ -17,7 +17,7 @@ from pydantic import Field
 
 from umcompress.evals._benchmark import Benchmark, Needed, digest
 from umcompress.evals.pictures._pictures import Wanted, paint
-from umcompress.evals.pictures.wise_rules import CATEGORIES, GRADES, UNREAD, Graded, category, read_judge
+from umcompress.evals.pictures.wise_rules import GRADES, UNREAD, Graded, category, read_judge, scores_by_category
 from umcompress.extend import Score, ScoredItem, Task, UsageError, mean_of_kinds, mean_score, processes
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
@@ -126,11 +126,9 @@ class Wise(Benchmark):
         return found_
 
     def _score(self, graded: Sequence[Graded]) -> Score:
-        """The plain mean of the categories, as BAGEL's code has it; also that over all prompts."""
-        values: dict[str, list[float]] = {name: [] for name in CATEGORIES}
-        for row in graded:
-            values[category(row.prompt_id, row.subcategory)].append(row.wiscore / 2)
-        score = mean_of_kinds({name: mean_score(found) for name, found in values.items() if found})
+        """The mean over categories, each with the same weight, as BAGEL's code has it; also that over all prompts."""
+        values = scores_by_category(graded)
+        score = mean_of_kinds({name: mean_score(found) for name, found in values.items()})
         everything = mean_score([value for found in values.values() for value in found])
         return score.model_copy(update={"numbers": {"by size": everything}})
 

@@ -1,7 +1,6 @@
-"""WISE's rules: reading a judge's text, and the score of many grades.  Standard library only.
+"""WISE's rules: reading a judge's text, and the score of a picture.  Standard library only.
 
-Niu et al., "WISE: A World Knowledge-Informed Semantic Evaluation for Text-to-Image Generation" (2025); the sum
-over categories as BAGEL's code has it, and weighted by size as well.
+Niu et al., "WISE: A World Knowledge-Informed Semantic Evaluation for Text-to-Image Generation" (2025).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Graded:
 
     @property
     def wiscore(self) -> float:
-        """0 to 2."""
+        """The weighted mean of the three grades, 0 to 2."""
         return 0.7 * self.consistency + 0.2 * self.realism + 0.1 * self.aesthetic_quality
 
 
@@ -52,25 +51,9 @@ def category(prompt_id: int, subcategory: str) -> str:
     return CATEGORIES[3 + (prompt_id - 701) // 100]
 
 
-def by_category(rows: Iterable[Graded]) -> dict[str, tuple[float, int]]:
-    """Category -> (sum of the scores, each 0 to 1; how many).  ValueError where a grade could not be read."""
-    found: dict[str, tuple[float, int]] = {}
+def scores_by_category(rows: Iterable[Graded]) -> dict[str, list[float]]:
+    """Category -> the score of each of its pictures, 0 to 1; categories without a picture are left out."""
+    found: dict[str, list[float]] = {name: [] for name in CATEGORIES}
     for row in rows:
-        if UNREAD in (row.consistency, row.realism, row.aesthetic_quality):
-            raise ValueError(f"prompt {row.prompt_id} has a grade that could not be read")
-        name = category(row.prompt_id, row.subcategory)
-        total, count = found.get(name, (0.0, 0))
-        found[name] = (total + row.wiscore, count + 1)
-    return {name: (found[name][0] / 2, found[name][1]) for name in CATEGORIES if name in found}
-
-
-def overall(parts: dict[str, tuple[float, int]]) -> float:
-    """The plain mean of the six categories.  ValueError unless all are there."""
-    if missing := [name for name in CATEGORIES if name not in parts]:
-        raise ValueError(f"no grades for {', '.join(missing)}")
-    return sum(total / count for total, count in parts.values()) / len(CATEGORIES)
-
-
-def overall_by_size(parts: dict[str, tuple[float, int]]) -> float:
-    """The mean over all prompts: categories weighted by their size."""
-    return sum(total for total, _ in parts.values()) / sum(count for _, count in parts.values())
+        found[category(row.prompt_id, row.subcategory)].append(row.wiscore / 2)
+    return {name: scores for name, scores in found.items() if scores}

@@ -116,9 +116,9 @@ def _mmbench_tables(lines: Lines, tables: list[dict[str, Any]]) -> None:
 
 def _wise(lines: Lines, part: dict[str, Any]) -> None:
     lines.expect(_rest(part, "rows"), "wise")
-    parts = wise_rules.by_category(wise_rules.Graded(*row) for row in part["rows"])
-    means = {name: total / count for name, (total, count) in parts.items()}
-    lines.same({"expected": {**means, "Overall": wise_rules.overall(parts)}}, "wise")
+    scores = wise_rules.scores_by_category(wise_rules.Graded(*row) for row in part["rows"])
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    lines.same({"expected": {**means, "Overall": sum(means.values()) / len(wise_rules.CATEGORIES)}}, "wise")
 
 
 def _wise_judge_text(lines: Lines, cases: list[dict[str, Any]]) -> None:

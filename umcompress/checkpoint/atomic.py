@@ -73,14 +73,6 @@ def sha256_file(file: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_folder(folder: Path, pattern: str = "*") -> str:
-    """Hex digest of the names and bytes of a folder's files, at any depth, in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob(pattern) if path.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         _sync(path)

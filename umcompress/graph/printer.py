@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
 from torch import fx
@@ -18,9 +17,3 @@ def print_graph(graph: fx.Graph) -> str:
     start = source.index("def forward")
     lines = (_RELEASE.sub("", line).rstrip() for line in source[start:].splitlines())
     return "\n".join(line for line in lines if line) + "\n"
-
-
-def diff_graphs(before: fx.Graph, after: fx.Graph, name: str = "forward") -> str:
-    """A unified diff of two graphs' texts; empty when they are the same."""
-    old, new = print_graph(before).splitlines(), print_graph(after).splitlines()
-    return "\n".join(difflib.unified_diff(old, new, f"{name} (before)", f"{name} (after)", lineterm=""))
