@@ -17,9 +17,10 @@ quickstart: install
 	$(BIN)/umcompress apply quickstart -o runs/quickstart
 
 # One thread a process: the models are tiny, and threads that wait for each other cost more than they bring.
+# `make test ROOM=graph` runs the tests of one room, those in tests/graph.
 test: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(if $(ROOM),tests/$(ROOM))
 
 # What takes longer than the suite may: kills at random moments, the full scores of the built-in model, lm-eval's own
 # command line in processes of its own.

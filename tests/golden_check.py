@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 KINDS = {"bagel": "golden.bagel", "bagel-moe": "golden.bagel_moe"}
 SCORES = ("geneval", "mme", "misc")

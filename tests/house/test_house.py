@@ -1,0 +1,55 @@
+"""The house rules, checked by tools: who imports whom, lint, types, the size of files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+SOURCES = ("umcompress", "passes", "evals", "recipes")
+
+
+def run(*command: str, cwd: Path = ROOT) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+def python_files() -> list[Path]:
+    return sorted(file for folder in SOURCES for file in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The package as it is laid out once installed: import linter and mypy read folders, not the mapping."""
+    python_only = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.json", "*.png")
+    shutil.copytree(ROOT / "umcompress", tmp_path / "umcompress", ignore=python_only)
+    for folder in SOURCES[1:]:
+        shutil.copytree(ROOT / folder, tmp_path / "umcompress" / folder, ignore=python_only)
+    return tmp_path
+
+
+def test_imports_keep_to_their_layers(installed: Path) -> None:
+    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    run("-c", command, "--config", str(ROOT / "pyproject.toml"), "--no-cache", cwd=installed)
+
+
+def test_ruff() -> None:
+    run("-m", "ruff", "check", *SOURCES, "tests")
+
+
+def test_types(installed: Path) -> None:
+    cache = ROOT / ".mypy_cache" / "installed"
+    config = ROOT / "pyproject.toml"
+    run("-m", "mypy", "--config-file", str(config), "--cache-dir", str(cache), "umcompress", cwd=installed)
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in python_files()}
+    long = {str(file.relative_to(ROOT)): length for file, length in lengths.items() if length > 400}
+    assert not long, f"split these: {long}"
+    over = [file for file, length in lengths.items() if length > 300]
+    assert len(over) <= len(lengths) // 20, f"files stay under 300 lines, with few exceptions: {over}"
