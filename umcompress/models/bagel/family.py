@@ -18,7 +18,8 @@ from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.expert_layout import NOTES
 from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
 from umcompress.models.bagel.model import Bagel
-from umcompress.models.bagel.moe_folder import plain_folder
+from umcompress.models.bagel.moe_folder import has_experts, plain_folder
+from umcompress.models.bagel.ordinary import ordinary_folder
 from umcompress.models.bagel.runner import BagelRunner
 from umcompress.models.bagel.trainer import BagelTrainer
 from umcompress.models.family import Family
@@ -65,7 +66,9 @@ class BagelFamily(Family):
     def plain(
         self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
     ) -> Plain | str:
-        return plain_folder(model, folder, plans, values)
+        if has_experts(model):
+            return plain_folder(model, folder, plans, values)
+        return ordinary_folder(model, folder, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         return {"decoder": "language_model.model.layers", "vision": "vit_model.vision_model.encoder.layers"}

@@ -29,13 +29,15 @@ NOTE = "model/ is a plain BAGEL-MoE folder, in the layout of the sparse fork"
 _SAYS = ("split_experts", "set_tensors")
 
 
+def has_experts(model: nn.Module) -> bool:
+    return any(isinstance(module, SparseFeedForward) for module in model.modules())
+
+
 def plain_folder(
     model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
 ) -> Plain | str:
-    """The plain folder of a split model, or why there is none; nothing to say of a model without experts."""
+    """The plain folder of a model with experts, or why there is none."""
     modules = {path: m for path, m in model.named_modules() if isinstance(m, SparseFeedForward)}
-    if not modules:
-        return ""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if reasons := [*_edits(plans), *_modules(modules, config["intermediate_size"])]:
         return f"model/ needs umcompress: no plain BAGEL-MoE folder can hold it, since {'; '.join(reasons)}"
