@@ -101,10 +101,10 @@ class LayerDrop(SitePass):
         units = self._units(graph, scope)
         if self.keep_ratio == 1:
             return Proposal(Plan(pass_name=self.name))
-        twins = self._ambiguous(graph, scope)
-        if not units and twins:
+        declined = self._ambiguous(graph, scope) + self._not_found(graph, scope)
+        if not units and declined:
             do = "drop whole blocks (`unit: block`), or channels and heads"
-            raise nothing(self.name, f"{self.unit} parts", twins, do)
+            raise nothing(self.name, f"{self.unit} parts", declined, do)
         count = self._count(units)
         scores: dict[str, float] = {}
         if self.drop is not None:
@@ -123,8 +123,8 @@ class LayerDrop(SitePass):
             )
             for unit in units
         )
-        edits, declined = tuple(_edits(graph, chosen)), tuple(twins)
-        return Proposal(Plan(pass_name=self.name, edits=edits, evidence=evidence, declined=declined))
+        edits = tuple(_edits(graph, chosen))
+        return Proposal(Plan(pass_name=self.name, edits=edits, evidence=evidence, declined=tuple(declined)))
 
     def _ambiguous(self, graph: ModelGraph, scope: Scope) -> list[Declined]:
         """Branches that an edit cannot tell apart: several of one kind and component in a block."""
@@ -134,6 +134,16 @@ class LayerDrop(SitePass):
         twins = dict.fromkeys(site for site in sites if sites.count(site) > 1)
         reason = f"several {self.unit} branches of one component in a block cannot be told apart"
         return [Declined(site=site.block, component=site.component, reason=reason) for site in twins]
+
+    def _not_found(self, graph: ModelGraph, scope: Scope) -> list[Declined]:
+        """Blocks without such a branch of which not everything that they add was found."""
+        if self.unit == "block":
+            return []
+        inside = {block.path for block in graph.blocks(**scope.query()) if not block.complete}
+        inside -= {site.block for site in graph.branches(self.unit, **scope.query())}
+        gaps = (gap for gap in graph.gaps() if gap.path in inside and gap.kind == "branches")
+        reasons = {gap.path: gap.reason for gap in gaps if gap.component == scope.component}
+        return [Declined(site=path, component=str(scope.component), reason=why) for path, why in reasons.items()]
 
     def _units(self, graph: ModelGraph, scope: Scope) -> list[Unit]:
         query = scope.query()
@@ -234,14 +244,14 @@ def _first_to_go(unit: Unit, cosine: float) -> tuple[float, int]:
 
 
 def _edits(graph: ModelGraph, chosen: Sequence[Unit]) -> list[Edit]:
-    """One DropBlock where every branch of a block goes, else a DropBranch for each; in depth order."""
+    """One DropBlock where a block goes with all that it adds, else a DropBranch for each branch; in depth order."""
     gone = {branch for unit in chosen for branch in unit.branches}
-    # Of blocks in which no branch is known only the whole can go.
-    whole = {unit.name for unit in chosen if not unit.branches}
+    asked = {unit.name for unit in chosen}
     edits: list[Edit] = []
     for block in graph.blocks(stack="all"):
         going = [branch for branch in block.branches if branch in gone]
-        if block.path in whole or (going and len(going) == len(block.branches)):
+        # A block may add more than was found in it: that goes only where the block itself was asked for.
+        if len(going) == len(block.branches) and (block.path in asked or (going and block.complete)):
             edits.append(DropBlock(block=block.path))
         else:
             edits += [_drop(site) for site in going]

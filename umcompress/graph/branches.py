@@ -73,6 +73,22 @@ def unknown_additions(graph: fx.Graph, block: nn.Module, branches: Iterable[Bran
                 yield held
 
 
+def all_known(graph: fx.Graph, block: nn.Module, branches: Iterable[Branch]) -> bool:
+    """Whether a block does nothing to its streams but add these branches: from each output back to an argument."""
+    closed = _added(graph, block, _ancestors(graph))
+    known = {node for branch in branches for node in (branch.add, branch.after)}
+    for number, output in enumerate(_returned(graph)):
+        node: fx.Node | None = output
+        passed = []
+        while node is not None and node.op != "placeholder":
+            passed += [node] if node in closed else []
+            node = closed[node][0] if node in closed else _step(node, block)
+        # What is returned beside a stream, as an attention's weights, is none if nothing was added to it.
+        if (node is None and (passed or number == 0)) or not known.issuperset(passed):
+            return False
+    return True
+
+
 def _added(
     graph: fx.Graph, block: nn.Module, above: dict[fx.Node, frozenset[fx.Node]]
 ) -> dict[fx.Node, tuple[fx.Node, fx.Node]]:
@@ -209,6 +225,8 @@ def _classify(
     attention = [node for node, module in calls.items() if is_attention(module)]
     if attention:
         leaf = attention[0] if len(attention) == 1 else None
+        if leaf is not None and _read_elsewhere(leaf, own, block):
+            return None
         component = _attention_component(attention, own, block, path, component_of)
         return Branch("attention", component, add, stream, branch, own, leaf)
     if any(call_name(node) == "scaled_dot_product_attention" for node in own):
@@ -222,6 +240,15 @@ def _classify(
         component = _agreed(inner + experts, path, component_of)
         return Branch("feed_forward", component, add, stream, branch, own, None)
     return None
+
+
+def _read_elsewhere(leaf: fx.Node, own: frozenset[fx.Node], block: nn.Module) -> bool:
+    """Whether another module reads what an attention gives besides its stream, and would miss it (RWKV's state)."""
+    module = module_of(block, leaf)
+    if isinstance(module, StreamAttention) and len(module.stream_components) > 1:
+        return False
+    parts = [node for node in leaf.users if node not in own and call_name(node) == "getitem"]
+    return any(user.op == "call_module" for part in parts for user in part.users)
 
 
 def _gated_by_argument(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from torch import Tensor, fx, nn
 
 from umcompress.errors import ModelError, UsageError, did_you_mean
-from umcompress.graph.branches import Branch, find_branches, is_mixture
+from umcompress.graph.branches import Branch, all_known, find_branches, is_mixture
 from umcompress.graph.channels import channel_groups
 from umcompress.graph.expert_place import SplitPlace, split_place
 from umcompress.graph.linears import is_conv1d
@@ -209,10 +209,10 @@ def read_block(block: nn.Module, path: str, stack: str, index: int, family: Mode
     )
     missing = reasons(graph, block, found, family)
     gaps = tuple(Gap(path, stack, index, of or component, kind, reason) for kind, of, reason in missing)
+    site = BlockSite(path, stack, index, sites, component, all_known(graph, block, branches))
     return BlockGraph(
-        BlockSite(path, stack, index, sites, component), graph, branches, tuple(found.attentions),
-        tuple(found.feed_forwards), tuple(found.experts), gaps,
-    )  # fmt: skip
+        site, graph, branches, tuple(found.attentions), tuple(found.feed_forwards), tuple(found.experts), gaps
+    )
 
 
 def _attention_sites(

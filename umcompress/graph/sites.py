@@ -21,7 +21,10 @@ class BranchSite:
 
 @dataclass(frozen=True)
 class BlockSite:
-    """One block of a stack, at position `index`."""
+    """One block of a stack, at position `index`.
+
+    complete: whether the branches are all that it does to its stream; else some of what it adds was not found.
+    """
 
     path: str
     stack: str
@@ -29,6 +32,7 @@ class BlockSite:
     branches: tuple[BranchSite, ...]
     # Of a block in which no branch was found: it can go as a whole all the same.
     component: str = "shared"
+    complete: bool = True
 
     @property
     def components(self) -> frozenset[str]:

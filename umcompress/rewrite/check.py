@@ -233,7 +233,7 @@ class _Checker:
         if not any(block == path for block, _, _ in self.branches):
             return False
         branches = self.blocks.read(path).branches
-        return all(self.branches[path, b.kind, b.component] for b in branches)
+        return self.blocks.read(path).site.complete and all(self.branches[path, b.kind, b.component] for b in branches)
 
 
 def _siblings(name: str, known: set[str]) -> list[str]:
