@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from hf_models import randomise, write_folder
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from umcompress.cli.main import main
@@ -29,6 +30,7 @@ from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.passes.layer_drop import LayerDrop
 from umcompress.rewrite.apply import rewrite
+from umcompress.run.out_of_core import open_on_disk, write
 
 FAMILY = TransformersFamily()
 IDS = torch.arange(5, 17).view(2, 6)
@@ -273,3 +275,33 @@ def test_what_a_block_adds_and_nobody_knows_is_listed() -> None:
     assert [branch.kind for branch in found.branches] == ["feed_forward"]
     (gap,) = found.gaps
     assert gap.kind == "branches" and "Odd add" in gap.reason and "asks for values" in gap.reason
+
+
+@pytest.mark.parametrize("encoder", [True, False], ids=["both embeddings stored", "one embedding stored"])
+def test_a_head_that_is_stored_apart_from_an_alias_of_the_embedding_keeps_its_values(
+    encoder: bool, tmp_path: Path
+) -> None:
+    """No `shared`, but `decoder.embed_tokens` and another `lm_head`: transformers by itself is exact, and so are we."""
+    folder, out = tmp_path / "source", tmp_path / "out"
+    t5(PLAIN).save_pretrained(folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    shared = weights.pop("shared.weight")
+    names = ["decoder.embed_tokens.weight", *(["encoder.embed_tokens.weight"] if encoder else [])]
+    weights |= {name: shared.clone() for name in names} | {"lm_head.weight": torch.randn(shared.shape)}
+    save_file(weights, file, {"format": "pt"})
+    theirs = hf.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    assert not torch.equal(theirs.lm_head.weight, theirs.shared.weight)
+    source = open_source(str(folder))
+    model: Any = source.load()
+    right = theirs(input_ids=IDS, decoder_input_ids=IDS).logits
+    assert torch.equal(model(input_ids=IDS, decoder_input_ids=IDS).logits, right)
+    plain = source.family.plain(model, source.folder, [])
+    assert not isinstance(plain, str)
+    save_plain(plain, out, source.folder)
+    for again in (hf.T5ForConditionalGeneration.from_pretrained(out).eval(), open_source(str(out)).load()):
+        again_: Any = again
+        assert torch.equal(again_(input_ids=IDS, decoder_input_ids=IDS).logits, right)
+    disk = open_on_disk(source)
+    write(disk, tmp_path / "disk", CompressionRecord(base=str(folder), family="transformers", plans=()))
+    assert load_file(tmp_path / "disk/model.safetensors").keys() == load_file(out / "model.safetensors").keys()

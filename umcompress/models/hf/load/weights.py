@@ -213,16 +213,33 @@ def learn_names(model: PreTrainedModel, folder: Path) -> None:
         layout = Layout(model, stored.entries)
         _remember(model, layout)
         on_disk = {name: group.names[-1][0] for name, group in layout.groups.items()}
-        for name, first in tied_names(model).items():
-            if name not in on_disk or first not in on_disk or on_disk[name] == on_disk[first]:
-                continue
-            if torch.equal(stored.read(on_disk[name]), stored.read(on_disk[first])):
-                continue
-            path, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(path), leaf, nn.Parameter(torch.empty_like(model.get_parameter(first))))
-            model.all_tied_weights_keys.pop(name, None)
-            model.config.tie_word_embeddings = False
-            model.config.get_text_config().tie_word_embeddings = False
+        untied = list(_other_values(model, on_disk, stored.read))
+    for name, first in untied:
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, nn.Parameter(torch.empty_like(model.get_parameter(first))))
+        model.all_tied_weights_keys.pop(name, None)
+    if untied and not tied_names(model):
+        # What stays tied is tied because this is set (T5's two embeddings, where only its head is apart).
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
+
+
+def _other_values(model: Any, on_disk: Mapping[str, str], read: Read) -> Iterator[tuple[str, str]]:
+    """(name, first name) of parameters that are one in the model, where a file has other values for this name.
+
+    Other than those of the first name that the files have, in the order in which transformers looks for it.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, first in tied_names(model).items():
+        groups.setdefault(first, []).append(name)
+    order = list(model.all_tied_weights_keys)
+    for first, names in groups.items():
+        ranked = sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+        stored = [name for name in (first, *ranked) if name in on_disk]
+        for name in stored[1:]:
+            apart = on_disk[name] != on_disk[stored[0]]
+            if apart and not torch.equal(read(on_disk[name]), read(on_disk[stored[0]])):
+                yield name, first
 
 
 def _remember(model: Any, layout: Layout) -> None:
