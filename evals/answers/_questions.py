@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from umcompress.evals._benchmark import Benchmark, Row, digest
-from umcompress.extend import Score, ScoredItem, Task, UsageError
+from umcompress.extend import Score, ScoredItem, Task, UsageError, text_of
 
 KEPT = 16  # decoded pictures: questions about one picture follow each other
 
@@ -159,6 +159,6 @@ class QuestionBenchmark(Benchmark):
 def read_text(path: Path, asked: str) -> str:
     """The text of a data file.  UsageError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return text_of(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(asked, f"{path} cannot be read: {error}", "replace it") from error

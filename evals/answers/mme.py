@@ -9,7 +9,7 @@ from typing import ClassVar
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
 from umcompress.evals.answers.mme_rules import COGNITION, PERCEPTION, TASKS, Line, clean, score_task
-from umcompress.extend import KindScore, Score, UsageError, score_of_counts
+from umcompress.extend import KindScore, Score, UsageError, lines_of, score_of_counts
 
 PROMPT = "Answer the question using a single word or phrase."
 SUFFIXES = (".jpg", ".png", ".jpeg")
@@ -110,7 +110,7 @@ def _rows(task: str, lists: Sequence[Path]) -> Iterable[tuple[str, str, str]]:
     """(image, question, Yes or No) of a task: three columns in its one list, two in a picture's own."""
     for path in lists:
         single = path.stem != task
-        for number, line in enumerate(read_text(path, f"MME's {task}").splitlines(), start=1):
+        for number, line in enumerate(lines_of(read_text(path, f"MME's {task}")), start=1):
             if not line.strip():
                 continue
             cells = line.strip().split("\t")

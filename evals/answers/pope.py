@@ -11,7 +11,7 @@ from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
 from umcompress.evals.answers.pope_rules import CATEGORIES, PopeScore, parse
 from umcompress.evals.answers.pope_rules import score as pope_score
-from umcompress.extend import KindScore, Score, UsageError, proportion, score_of_counts
+from umcompress.extend import KindScore, Score, UsageError, lines_of, proportion, score_of_counts
 
 PROMPT = "Answer the question using a single word or phrase."
 
@@ -40,7 +40,7 @@ class Pope(QuestionBenchmark):
         absent: dict[Path, None] = {}
         for category in CATEGORIES:
             path = self._list(category)
-            for number, line in enumerate(read_text(path, f"POPE's {category}").splitlines(), start=1):
+            for number, line in enumerate(lines_of(read_text(path, f"POPE's {category}")), start=1):
                 if not line.strip():
                     continue
                 row = _row(line, path, number)

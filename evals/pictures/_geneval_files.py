@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from umcompress.evals.pictures.geneval_rules import COLORS, TAGS, Detection, Verdict, judge
-from umcompress.extend import UsageError
+from umcompress.extend import UsageError, lines_of, text_of
 
 Row = dict[str, Any]
 RELATIONS = ("left of", "right of", "above", "below")
@@ -49,10 +49,10 @@ def read_prompts(path: Path) -> list[Prompt]:
 def _lines(path: Path, asked: str) -> Iterable[tuple[int, str, Row]]:
     """Number, text and object of each line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{asked}: {path}", f"not readable: {error}", "name a file of JSON lines") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
         try:

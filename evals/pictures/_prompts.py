@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from umcompress.extend import UsageError
+from umcompress.extend import UsageError, lines_of, text_of
 
 
 def read_prompts(path: Path, asked: str) -> list[str]:
     """The prompts of a text file (a line each), of JSON lines or of a JSON list.  UsageError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path)
         if path.suffix == ".json":
             rows = json.loads(text)
         elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in lines_of(text) if line.strip()]
         else:
-            rows = [line.strip() for line in text.splitlines() if line.strip()]
+            rows = [line.strip() for line in lines_of(text) if line.strip()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         do = "name a text file with a prompt a line, or JSON lines with `prompt`"
         raise UsageError(f"{asked} {path}", f"not readable: {error}", do) from error

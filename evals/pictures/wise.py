@@ -18,7 +18,17 @@ from pydantic import Field
 from umcompress.evals._benchmark import Benchmark, Needed, digest
 from umcompress.evals.pictures._pictures import Wanted, paint
 from umcompress.evals.pictures.wise_rules import GRADES, UNREAD, Graded, category, read_judge, scores_by_category
-from umcompress.extend import Score, ScoredItem, Task, UsageError, mean_of_kinds, mean_score, processes
+from umcompress.extend import (
+    Score,
+    ScoredItem,
+    Task,
+    UsageError,
+    lines_of,
+    mean_of_kinds,
+    mean_score,
+    processes,
+    text_of,
+)
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
 ASKED = "questions.jsonl"
@@ -136,11 +146,11 @@ class Wise(Benchmark):
 def _rows(path: Path, asked: str) -> list[dict[str, Any]]:
     """The objects of a file: a JSON list, JSON lines, or an object of rows by prompt_id."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path)
         try:
             found = json.loads(text)
         except json.JSONDecodeError:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found = [json.loads(line) for line in lines_of(text) if line.strip()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UsageError(f"{asked}: {path}", f"not readable: {error}", "name a JSON file, or JSON lines") from error
     if isinstance(found, dict):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from umcompress.data.overlap import _warning, overlap
 from umcompress.documents.base import Task
+from umcompress.documents.lines import lines_of, text_of
 from umcompress.documents.scores import Score
 from umcompress.errors import UsageError
 from umcompress.extend.evaluation_base import Evaluation, ScoredItem
@@ -48,7 +49,7 @@ class CalibrationFile(Evaluation):
     def _rows(self) -> list[Row]:
         asked = f"{self.key}: {self.data}"
         try:
-            lines = self.data.read_text(encoding="utf-8-sig").splitlines()
+            lines = lines_of(text_of(self.data))
         except FileNotFoundError as error:
             raise self._missing(asked) from error
         except (OSError, UnicodeDecodeError) as error:

@@ -6,6 +6,7 @@ a recipe.  They are found by entry point, or by `path/to/file.py:Class`.  Import
 Scores: `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` and `score_of_counts` compute 95 % intervals.
 Errors: raise `UsageError`, `ModelError` or `PlanError` with what was asked, what was found, what to do.
 `processes`: share work and gather results where several processes were launched.
+Files: `text_of` reads one, `lines_of` gives its lines; `splitlines` would split JSON strings that hold U+2028.
 Items: what `calibration_items` and `training_items` return.
 """
 
@@ -40,6 +41,7 @@ from umcompress.calibrate.statistics import (
     Statistics,
 )
 from umcompress.checkpoint.tensor_file import TensorFile
+from umcompress.documents.lines import lines_of, text_of
 from umcompress.documents.plan import (
     Declined,
     DropBlock,
@@ -162,6 +164,7 @@ __all__ = [
     "find_evaluation",
     "find_pass",
     "grouped_proportion",
+    "lines_of",
     "mean_of_kinds",
     "mean_score",
     "parse_layers",
@@ -169,4 +172,5 @@ __all__ = [
     "processes",
     "proportion",
     "score_of_counts",
+    "text_of",
 ]
