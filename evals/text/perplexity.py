@@ -41,7 +41,8 @@ class Perplexity(Windowed):
         )
         losses = [loss for row in rows for loss in row["losses"]]
         counts = [count for row in rows for count in row["counts"]]
-        size = len(runner.words.text(ids[: parts[-1][1]]).encode())
+        # Of the text, not of what the tokenizer gives back: that may be in lower case, or have unknown tokens in it.
+        size = len(runner.words.beginning(self.parts()[1], parts[-1][1]).encode())
         whole = len(self.model_copy(update={"limit": None}).windows(len(ids)))
         score = token_weighted(losses, counts, size)
         return {"understanding": self.timed(score, started, self.partial(len(losses), whole), out)}

@@ -94,6 +94,19 @@ class Words:
     def text(self, ids: Tensor) -> str:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
 
+    def beginning(self, text: str, tokens: int) -> str:
+        """What of a text its first tokens were made of, as it was before the tokenizer changed anything."""
+        if len(self.more_ids(text)) <= tokens:
+            return text
+        if getattr(self.tokenizer, "is_fast", False):
+            made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            return text[: max(end for _, end in made["offset_mapping"][:tokens])]
+        short, long = 0, len(text)
+        while short < long:
+            middle = (short + long + 1) // 2
+            short, long = (middle, long) if len(self.more_ids(text[:middle])) <= tokens else (short, middle - 1)
+        return text[:short]
+
     def left_padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """(B, T) ids and mask."""
         pad = self.tokenizer.pad_token_id
