@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from umcompress.errors import ModelError
+from umcompress.models.hf.ask.greedy import greedily
 from umcompress.models.hf.ask.questions import Seen, Sight, logits_from, several, shared, together
 from umcompress.models.hf.ask.text_runner import TransformersRunner
 from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
@@ -28,16 +28,13 @@ class AskedRunner(TransformersRunner):
     @torch.no_grad()
     def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
         """Greedy answers, pictures first, then the question, in the words of the processor's chat template."""
-        # Folders of models that paint ask for guidance.
-        settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False, max_new_tokens=max_new_tokens, guidance_scale=1.0
-        )
         answers = [""] * len(questions)
         shown, bare = _split_by_pictures(images)
         asked = {index: self.sight.asked(several(images[index]), questions[index]) for index in shown}
         for part in self._shared(asked, max_new_tokens):
             call = self.on_device(together([asked[index] for index in part], left=True))
-            with self.places_fit():
+            # Models that paint are guided unless told otherwise.
+            with self.places_fit(), greedily(self.model, max_new_tokens, guidance_scale=1.0) as settings:
                 out = self.model.generate(**call, generation_config=settings)
             for index, ids, row in zip(part, call["input_ids"].tolist(), out, strict=True):
                 # Some give the question back.

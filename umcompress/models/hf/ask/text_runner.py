@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from umcompress.documents.base import Task
 from umcompress.errors import CheckError, UncountedError, UsageError
+from umcompress.models.hf.ask.greedy import greedily
 from umcompress.models.hf.ask.tokenizer import Words, embeddings
 from umcompress.models.hf.ask.towers import features, towers
 from umcompress.models.hf.inputs import (
@@ -80,16 +81,14 @@ class TransformersRunner:
         """Greedy answers to questions without pictures (`images` holds None)."""
         self._must_speak("answer questions")
         _no_pictures(self.model, images)
-        settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False, max_new_tokens=max_new_tokens
-        )
         answers: list[str] = []
         rows = [self.question_ids(question) for question in questions]
         for part in _by_tokens(rows, max_new_tokens):
             ids, mask = self.words.left_padded(part)
-            out = self.model.generate(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings
-            )
+            with greedily(self.model, max_new_tokens) as settings:
+                out = self.model.generate(
+                    input_ids=ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings
+                )
             answers += [self.words.text(row[ids.shape[1] :]).strip() for row in out]
         return answers
 
