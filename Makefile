@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow-tests install train-mini
+.PHONY: quickstart test slow-tests golden install train-mini
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,12 @@ test: $(BIN)/python
 slow-tests: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	$(BIN)/python -m pytest -q -m slow
+
+# Write anew what tests compare with: the command line's words, the schema of recipes, docs/support.md. Read the diff.
+golden: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	UMCOMPRESS_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/cli/test_cli_light.py tests/models/test_conformance_table.py
+	git diff --stat -- tests/support/data docs/support.md
 
 # Train the built-in model from nothing (hours on two cores); resumes where it was stopped.
 train-mini: install

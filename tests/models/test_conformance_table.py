@@ -1,6 +1,6 @@
 """docs/support.md says what the other conformance tests hold: it is made from the same models, never by hand.
 
-`UMCOMPRESS_WRITE_SUPPORT=1 python -m pytest tests/models/test_conformance_table.py` writes it.
+`UMCOMPRESS_WRITE_GOLDEN=1 python -m pytest tests/models/test_conformance_table.py` writes it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DOCUMENT = DOCS / "support.md"
 HEAD = """# Models of transformers
 
 This table is written by the test run
-(`UMCOMPRESS_WRITE_SUPPORT=1 python -m pytest tests/models/test_conformance_table.py`);
+(`UMCOMPRESS_WRITE_GOLDEN=1 python -m pytest tests/models/test_conformance_table.py`);
 a test fails when it is out of date. For each row the tests in `tests/models/test_conformance.py` and
 `tests/models/test_conformance_experts.py` hold, on small random models:
 
@@ -104,6 +104,6 @@ def row(name: str, stack: str) -> str:
 
 def test_the_support_table_is_what_the_models_say() -> None:
     text = HEAD + "".join(row(name, stack) for name, entry in ZOO.items() for stack in entry.stacks)
-    if os.environ.get("UMCOMPRESS_WRITE_SUPPORT"):
+    if os.environ.get("UMCOMPRESS_WRITE_GOLDEN"):
         DOCUMENT.write_text(text, encoding="utf-8")
     assert DOCUMENT.read_text(encoding="utf-8") == text
