@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from umcompress.extend import UsageError, processes
+from umcompress.extend import UsageError, files, processes
 
 Row = dict[str, Any]
 # Beside NAME.jsonl: how long each run was at it.
@@ -127,16 +127,16 @@ def earlier_seconds(folder: Path, began: float) -> float:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a JSON-lines file; a last line without its end is left out.  UsageError for other damage."""
-    text = path.read_bytes().decode("utf-8", errors="replace")
+    text = files.read_bytes(path).decode("utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     rows = []
     for number, line in enumerate(whole.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"the rows of {path}", f"line {number} is not JSON: {error.msg}",
+            row = files.parse_json(line)
+        except ValueError as error:
+            raise UsageError(f"the rows of {path}", f"line {number} is not JSON: {error}",
                              "mend the line, or remove the file to start anew") from error
         rows.append(row)
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from abc import abstractmethod
 from collections import OrderedDict
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from umcompress.evals._benchmark import Benchmark, Row, digest
-from umcompress.extend import Score, ScoredItem, Task, UsageError, text_of
+from umcompress.extend import Score, ScoredItem, Task, UsageError, open_picture, text_of
 
 KEPT = 16  # decoded pictures: questions about one picture follow each other
 
@@ -30,15 +29,7 @@ class Shown:
 
     def open(self) -> Any:
         """The decoded picture, RGB."""
-        from PIL import Image, UnidentifiedImageError
-
-        stored = self.stored()
-        source = stored if isinstance(stored, Path) else io.BytesIO(stored)
-        try:
-            with Image.open(source) as opened:
-                return opened.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise UsageError(f"the picture {self.name}", f"not readable: {error}", "replace it") from error
+        return open_picture(self.stored(), f"the picture {self.name}").convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
-from umcompress.extend import Score, UsageError, processes, proportion
+from umcompress.extend import Score, UsageError, files, processes, proportion
 
 EXPORT = "mmvet.json"
 
@@ -85,9 +85,9 @@ class MmVet(QuestionBenchmark):
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_text(path, f"mmvet: {path}"))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"mmvet: {path}", f"not JSON: {error.msg}, line {error.lineno}", "replace the file") from error
+        content = files.parse_json(read_text(path, f"mmvet: {path}"))
+    except ValueError as error:
+        raise UsageError(f"mmvet: {path}", f"not JSON: {error}", "replace the file") from error
     if not isinstance(content, dict) or not content:
         raise UsageError(f"mmvet: {path}", "not a JSON object with an entry a question", "replace the file")
     return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +10,7 @@ from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
 from umcompress.evals.answers.pope_rules import CATEGORIES, PopeScore, parse
 from umcompress.evals.answers.pope_rules import score as pope_score
-from umcompress.extend import KindScore, Score, UsageError, lines_of, proportion, score_of_counts
+from umcompress.extend import KindScore, Score, UsageError, files, lines_of, proportion, score_of_counts
 
 PROMPT = "Answer the question using a single word or phrase."
 
@@ -86,9 +85,9 @@ def numbers(part: PopeScore) -> dict[str, KindScore]:
 
 def _row(line: str, path: Path, number: int) -> dict[str, str]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"pope: {path}", f"line {number} is not JSON: {error.msg}", "replace the file") from error
+        row = files.parse_json(line)
+    except ValueError as error:
+        raise UsageError(f"pope: {path}", f"line {number} is not JSON: {error}", "replace the file") from error
     keys = ("question_id", "image", "text", "label")
     if not isinstance(row, dict) or not all(key in row for key in keys):
         raise UsageError(f"pope: {path}", f"line {number} lacks one of {', '.join(keys)}", "replace the file")

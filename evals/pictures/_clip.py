@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umcompress.extend import ModelError
+from umcompress.extend import ModelError, files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +79,7 @@ def load(kind: Any, folder: Path, asked: str, **options: Any) -> Any:
     logging.disable_progress_bar()
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, AttributeError) as error:
         raise ModelError(asked, f"it does not load: {error}", "download all files of the model again") from error
     finally:
         if shown:
@@ -88,8 +87,11 @@ def load(kind: Any, folder: Path, asked: str, **options: Any) -> Any:
 
 
 def load_model(kind: Any, folder: Path, asked: str, device: str) -> Any:
-    """A model of which every weight is in the folder: transformers makes missing ones up."""
-    model, report = load(kind, folder, asked, output_loading_info=True)
+    """A model of which every weight is in the folder: transformers makes missing ones up.
+
+    From safetensors: what lies in a .bin is a pickle, which may run anything.
+    """
+    model, report = load(kind, folder, asked, output_loading_info=True, use_safetensors=True)
     made_up = sorted(name for name in report["missing_keys"] if not name.startswith("criterion."))
     if made_up:
         raise ModelError(asked, f"{len(made_up)} weights are missing: {', '.join(made_up[:3])}",
@@ -104,7 +106,7 @@ def check_folder(folder: Path, kind: str, asked: str) -> None:
         found = f"there is no {config}" if folder.is_dir() else f"there is no folder {folder}"
         raise ModelError(asked, found, "download the model and give the folder that holds its config.json")
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        found = files.read_json(config).get("model_type")
     except (ValueError, AttributeError, OSError) as error:
         raise ModelError(asked, f"{config} is not readable: {error}", "download the model again") from error
     if found != kind:

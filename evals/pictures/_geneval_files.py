@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from umcompress.evals.pictures.geneval_rules import COLORS, TAGS, Detection, Verdict, judge
-from umcompress.extend import UsageError, lines_of, text_of
+from umcompress.extend import UsageError, files, lines_of, text_of
 
 Row = dict[str, Any]
 RELATIONS = ("left of", "right of", "above", "below")
@@ -56,9 +56,9 @@ def _lines(path: Path, asked: str) -> Iterable[tuple[int, str, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{asked}: {path}", f"line {number} is not JSON: {error.msg}",
+            row = files.parse_json(line)
+        except ValueError as error:
+            raise UsageError(f"{asked}: {path}", f"line {number} is not JSON: {error}",
                              "name a file of JSON lines") from error
         if not isinstance(row, dict):
             raise UsageError(f"{asked}: {path}", f"line {number} is no object", "name a file of JSON lines")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umcompress.evals._benchmark import Benchmark, Row
-from umcompress.extend import UsageError, processes
+from umcompress.extend import UsageError, open_picture, processes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,15 +80,9 @@ def save(path: Path, picture: NDArray[np.uint8] | Image) -> None:
 
 def opened(path: Path) -> Image:
     """A picture in RGB.  UsageError where there is none."""
-    from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
-
-    try:
-        with Pillow.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(f"the picture {path}", f"not readable: {error}", "remove it and its line in the list to "
-                         "have it painted again") from error
+    do = "remove it and its line in the list to have it painted again"
+    image: Image = open_picture(path, f"the picture {path}", do).convert("RGB")
+    return image
 
 
 def _small(path: Path, side: int = SIDE) -> NDArray[np.uint8]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from umcompress.extend import UsageError, lines_of, text_of
+from umcompress.extend import UsageError, files, lines_of, text_of
 
 
 def read_prompts(path: Path, asked: str) -> list[str]:
@@ -14,12 +13,12 @@ def read_prompts(path: Path, asked: str) -> list[str]:
     try:
         text = text_of(path)
         if path.suffix == ".json":
-            rows = json.loads(text)
+            rows = files.parse_json(text)
         elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in lines_of(text) if line.strip()]
+            rows = [files.parse_json(line) for line in lines_of(text) if line.strip()]
         else:
             rows = [line.strip() for line in lines_of(text) if line.strip()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         do = "name a text file with a prompt a line, or JSON lines with `prompt`"
         raise UsageError(f"{asked} {path}", f"not readable: {error}", do) from error
     prompts = [_prompt(row, f"{asked} {path}") for row in rows] if isinstance(rows, list) else []

@@ -15,7 +15,7 @@ from pydantic import Field
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals.pictures._pictures import Wanted, opened, paint
 from umcompress.evals.pictures._prompts import read_prompts
-from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, mean_score
+from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, files, mean_score
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -105,7 +105,7 @@ def _mark(reference: Path) -> str:
     if not file.is_file():
         raise UsageError("fidelity", f"there are no pictures of the unpruned model in {reference}",
                          "remove the output folder and run again")
-    return digest([file.read_text(encoding="utf-8")])
+    return digest([files.read_text(file)])
 
 
 def distances(runner: Any, picture: Image, reference: Image, other: Image) -> dict[str, float]:

@@ -23,6 +23,7 @@ from umcompress.extend import (
     ScoredItem,
     Task,
     UsageError,
+    files,
     lines_of,
     mean_of_kinds,
     mean_score,
@@ -148,10 +149,10 @@ def _rows(path: Path, asked: str) -> list[dict[str, Any]]:
     try:
         text = text_of(path)
         try:
-            found = json.loads(text)
-        except json.JSONDecodeError:
-            found = [json.loads(line) for line in lines_of(text) if line.strip()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            found = files.parse_json(text)
+        except ValueError:
+            found = [files.parse_json(line) for line in lines_of(text) if line.strip()]
+    except (OSError, ValueError) as error:
         raise UsageError(f"{asked}: {path}", f"not readable: {error}", "name a JSON file, or JSON lines") from error
     if isinstance(found, dict):
         found = [found] if "prompt_id" in found else [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, PositiveInt, model_validator
 
 from umcompress.evals._benchmark import Benchmark, Needed
-from umcompress.extend import PlanError, Task, UsageError
+from umcompress.extend import PlanError, Task, UsageError, files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ class TextBenchmark(Benchmark):
         """(held out, scored), cut at a line's end, between words where no line ends, or where there is neither."""
         self.require(self.path())
         try:
-            text = self.path().read_text(encoding="utf-8")
+            text = files.read_text(self.path())
         except UnicodeDecodeError as error:
             found = f"it is no UTF-8 text: {error}"
             raise UsageError(f"{self.name}: read {self.path()}", found, "convert it") from error

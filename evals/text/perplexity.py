@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from umcompress.evals._benchmark import Row, digest
 from umcompress.evals.text._text import Windowed, batches
-from umcompress.extend import KindScore, Score, Task, mean_score
+from umcompress.extend import KindScore, Score, Task, files, mean_score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class Perplexity(Windowed):
             list(batches(parts, self.window)), out, lambda batch: f"{batch[0][0]}-{batch[-1][1]}",
             lambda some: [_likelihood(runner, ids, batch) for batch in some], progress, runner=runner,
             file="windows.jsonl", unit="batches of windows", chunk=1,
-            settings={"window": self.window, "stride": self.stride, "data": digest([self.path().read_text("utf-8")])},
+            settings={"window": self.window, "stride": self.stride, "data": digest([files.read_text(self.path())])},
         )
         losses = [loss for row in rows for loss in row["losses"]]
         counts = [count for row in rows for count in row["counts"]]

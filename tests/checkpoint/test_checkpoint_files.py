@@ -88,6 +88,59 @@ def test_a_damaged_header_is_a_model_error(tmp_path: Path, header: bytes) -> Non
         read_header(file)
 
 
+def written(file: Path, *tensors: tuple[str, list[object], object, object], data: int = 16) -> Path:
+    """A weight file whose header says this of its tensors: type, shape, first and last offset."""
+    header = json.dumps({
+        f"t{i}": {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        for i, (dtype, shape, start, end) in enumerate(tensors)
+    }).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(data))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("tensors", "found"),
+    [
+        ([("F32", [4], -16, 0)], "describes no tensors"),
+        ([("F32", [4], -16, 0), ("F32", [4], 0, 16)], "describes no tensors"),
+        ([("F32", [2], 0, 8), ("F32", [2], 4, 12), ("F32", [1], 12, 16)], "t1 overlaps"),
+        ([("F32", [2], 0, 8), ("F32", [1], 12, 16)], "t1 lies after a gap"),
+        ([("F32", [4], 0, 12), ("F32", [1], 12, 16)], "t0 has 12 bytes"),
+        ([("F32", [2**62, 4], 0, 16)], "t0 has 16 bytes"),
+        ([("F32", [1e30], 0, 16)], "describes no tensors"), ([("F32", [float("inf")], 0, 16)], "describes no tensors"),
+        ([("F32", [4], 0, 1e30)], "describes no tensors"), ([("F32", [True], 0, 16)], "describes no tensors"),
+        ([("X99", [4], 0, 16)], "elements of type 'X99' in t0"), ([("F32", [2], 0, 8)], "its header says"),
+    ],
+)  # fmt: skip
+def test_tensors_lie_one_after_the_other_each_as_large_as_its_shape(
+    tmp_path: Path, tensors: list[tuple[str, list[object], object, object]], found: str
+) -> None:
+    assert read_header(written(tmp_path / "whole", ("F32", [2], 8, 16), ("I64", [1, 1], 0, 8))).keys() == {"t0", "t1"}
+    with pytest.raises(ModelError, match=found):
+        read_header(written(tmp_path / "a", *tensors))
+
+
+def test_a_header_nested_deeply_is_a_model_error(tmp_path: Path) -> None:
+    header = b'{"a":' * 50_000
+    (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelError, match="its header is not readable"):
+        read_header(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ('{"weight_map": {}}', "no weight_map with tensors"), ("{}", "no weight_map"), ("[1]", "no weight_map"),
+        ('{"weight_map": {"a": "../b"}}', "no name of a file"), ('{"weight_map": {"a": 3}}', "no name of a file"),
+        ('{"weight_map":' * 50_000, "brackets inside each other"), ("{", "Expecting"),
+    ],
+)  # fmt: skip
+def test_an_index_that_names_no_files_of_its_folder_is_a_model_error(tmp_path: Path, content: str, found: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match=found):
+        open_folder(tmp_path)
+
+
 def test_a_missing_file_and_a_name_twice_are_model_errors(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such file"):
         read_header(tmp_path / "none")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_judges import write_tiny_clip, write_tiny_mask2former
 
 from umcompress.errors import ModelError
@@ -162,3 +163,12 @@ def test_a_wrong_or_damaged_judge_is_named(judges: Path, tmp_path: Path) -> None
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"it knows 79 classes|does not load"):
         Mask2FormerDetector(other)
+
+
+def test_weights_of_a_judge_are_read_from_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tiny_clip(tmp_path / "clip")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    with pytest.raises(ModelError, match="it does not load"):
+        Clip(folder)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umcompress.errors import ModelError, did_you_mean
+from umcompress.files import parse_json, read_json, regular, within
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_HEADER = 100_000_000
 _POINTER = b"version https://git-lfs"
+# Bits of an element, of every type that the format knows.
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     """The tensors of one file. ModelError when it is missing, cut short, or no safetensors file."""
     asked = f"read the tensors of {file}"
     try:
-        size = file.stat().st_size
+        size = regular(file).stat().st_size
         with file.open("rb") as stream:
             start = stream.read(8)
             if start == _POINTER[:8]:
@@ -43,7 +50,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             length = struct.unpack("<Q", start)[0]
             if not 0 < length <= min(_MAX_HEADER, size - 8):
                 raise ModelError(asked, "its first bytes are not a safetensors header", "get the file again")
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
     except FileNotFoundError as error:
         do = "get it again: the index of the weight files names it" if "-of-" in file.name else "check the path"
         raise ModelError(asked, error.strerror or str(error), do) from None
@@ -54,19 +61,43 @@ def read_header(file: Path) -> dict[str, Entry]:
     try:
         header.pop("__metadata__", None)
         entries = {name: _entry(name, file, info, 8 + length) for name, info in header.items()}
-        end = max((info["data_offsets"][1] for info in header.values()), default=0)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError):
         raise ModelError(asked, "its header describes no tensors", "get the file again") from None
-    if 8 + length + end != size:
-        found = f"{size} bytes, its header says {8 + length + end}"
+    end = _filled(entries.values(), asked, 8 + length)
+    if end != size:
+        found = f"{size} bytes, its header says {end}"
         raise ModelError(asked, found, "the file was cut short or damaged: get it again")
     return entries
 
 
 def _entry(name: str, file: Path, info: Mapping[str, Any], data: int) -> Entry:
-    start, end = info["data_offsets"]
-    shape = tuple(int(n) for n in info["shape"])
-    return Entry(name, file, str(info["dtype"]), shape, end - start, data + start)
+    """ValueError where what is said of a tensor is of another form."""
+    (start, end), shape, dtype = info["data_offsets"], info["shape"], info["dtype"]
+    if not isinstance(shape, list) or not isinstance(dtype, str):
+        raise ValueError(name)
+    if any(type(number) is not int or number < 0 for number in (start, end, *shape)):
+        raise ValueError(name)
+    return Entry(name, file, dtype, tuple(shape), end - start, data + start)
+
+
+def _filled(entries: Iterable[Entry], asked: str, start: int) -> int:
+    """Where the last tensor ends. They lie one after the other from `start` on, each as large as its shape says.
+
+    Were this not so, bytes of the header or of another tensor would be taken for weights.
+    """
+    place = start
+    for entry in sorted(entries, key=lambda entry: (entry.offset, entry.bytes)):
+        if entry.dtype not in _BITS:
+            found = f"elements of type {entry.dtype!r} in {entry.name}"
+            raise ModelError(asked, found, f"safetensors has {', '.join(_BITS)}")
+        if entry.offset != place:
+            what = "overlaps with another tensor" if entry.offset < place else "lies after a gap"
+            raise ModelError(asked, f"{entry.name} {what}, by its header", "the file is damaged: get it again")
+        if entry.bytes * 8 != prod(entry.shape) * _BITS[entry.dtype]:
+            found = f"{entry.name} has {entry.bytes} bytes, {list(entry.shape)} of {entry.dtype} are others"
+            raise ModelError(asked, found, "the file is damaged: get it again")
+        place += entry.bytes
+    return place
 
 
 class Checkpoint:
@@ -124,11 +155,19 @@ def shards_of(folder: Path, file: str = "model.safetensors") -> tuple[Path, ...]
     single, index = folder / file, folder / f"{file}.index.json"
     if single.is_file() or not index.is_file():
         return (single,)
+    return tuple(sorted(set(_weight_map(index).values())))
+
+
+def _weight_map(index: Path) -> dict[str, Path]:
+    """Tensor -> file, as an index of weight files says.  ModelError."""
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        return tuple(folder / str(name) for name in sorted(names))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"read {index}", "it is no index of weight files", "get the file again") from None
+        listed = read_json(index)["weight_map"]
+        if not isinstance(listed, dict) or not listed:
+            raise ValueError("no weight_map with tensors in it")
+        return {name: within(index.parent, file) for name, file in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = "it has no weight_map" if isinstance(error, KeyError | TypeError) else str(error)
+        raise ModelError(f"read {index}", f"it is no index of weight files: {why}", "get the file again") from None
 
 
 def open_folder(folder: Path, file: str = "model.safetensors") -> Checkpoint:
@@ -136,8 +175,8 @@ def open_folder(folder: Path, file: str = "model.safetensors") -> Checkpoint:
     checkpoint = open_files(shards_of(folder, file))
     index = folder / f"{file}.index.json"
     if not (folder / file).is_file() and index.is_file():
-        listed = json.loads(index.read_text())["weight_map"]
-        absent = [n for n, shard in listed.items() if checkpoint.entries.get(n, _NOWHERE).file.name != shard]
+        listed = _weight_map(index)
+        absent = [n for n, shard in listed.items() if checkpoint.entries.get(n, _NOWHERE).file != shard]
         if absent:
             raise ModelError(
                 f"read the tensors of {folder}", f"not where the index says: {', '.join(absent[:5])}",

@@ -7,7 +7,6 @@ are drawn.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -20,7 +19,8 @@ from umcompress.documents.lines import lines_of, text_of
 from umcompress.documents.scores import Score
 from umcompress.errors import UsageError
 from umcompress.extend.evaluation_base import Evaluation, ScoredItem
-from umcompress.models.pictures import _unreadable, opened
+from umcompress.files import parse_json, read_bytes
+from umcompress.models.pictures import opened
 
 FORMS = "a prompt or a text a line, or JSON lines with `prompt`, with `image` and `question`, or with `text`"
 JSON = (".jsonl", ".json", ".ndjson")
@@ -113,19 +113,19 @@ class CalibrationFile(Evaluation):
             return ScoredItem(row.get("prompt", row.get("text", "")))
         picture = self.data.parent / row["image"]
         try:
-            return ScoredItem(row["question"], (picture.read_bytes(),))
+            return ScoredItem(row["question"], (read_bytes(picture),))
         except OSError as error:
-            raise _unreadable(picture, error) from error
+            raise UsageError(f"the calibration picture {picture}", f"not readable: {error}", "replace it") from error
 
 
 def _row(line: str, asked: str, is_json: bool) -> Row:
     if not is_json:
         return {"prompt": line.strip()}
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         do = f"write {FORMS}; the name of a file of plain lines ends otherwise than in {', '.join(JSON)}"
-        raise UsageError(asked, f"not JSON: {error.msg}", do) from error
+        raise UsageError(asked, f"not JSON: {error}", do) from error
     keys = ("prompt", "image", "question", "answer", "text")
     found = {key: row[key] for key in keys if key in row} if isinstance(row, dict) else {}
     whole = "prompt" in found or "text" in found or {"image", "question"} <= found.keys()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from umcompress.extend.evaluation_base import ScoredItem
-from umcompress.models.pictures import opened, read_image
+from umcompress.files import read_bytes
+from umcompress.models.pictures import open_picture, opened, read_image
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _plain(text: str) -> str:
 
 
 def _digest(picture: bytes | Path) -> str:
-    return hashlib.sha256(picture if isinstance(picture, bytes) else picture.read_bytes()).hexdigest()
+    return hashlib.sha256(picture if isinstance(picture, bytes) else read_bytes(picture)).hexdigest()
 
 
 def _alike(one: ScoredItem, other: ScoredItem) -> bool:
@@ -68,10 +68,7 @@ def _pixels(picture: bytes | Path) -> tuple[tuple[int, int], bytes]:
 
 
 def _decoded(content: bytes) -> Any:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as opened:
-        return read_image(opened)
+    return read_image(open_picture(content, "a picture of the evaluation"))
 
 
 def _warning(name: str, count: int, found: Overlap) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from umcompress.data.calibration_file import CalibrationFile, Row
 from umcompress.documents.base import Task
 from umcompress.errors import UsageError
+from umcompress.files import is_regular
 from umcompress.models.pictures import opened
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class TrainingFile(CalibrationFile):
     def check(self) -> None:
         """Rows, and whether their pictures are there."""
         pictures = {row["image"] for rows in self._by_task.values() for row in rows if "image" in row}
-        missing = sorted(name for name in pictures if not (self.data.parent / name).is_file())
+        missing = sorted(name for name in pictures if not is_regular(self.data.parent / name))
         if missing:
             raise UsageError(
                 f"train on {self.data}", f"{len(missing)} of its {len(pictures)} pictures are not there: "

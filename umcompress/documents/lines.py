@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from umcompress.files import read_bytes
+
 
 def lines_of(text: str) -> list[str]:
     """The lines of a text, without their ends."""
@@ -15,5 +17,8 @@ def lines_of(text: str) -> list[str]:
 
 
 def text_of(path: Path) -> str:
-    """What a file of UTF-8 holds, a byte order mark aside; no character is taken for another."""
-    return path.read_bytes().decode("utf-8-sig")
+    """What a file of UTF-8 holds, a byte order mark aside; no character is taken for another.
+
+    OSError, UnicodeDecodeError.
+    """
+    return read_bytes(path).decode("utf-8-sig")

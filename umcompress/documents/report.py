@@ -25,6 +25,7 @@ from umcompress.documents.scores import (
 from umcompress.documents.training_options import TrainingSummary
 from umcompress.documents.unfinished_run import unfinished
 from umcompress.errors import UsageError
+from umcompress.files import read_text
 
 FILE = "report.json"
 # Two timings of the same model differ by this much; less is not called faster.
@@ -229,7 +230,7 @@ def read_report(path: Path) -> Report:
         found = f"{path} is a folder without {FILE}" if path.is_dir() else "no such file or folder"
         raise UsageError(asked, found, "name the output folder of a finished run, or its report.json")
     try:
-        return Report.model_validate_json(file.read_text(encoding="utf-8"))
+        return Report.model_validate_json(read_text(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(asked, f"{file} cannot be read: {error}") from error
     except ValidationError as error:

@@ -5,6 +5,7 @@ a recipe.  They are found by entry point, or by `path/to/file.py:Class`.  Import
 
 Scores: `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` and `score_of_counts` compute 95 % intervals.
 Errors: raise `UsageError`, `ModelError` or `PlanError` with what was asked, what was found, what to do.
+`files` and `open_picture`: read what a user named; regular files only, and what is damaged or a bomb is refused.
 `processes`: share work and gather results where several processes were launched.
 Files: `text_of` reads one, `lines_of` gives its lines; `splitlines` would split JSON strings that hold U+2028.
 Items: what `calibration_items` and `training_items` return.
@@ -15,7 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from umcompress import processes
+from umcompress import files, processes
 from umcompress.calibrate.declare import (
     BlockSimilarity,
     BranchKind,
@@ -75,11 +76,13 @@ if TYPE_CHECKING:
     from umcompress.graph.expert_place import SplitPlace
     from umcompress.graph.model_graph import ModelGraph
     from umcompress.models.items import GenerationItem, ImageText, TextSample, TrainingItem, UnderstandingItem
+    from umcompress.models.pictures import open_picture
 
 # These bring torch or numpy, so they are imported when somebody asks for them.
 _IMPORTED_LATE = {
     "ModelGraph": "umcompress.graph.model_graph",
     "SplitPlace": "umcompress.graph.expert_place",
+    "open_picture": "umcompress.models.pictures",
     "GenerationItem": "umcompress.models.items",
     "ImageText": "umcompress.models.items",
     "TextSample": "umcompress.models.items",
@@ -161,12 +164,14 @@ __all__ = [
     "UsageError",
     "did_you_mean",
     "evaluations",
+    "files",
     "find_evaluation",
     "find_pass",
     "grouped_proportion",
     "lines_of",
     "mean_of_kinds",
     "mean_score",
+    "open_picture",
     "parse_layers",
     "passes",
     "processes",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 from umcompress.errors import UsageError
+from umcompress.files import regular
 
 # Of 16 bits: Pillow would cut brightness off at 255, which leaves white.
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -34,14 +39,32 @@ def read_image(opened: Any) -> Any:
 
 
 def opened(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    """A calibration picture, as the models take it.  UsageError."""
+    return read_image(open_picture(path, f"the calibration picture {path}"))
+
+
+def open_picture(picture: Path | bytes, asked: str, do: str = "replace it") -> Any:
+    """A picture, decoded as it is stored: of a regular file, or the bytes of one.  UsageError where it is none.
+
+    Pillow says of pictures that would take gigabytes to unpack, by their own headers, that they are bombs.
+    """
+    from PIL import Image
 
     try:
-        with Image.open(path) as opened:
-            return read_image(opened)
-    except (OSError, UnidentifiedImageError) as error:
-        raise _unreadable(path, error) from error
+        source = io.BytesIO(picture) if isinstance(picture, bytes) else regular(picture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source) as found:
+                found.load()
+                return found
+    except FileNotFoundError as error:
+        raise UsageError(asked, "no such file", "check the path") from error
+    except (*_BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UsageError(asked, f"not readable as a picture: {error}", do) from error
 
 
-def _unreadable(picture: Path, error: OSError) -> UsageError:
-    return UsageError(f"the calibration picture {picture}", f"not readable: {error}", "replace it")
+# What Pillow raises for damaged and for hostile files, besides what it says of bombs.
+_BROKEN = (
+    OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, ArithmeticError, struct.error, MemoryError,
+    EOFError, zlib.error,
+)

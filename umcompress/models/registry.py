@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 
 from umcompress.documents.unfinished_run import RUN, unfinished
 from umcompress.errors import ModelError, nearest
+from umcompress.files import read_json
 from umcompress.models.family import Family
 from umcompress.models.hub import hub_folder, is_hub_id
 from umcompress.plugins import entries
@@ -86,7 +86,7 @@ def _config_problem(file: Path) -> tuple[str, str] | None:
         return None
     again = "get the file again, as the model came with it"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except OSError as error:
         return f"{CONFIG} cannot be read: {error.strerror}", again
     except ValueError as error:

@@ -6,13 +6,13 @@ transformers writes `auto_map: {AutoModel: modeling_x.XModel}` and, where code i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from umcompress.errors import ModelError
+from umcompress.files import read_json, read_text
 
 MAP = "auto_map"
 _MODEL = ("config.json", "base_config.json")
@@ -30,7 +30,7 @@ def references(folder: Path) -> list[str]:
     found: set[str] = set()
     for name in _HOLDERS:
         try:
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = read_json(folder / name)
         except (OSError, ValueError):
             continue
         found.update(_maps(content, deep=name not in _MODEL))
@@ -66,7 +66,7 @@ def code_files(folder: Path) -> tuple[str, ...]:
             continue
         found.add(name)
         if (folder / name).is_file():
-            text = (folder / name).read_text(encoding="utf-8", errors="replace")
+            text = read_text(folder / name, errors="replace")
             wanted += [f"{module}.py" for rule in _IMPORTS for module in re.findall(rule, text, re.MULTILINE)]
     return tuple(sorted(found))
 

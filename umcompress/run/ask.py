@@ -35,18 +35,9 @@ def generate(
 
 def ask(model: str, picture: Path, question: str, trust_remote_code: bool = False) -> str:
     """Answer one question about one picture."""
-    from PIL import Image, UnidentifiedImageError
-
-    from umcompress.models.pictures import read_image
+    from umcompress.models.pictures import open_picture, read_image
     from umcompress.models.source import open_source
 
     source = open_source(model, trust_remote_code=trust_remote_code)
-    try:
-        with Image.open(picture) as opened:
-            image = read_image(opened)
-    except FileNotFoundError as error:
-        raise UsageError(f"the picture {picture}", "no such file", "check the path") from error
-    except (UnidentifiedImageError, OSError) as error:
-        found = f"not readable as a picture: {error}"
-        raise UsageError(f"the picture {picture}", found, "give a PNG or JPEG") from error
+    image = read_image(open_picture(picture, f"the picture {picture}", "give a PNG or JPEG"))
     return source.runner(source.load()).answer([image], [question])[0]

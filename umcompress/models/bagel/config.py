@@ -6,7 +6,6 @@ ids) stands in no official file; a folder that differs from the released model s
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from pydantic import (
 
 from umcompress.documents.base import explain
 from umcompress.errors import ModelError
+from umcompress.files import read_json
 from umcompress.models.bagel.expert_layout import expert_layers, stored_shapes
 
 EXTRA_FILES = ("extra.json", "tiny_extra.json")
@@ -210,14 +210,14 @@ class BagelConfig(_Config):
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError as error:
         raise ModelError(
             asked=f"a BAGEL folder at {path.parent}", found=f"no {path.name} in it",
             do="point at a folder in the official BAGEL layout (llm_config.json, vit_config.json, "
             "ema.safetensors, ae.safetensors, tokenizer)",
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ModelError(asked=f"JSON in {path}", found=str(error), do="fetch the file again") from error
     if not isinstance(value, dict):
         raise ModelError(f"a JSON object in {path}", f"a {type(value).__name__}", "fetch the file again")

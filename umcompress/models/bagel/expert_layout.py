@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from umcompress.checkpoint.index import open_folder, shards_of
 from umcompress.errors import ModelError
+from umcompress.files import read_json
 
 WEIGHTS = "ema.safetensors"
 # What the original of a compressed model had, as its own weights no longer tell.
@@ -46,7 +46,7 @@ def _noted(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
+        noted = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"JSON in {path}", str(error), "get the file again") from error
     if not isinstance(noted, list):

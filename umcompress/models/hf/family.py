@@ -5,7 +5,6 @@ transformers itself is loaded when a model is, not when a folder is looked at.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from umcompress.documents.base import Component
+from umcompress.files import read_json
 from umcompress.models.family import Family
 from umcompress.models.hf.anatomy.components import check_globs, component_of
 from umcompress.models.hf.names import CONFIG, MAIN_STACK, WEIGHTS
@@ -46,7 +46,7 @@ class TransformersFamily(Family):
 
     def matches(self, folder: Path) -> bool:
         try:
-            content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            content = read_json(folder / CONFIG)
         except (OSError, ValueError):
             return False
         return isinstance(content, dict) and isinstance(content.get("model_type"), str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers.models.auto import processing_auto
 from transformers.utils.import_utils import is_torchvision_available
 
 from umcompress.errors import ModelError
+from umcompress.files import read_json
 from umcompress.models.hf.load.own_code import errors_of
 from umcompress.models.hf.load.skeleton import WRONG
 from umcompress.models.hf.names import CONFIG
@@ -87,7 +87,7 @@ def _class_of(folder: Path) -> type[ProcessorMixin] | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -6,7 +6,6 @@ real; parameters go to the meta device as soon as they are registered, before an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.models.auto import modeling_auto
 
 from umcompress.errors import ModelError
+from umcompress.files import read_json
 from umcompress.models import remote_code as code
 from umcompress.models.hf.load import own_code as remote
 from umcompress.models.hf.names import CONFIG
@@ -29,7 +29,7 @@ BASE_CONFIG = "base_config.json"
 # What a configuration with nonsense in it makes transformers raise.
 WRONG = (
     StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError,
-    ZeroDivisionError, AssertionError, IndexError,
+    ArithmeticError, AssertionError, IndexError, MemoryError,
 )  # fmt: skip
 _TASKS = ("FOR_CAUSAL_LM_", "FOR_IMAGE_TEXT_TO_TEXT_", "FOR_SEQ_TO_SEQ_CAUSAL_LM_", "")
 
@@ -44,7 +44,7 @@ def read_config(folder: Path, trust: bool = False) -> PreTrainedConfig:
     """The configuration of a folder. Code that comes with a model is run only with consent (`trust`)."""
     file = config_file(folder)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise _refused(file, error) from error
     if (own := remote.own_config(content, file, trust)) is not None:
