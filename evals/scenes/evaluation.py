@@ -192,17 +192,32 @@ class Scenes(Evaluation):
         drawn = [prompts.sample_prompt(rng, kind) for kind in rng.permutation(_cycle(prompts.KINDS, count))]
         return [ImageText(world.render(prompts.scene_for_prompt(rng, prompt)), prompt.text) for prompt in drawn]
 
+    def held_out_items(self, task: Task, count: int, seed: int) -> list[TrainingItem]:
+        """Evaluation prompts with a scene that satisfies each, or evaluation scenes with a question each."""
+        import numpy as np
+
+        from umcompress.extend import ImageText, UnderstandingItem
+
+        rng = np.random.default_rng((seed, 16))
+        if task == "understanding":
+            return [
+                UnderstandingItem(world.render(scene), question.text, question.answer)
+                for scene, question in _questioned(rng, count, "evaluation")
+            ]
+        drawn = [prompts.sample_prompt(rng, kind, "evaluation") for kind in _cycle(prompts.KINDS, count)]
+        return [ImageText(world.render(prompts.scene_for_prompt(rng, prompt)), prompt.text) for prompt in drawn]
+
 
 SHOWN = 12
 
 
 def _questioned(
-    rng: np.random.Generator, count: int
+    rng: np.random.Generator, count: int, split: world.Split = "training"
 ) -> Iterator[tuple[world.Scene, questions.Question]]:
-    """Training scenes, each with a question; the kinds take turns, from one drawn at random on."""
+    """Scenes, each with a question; the kinds take turns, from one drawn at random on."""
     found, first = 0, int(rng.integers(len(questions.KINDS)))
     while found < count:
-        scene = world.sample_scene(rng)
+        scene = world.sample_scene(rng, split)
         kind = questions.KINDS[(first + found) % len(questions.KINDS)]
         for question in questions.sample_questions(rng, scene, 1, [kind]):
             found += 1

@@ -54,6 +54,10 @@ class TrainingFile(CalibrationFile):
         chosen = draw.sample(rows, count) if count <= len(rows) else draw.choices(rows, k=count)
         return [self._item(row, task) for row in chosen]
 
+    def held_out_items(self, task: Task, count: int, seed: int) -> list[TrainingItem]:
+        """Of a file that is not trained on: `count` of its rows, or all of them where there are fewer."""
+        return self.training_items(task, min(count, len(self._found(task))), seed)
+
     def offers(self, task: Task) -> bool:
         """Whether any row is for it."""
         return bool(self._by_task[task])

@@ -8,9 +8,11 @@ from umcompress.documents.base import Document
 
 
 class Gate(Document):
-    """The run ends, with the step undone, when a score falls further below the baseline than this."""
+    """The run ends, with the step undone, when a score is worse than the baseline's by more than this."""
 
     understanding_drop: float | None = Field(
-        default=None, ge=0, le=1, description="Largest drop of the score."
+        default=None, ge=0, le=1, description="Largest drop of the score; of a loss, largest rise."
     )
-    generation_drop: float | None = Field(default=None, ge=0, le=1, description="Largest drop of the score.")
+    generation_drop: float | None = Field(
+        default=None, ge=0, le=1, description="Largest drop of the score; of a loss, largest rise."
+    )

@@ -21,6 +21,7 @@ from umcompress.documents.scores import (
     Change,
     Score,
     change,
+    worsening,
 )
 from umcompress.documents.training_options import TrainingSummary
 from umcompress.documents.unfinished_run import unfinished
@@ -53,7 +54,7 @@ class Speed(Document):
 
 
 class GateResult(Document):
-    """One limit of a step's `stop_if`: `drop` is baseline minus now."""
+    """One limit of a step's `stop_if`: `drop` is baseline minus now; of a loss, now minus baseline."""
 
     task: Task
     limit: float
@@ -206,7 +207,7 @@ def check_gate(gate: Gate, scores: Mapping[Task, Score], baseline: Mapping[Task,
                 found=f"no evaluation of the recipe scores {task}",
                 do=f"add an evaluation that does, or leave {task}_drop out",
             )
-        drop = baseline[task].value - scores[task].value
+        drop = worsening(scores[task], baseline[task])
         # 0.95 - 0.90 is above 0.05 in floating point; a drop of exactly the limit is allowed.
         results.append(GateResult(task=task, limit=limit, drop=drop, passed=drop <= limit + 1e-9))
     return results

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
@@ -37,6 +37,9 @@ class Score(KindScore):
     """A task's score: over all items, or the mean over kinds; `by_kind` has the parts.
 
     numbers: what a benchmark publishes, under its own names and on its own scale.
+    lower_is_better: whether it is a loss.
+    items: the value of each item, in order, where they are kept; `items_of` says which items: scores of the same ones
+    are compared item by item.
     partial: `120 of 2374` where not everything was scored; such a score is not the benchmark's.
     variant: what was done in another way than the benchmark's authors do it.
     seconds: how long it took, with what runs that were killed had done of it.
@@ -44,18 +47,27 @@ class Score(KindScore):
 
     by_kind: dict[str, KindScore] = {}
     numbers: dict[str, KindScore] = {}
+    lower_is_better: bool = False
+    items: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
+    items_of: str | None = None
     partial: str | None = None
     variant: str | None = None
     seconds: NonNegativeFloat | None = None
 
 
 class Change(Document):
-    """The difference of two scores of the same task (new minus old) with its 95 % interval."""
+    """The difference of two scores of the same task (new minus old) with its 95 % interval.
+
+    paired: the interval is that of the differences of single items.  relative: the difference as a share of the old
+    value, of losses.
+    """
 
     value: float
     low: float
     high: float
     beyond_noise: bool
+    paired: bool = False
+    relative: float | None = None
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
@@ -158,13 +170,30 @@ def _mean_with_interval(parts: Sequence[KindScore]) -> tuple[float, float, float
 def change(new: KindScore, old: KindScore) -> Change:
     """new - old. Beyond noise when the 95 % interval of the difference leaves zero out.
 
-    The two are taken as independent. Scored on the same items they are usually correlated, which makes the
-    true interval narrower: this errs towards calling a small real change noise.
+    Where both keep the values of the same items, the interval is Student's of the items' differences. Else the two
+    are taken as independent. Scored on the same items they are usually correlated, which makes the true interval
+    narrower: that errs towards calling a small real change noise.
     """
     value = new.value - old.value
+    if isinstance(new, Score) and isinstance(old, Score) and _same_items(new, old):
+        found = mean_score([one - other for one, other in zip(new.items, old.items, strict=True)])
+        relative = value / old.value if new.lower_is_better and old.value > 0 else None
+        return Change(
+            value=value, low=found.low, high=found.high, beyond_noise=found.low > 0 or found.high < 0, paired=True,
+            relative=relative,
+        )
     low = value - sqrt((new.value - new.low) ** 2 + (old.high - old.value) ** 2)
     high = value + sqrt((new.high - new.value) ** 2 + (old.value - old.low) ** 2)
     return Change(value=value, low=low, high=high, beyond_noise=low > 0 or high < 0)
+
+
+def _same_items(new: Score, old: Score) -> bool:
+    return len(new.items) > 1 and new.items_of == old.items_of and len(new.items) == len(old.items)
+
+
+def worsening(new: Score, old: Score) -> float:
+    """By how much `new` is worse than `old`, whichever direction is the better one."""
+    return new.value - old.value if new.lower_is_better else old.value - new.value
 
 
 def is_beyond_noise(new: KindScore, old: KindScore) -> bool:

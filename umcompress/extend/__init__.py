@@ -6,6 +6,7 @@ a recipe.  They are found by entry point, or by `path/to/file.py:Class`.  Import
 Scores: `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` and `score_of_counts` compute 95 % intervals.
 Errors: raise `UsageError`, `ModelError` or `PlanError` with what was asked, what was found, what to do.
 `files` and `open_picture`: read what a user named; regular files only, and what is damaged or a bomb is refused.
+`trainer_of`: what computes the losses of a runner's model; `TrainingFile`: items from a user's file.
 `processes`: share work and gather results where several processes were launched.
 Files: `text_of` reads one, `lines_of` gives its lines; `splitlines` would split JSON strings that hold U+2028.
 Items: what `calibration_items` and `training_items` return.
@@ -73,8 +74,10 @@ from umcompress.graph.sites import AttentionSite, BlockSite, BranchSite, ExpertS
 from umcompress.recipe.recipe import Calibration, Component, Document, Ratio, Task
 
 if TYPE_CHECKING:
+    from umcompress.data.training_file import TrainingFile
     from umcompress.graph.expert_place import SplitPlace
     from umcompress.graph.model_graph import ModelGraph
+    from umcompress.models.item_losses import trainer_of
     from umcompress.models.items import GenerationItem, ImageText, TextSample, TrainingItem, UnderstandingItem
     from umcompress.models.pictures import open_picture
 
@@ -86,8 +89,11 @@ _IMPORTED_LATE = {
     "GenerationItem": "umcompress.models.items",
     "ImageText": "umcompress.models.items",
     "TextSample": "umcompress.models.items",
+    # A source of items like any evaluation, though it lies above.
+    "TrainingFile": "umcompress.data.training_file",
     "TrainingItem": "umcompress.models.items",
     "UnderstandingItem": "umcompress.models.items",
+    "trainer_of": "umcompress.models.item_losses",
 }
 
 
@@ -156,6 +162,7 @@ __all__ = [
     "Task",
     "TensorFile",
     "TextSample",
+    "TrainingFile",
     "TrainingItem",
     "TrainingOptions",
     "TrainingPass",
@@ -178,4 +185,5 @@ __all__ = [
     "proportion",
     "score_of_counts",
     "text_of",
+    "trainer_of",
 ]

@@ -73,3 +73,11 @@ class Evaluation(Document, ABC):
             found=f"the evaluation {self.name} provides none",
             do="name an evaluation that provides some with the step's `source`, or a file with its `data`",
         )
+
+    def held_out_items(self, task: Task, count: int, seed: int) -> list[TrainingItem]:
+        """At most `count` items like those of `training_items`, of which that one never gives any: for a loss."""
+        raise PlanError(
+            asked=f"held-out items for {task} from {self.name}",
+            found=f"the evaluation {self.name} provides none",
+            do="name an evaluation that provides some with `source`, or a file with `data`",
+        )

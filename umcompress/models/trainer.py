@@ -59,3 +59,12 @@ class Trainer(Protocol):
 
     def forward(self, batch: TrainingBatch) -> TrainingForward:
         """One forward with gradients, in the model's own modes; block outputs are taken by hooks."""
+
+    def losses(
+        self, items: Sequence[TrainingItem], draws: Sequence[np.random.Generator], times: Sequence[float]
+    ) -> Tensor:
+        """(items, columns) float64: the mean loss of each of items of one task, nothing left out, without gradients.
+
+        Of pictures that are denoised a column for each of `times`: 0 to 1 from picture to noise, before they are
+        shifted as the sampler's are; `draws[i]` gives the noise of item i, the same at all times.  Else one column.
+        """

@@ -229,8 +229,9 @@ def _pareto(runs: Sequence[ComparedRun]) -> tuple[tuple[str, ...], dict[str, boo
 
 
 def _point(step: StepReport) -> Point:
-    """What one would like to be large; sizes count negatively. Speeds finer than a hundredth are noise."""
-    point: Point = {task: step.scores[task].value for task in TASKS if task in step.scores}
+    """What one would like to be large; sizes and losses count negatively. Speeds finer than a hundredth are noise."""
+    scores = {task: step.scores[task] for task in TASKS if task in step.scores}
+    point: Point = {task: -one.value if one.lower_is_better else one.value for task, one in scores.items()}
     point["parameters"] = -float(step.parameters.total)
     for task in TASKS:
         if task in step.parameters.active:

@@ -9,7 +9,7 @@ from typing import Any
 from umcompress.documents.base import TASKS
 from umcompress.report.benchmarks_view import value_text
 from umcompress.report.compare import ComparedNumber, ComparedRun, Comparison
-from umcompress.report.report_view import change_text, score_text, speed_text, step_name
+from umcompress.report.report_view import change_text, loss_notes, score_text, speed_text, step_name
 from umcompress.report.table import Table, View, amount, numbers, words
 
 # Beside each other in a table of 80 columns.
@@ -36,6 +36,7 @@ def _legend(run: ComparedRun) -> str:
 def _results(comparison: Comparison) -> tuple[Table, Table]:
     """Scores, and size with speed: together they are wider than 80 columns."""
     rows, sizes, notes = [], [], ["± half of the 95 % interval; change from A, * beyond noise (95 %)"]
+    notes += loss_notes([run.steps[run.result] for run in comparison.runs])
     slow = []
     marks = {True: "best", False: "beaten", None: ""}
     for run in comparison.runs:

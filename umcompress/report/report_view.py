@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from umcompress.documents.base import TASKS, Task
 from umcompress.documents.report import Report, StepReport
@@ -39,12 +40,24 @@ def score_text(score: KindScore | None) -> str:
     if score is None:
         return "-"
     mark = "~" if isinstance(score, Score) and score.partial else ""
-    return f"{mark}{score.value:.3f} ±{(score.high - score.low) / 2:.3f}"
+    digits = ".3g" if isinstance(score, Score) and score.lower_is_better else ".3f"
+    return f"{mark}{score.value:{digits}} ±{(score.high - score.low) / 2:{'.2g' if digits == '.3g' else digits}}"
 
 
 def change_text(change: Change | None) -> str:
-    """`-0.012`; a star says that the change is beyond noise, a blank in its place keeps columns straight."""
-    return "" if change is None else f"{change.value:+.3f}{'*' if change.beyond_noise else ' '}"
+    """`-0.012`, paired `+0.0123 ±0.0021`; a star: beyond noise, a blank in its place keeps columns straight."""
+    if change is None:
+        return ""
+    text = f"{change.value:+.3g} ±{(change.high - change.low) / 2:.2g}" if change.paired else f"{change.value:+.3f}"
+    return f"{text}{'*' if change.beyond_noise else ' '}"
+
+
+def loss_notes(steps: Sequence[StepReport]) -> list[str]:
+    """What has to be said where a score is a loss: which way is better, what the interval of a change is."""
+    scores = [(task, step.scores[task]) for step in steps for task in TASKS if task in step.scores]
+    tasks = dict.fromkeys(task for task, score in scores if score.lower_is_better)
+    paired = any(change.paired for step in steps for change in step.changes.values())
+    return [f"lower is better: {', '.join(tasks)}"] * bool(tasks) + ["± of a change: paired over the items"] * paired
 
 
 def step_name(step: StepReport) -> str:
@@ -62,6 +75,7 @@ def scores_table(steps: tuple[StepReport, ...]) -> Table:
         rows.append(("chance", chance[0], "", chance[1], ""))
     columns = (words("step"), *numbers("understanding", "change", "generation", "change"))
     notes = ["± half of the 95 % interval; change from the baseline, * beyond noise (95 %)"]
+    notes += loss_notes(steps)
     notes += dict.fromkeys(note for step in steps for note in partial_notes(step))
     notes += [f"{step.name} starts from {step.after}" for step in steps if step.after]
     return Table("Scores", columns, tuple(rows), tuple(notes))

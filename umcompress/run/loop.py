@@ -49,4 +49,4 @@ def describe(plan: Plan) -> str:
 
 def _reason(report: StepReport) -> str:
     failed = [gate for gate in report.gates if not gate.passed]
-    return "; ".join(f"{gate.task} fell by {gate.drop:.3f}, allowed {gate.limit:g}" for gate in failed)
+    return "; ".join(f"{gate.task} got worse by {gate.drop:.3f}, allowed {gate.limit:g}" for gate in failed)

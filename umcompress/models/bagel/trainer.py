@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,28 @@ class BagelTrainer:
             losses["cross_entropy"], outputs["logits"] = out.ce, out.logits
         return TrainingForward(losses, outputs)
 
+    @torch.no_grad()
+    def losses(
+        self, items: Sequence[TrainingItem], draws: Sequence[np.random.Generator], times: Sequence[float]
+    ) -> Tensor:
+        """Flow-matching error of pictures, a column a time; cross-entropy of answers with their end."""
+        painted = [item for item in items if isinstance(item, ImageText)]
+        if not painted:
+            asked = [item for item in items if isinstance(item, UnderstandingItem)]
+            out = training_forward(self.model, [self._understanding(item) for item in asked])
+            return _means(out.ce, [len(self.words.ids(item.answer)) + 1 for item in asked])
+        latents = self._latents([item.image for item in painted])
+        noises = [_noise(self.model.latent_tokens(one), draw) for one, draw in zip(latents, draws, strict=True)]
+        texts = [TextItem(self.words.ids(item.prompt)) for item in painted]
+        shift, columns = self.model.config.sampling.timestep_shift, []
+        for time in times:
+            # Training takes a time as what a sigmoid makes it of.
+            raw = math.log(time / (1 - time))
+            ready = [LatentItem(*each) for each in zip(latents, repeat(True), repeat(raw), noises, strict=False)]
+            out = training_forward(self.model, list(zip(texts, ready, strict=True)), shift)
+            columns.append(_means(out.mse.mean(-1), [len(noise) for noise in noises]))
+        return torch.cat(columns, dim=1)
+
     def _understanding(self, item: UnderstandingItem) -> Sample:
         picture = VisionItem(vision_input(item.image, self.model.config))
         return [picture, TextItem(self.words.ids(item.question)), TextItem(self.words.ids(item.answer), loss=True)]
@@ -77,8 +101,7 @@ class BagelTrainer:
     def _generation(self, item: ImageText, latent: Tensor, draw: np.random.Generator) -> Sample:
         # The order of the draws is part of what a seed means.
         dropped, raw = draw.random() < TEXT_DROPOUT, float(draw.standard_normal())
-        tokens = self.model.latent_tokens(latent)
-        noise = torch.from_numpy(draw.standard_normal(tuple(tokens.shape), dtype=np.float32))
+        noise = _noise(self.model.latent_tokens(latent), draw)
         text: list[Item] = [] if dropped else [TextItem(self.words.ids(item.prompt))]
         return [*text, LatentItem(latent, True, raw, noise)]
 
@@ -95,6 +118,15 @@ class BagelTrainer:
             for index, latent in zip(same, vae.encode(stacked).float(), strict=True):
                 latents[index] = latent
         return latents
+
+
+def _noise(tokens: Tensor, draw: np.random.Generator) -> Tensor:
+    return torch.from_numpy(draw.standard_normal(tuple(tokens.shape), dtype=np.float32))
+
+
+def _means(losses: Tensor, counts: Sequence[int]) -> Tensor:
+    """(rows,) -> (items, 1) float64: the mean over the rows of each item."""
+    return torch.stack([part.double().mean() for part in torch.split(losses, list(counts))])[:, None]
 
 
 def _of_no_use(item: TrainingItem) -> ModelError:

@@ -63,6 +63,20 @@ class TextTrainer:
         losses, logits = self._predicted(batch.data)
         return TrainingForward({"cross_entropy": losses}, {"logits": logits})
 
+    @torch.no_grad()
+    def losses(
+        self, items: Sequence[TrainingItem], draws: Sequence[np.random.Generator], times: Sequence[float]
+    ) -> Tensor:
+        """(items, 1): nothing is drawn, there are no times."""
+        rows = [self._row(item) for item in items]
+        found = torch.zeros(len(rows), 1, dtype=torch.float64)
+        for part in alike({index: seen for index, (seen, _) in enumerate(rows)}, padded=True, alone=self.alone):
+            portion = Portion.of([rows[index] for index in part])
+            counts = portion.wanted.sum(1).tolist()
+            for index, losses in zip(part, torch.split(self._predicted([portion])[0], counts), strict=True):
+                found[index] = losses.double().mean()
+        return found
+
     def check(self, items: Sequence[TrainingItem]) -> None:
         for item in items:
             self._row(item)

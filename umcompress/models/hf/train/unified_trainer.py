@@ -101,6 +101,21 @@ class UnifiedTrainer(SeeingTrainer):
             losses["codes"] = surprise(outputs["code_logits"], canvas.codes.flatten().to(self.runner.device))
         return TrainingForward(losses, outputs)
 
+    @torch.no_grad()
+    def losses(
+        self, items: Sequence[TrainingItem], draws: Sequence[np.random.Generator], times: Sequence[float]
+    ) -> Tensor:
+        """Cross-entropy of the codes of pictures after their prompts; of answers as of any text."""
+        painted = [item for item in items if isinstance(item, ImageText)]
+        if not painted:
+            return super().losses(items, draws, times)
+        prompts = [self.pictures.prompted(item.prompt)[0] for item in painted]
+        codes = self.pictures.codes_of([item.image for item in painted])
+        mask = pad_sequence([torch.ones(len(ids) + self.length) for ids in prompts], batch_first=True)
+        logits = self._painted(Canvas(prompts, codes, mask))
+        losses = surprise(logits, codes.flatten().to(logits.device))
+        return losses.view(len(painted), -1).double().mean(1, keepdim=True).cpu()
+
     def _painted(self, canvas: Canvas) -> Tensor:
         """(B * h * w, codes) logits: of each code from its prompt and the codes before."""
         pictures, device = self.pictures, self.runner.device
