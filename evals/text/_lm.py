@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,17 +211,20 @@ def language_model(runner: Any, batch: int | None = None, pictures: bool = False
     from lm_eval.models.huggingface import HFLM
 
     known = words.known
+    at_rest = getattr(runner, "at_rest", nullcontext)
 
     class Known(HFLM):  # type: ignore[misc]
-        """Refuses tokens that the model has no embedding for, before torch fails on them."""
+        """Refuses tokens that the model has no embedding for, before torch fails on them; reads each text at rest."""
 
         def _model_call(self, inps: Tensor, *more: Any, **settings: Any) -> Any:
             known([int(inps.max())])
-            return super()._model_call(inps, *more, **settings)
+            with at_rest():
+                return super()._model_call(inps, *more, **settings)
 
         def _model_generate(self, context: Tensor, *more: Any, **settings: Any) -> Any:
             known([int(context.max())])
-            return super()._model_generate(context, *more, **settings)
+            with at_rest():
+                return super()._model_generate(context, *more, **settings)
 
     # The peer adds a padding token where there is none, and ties weights, of a model that is not its own.
     with _never_tied(runner.model):

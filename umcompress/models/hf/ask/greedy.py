@@ -13,12 +13,15 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from umcompress.models.hf.ask.rest import settle
+
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 @contextmanager
 def greedily(model: Any, max_new_tokens: int, **more: Any) -> Iterator[GenerationConfig]:
     """The settings for `generate` while the model's own are set aside. more: what a kind of model asks for."""
+    settle(model)
     before = model.generation_config
     tokens = {name: getattr(before, name, None) for name in _TOKENS}
     model.generation_config = GenerationConfig(**tokens)  # type: ignore[no-untyped-call]
@@ -28,3 +31,4 @@ def greedily(model: Any, max_new_tokens: int, **more: Any) -> Iterator[Generatio
         )
     finally:
         model.generation_config = before
+        settle(model)

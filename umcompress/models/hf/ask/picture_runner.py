@@ -12,6 +12,7 @@ from torch import Tensor
 from umcompress.errors import ModelError
 from umcompress.models.hf.ask.greedy import greedily
 from umcompress.models.hf.ask.questions import Seen, Sight, logits_from, several, shared, together
+from umcompress.models.hf.ask.rest import at_rest, reads_by_length
 from umcompress.models.hf.ask.text_runner import TransformersRunner
 from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
 from umcompress.models.runner import Likelihood, likelihood
@@ -78,7 +79,7 @@ class AskedRunner(TransformersRunner):
 
     def _read(self, seen: Sequence[Seen], first: int = 0) -> Tensor:
         """(B, T - first, V) logits; the shorter rows are padded on the right, which no token before looks at."""
-        with self.places_fit():
+        with self.places_fit(), at_rest(self.model):
             return logits_from(self.model, self.on_device(together(seen, left=False)), first)
 
     @contextmanager
@@ -94,7 +95,7 @@ class AskedRunner(TransformersRunner):
             ) from error
 
     def _shared(self, asked: Mapping[int, Seen], more: int, padded: bool = True) -> Iterator[list[int]]:
-        return shared(asked, more, padded, alone=not self.proved)
+        return shared(asked, more, padded, alone=not self.proved or reads_by_length(self.model))
 
     def on_device(self, call: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self._placed(value) if isinstance(value, Tensor) else value for name, value in call.items()}
@@ -116,7 +117,7 @@ class AskedRunner(TransformersRunner):
         for part in self._shared(asked, 0, padded=False):
             call = self.on_device(together([asked[index] for index in part], left=False))
             # No logits: no statistic reads them.
-            with self.places_fit():
+            with self.places_fit(), at_rest(self.model):
                 self.model.base_model(**call, use_cache=False)
 
 

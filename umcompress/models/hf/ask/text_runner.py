@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from umcompress.documents.base import Task
 from umcompress.errors import CheckError, UncountedError, UsageError
 from umcompress.models.hf.ask.greedy import greedily
+from umcompress.models.hf.ask.rest import at_rest, reads_by_length, settle
 from umcompress.models.hf.ask.tokenizer import Words, embeddings
 from umcompress.models.hf.ask.towers import features, towers
 from umcompress.models.hf.inputs import (
@@ -74,6 +75,10 @@ class TransformersRunner:
         with_values = (p.device for p in self.model.parameters() if not p.is_meta)
         return next(with_values, torch.device("meta"))
 
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Inside and afterwards, the model is as if nothing had run."""
+        return at_rest(self.model)
+
     # -- text ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -83,7 +88,7 @@ class TransformersRunner:
         _no_pictures(self.model, images)
         answers: list[str] = []
         rows = [self.question_ids(question) for question in questions]
-        for part in _by_tokens(rows, max_new_tokens):
+        for part in _by_tokens(rows, max_new_tokens, reads_by_length(self.model)):
             ids, mask = self.words.left_padded(part)
             with greedily(self.model, max_new_tokens) as settings:
                 out = self.model.generate(
@@ -107,7 +112,8 @@ class TransformersRunner:
     def logits(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) in the model's dtype."""
         self._must_speak("score text")
-        return self._numbers(self.model(input_ids=ids.to(self.device)).logits)
+        with at_rest(self.model):
+            return self._numbers(self.model(input_ids=ids.to(self.device)).logits)
 
     @torch.no_grad()
     def score(
@@ -122,12 +128,13 @@ class TransformersRunner:
             for text in texts
         ]
         found: list[Likelihood] = []
-        for part in _by_tokens([before + after for before, after in pairs], 0):
+        for part in _by_tokens([before + after for before, after in pairs], 0, reads_by_length(self.model)):
             ids = torch.zeros(len(part), max(map(len, part)), dtype=torch.long)
             mask = torch.zeros_like(ids)
             for place, row in enumerate(part):
                 ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
-            logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+            with at_rest(self.model):
+                logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
             self._numbers(logits[mask.bool()])
             for place, row in enumerate(part):
                 start = len(pairs[len(found)][0])
@@ -175,7 +182,7 @@ class TransformersRunner:
     def _encode(self, ids: Tensor) -> None:
         """All blocks; no logits, which no statistic reads and which would be the largest tensor of the run."""
         body = self.model.base_model if speaks(self.model) else self.model
-        with which_suffice(self.model):
+        with which_suffice(self.model), at_rest(self.model):
             body(**text_call(self.model, ids.to(self.device)), use_cache=False)
 
     def pass_tokens(self, task: Task) -> int:
@@ -204,7 +211,7 @@ class TransformersRunner:
         pixels = picture(self.model, 0.0)
         tokens = self._fitting(PASS_TOKENS) if reads_text(self.model) else 1
         call = fixed_call(self.model, torch.zeros(1, tokens, dtype=torch.long), pixels)
-        with which_suffice(self.model):
+        with which_suffice(self.model), at_rest(self.model):
             self.model(**{name: value.to(self.device) for name, value in call.items()})
         return tokens
 
@@ -219,7 +226,7 @@ class TransformersRunner:
             ids = plain_ids(self.model, 2, 12).to(self.device)
             mask = torch.ones_like(ids)
             mask[1, :3] = 0
-            with which_suffice(self.model):
+            with which_suffice(self.model), at_rest(self.model):
                 found |= _tensors(self.model(attention_mask=mask, **fixed_call(self.model, ids, pixels)), "text")
         parts = (self.model, self.model.base_model)
         seeing = next((part for part in parts if hasattr(part, "get_image_features")), None)
@@ -244,7 +251,7 @@ class TransformersRunner:
             seconds = time.perf_counter() - started
             return Work(seconds, {"tokens_per_second": tokens / seconds})
         ids = plain_ids(self.model, 1, self._fitting(PROMPT_TOKENS)).to(self.device)
-        _forget(self.model)
+        settle(self.model)
         out = self.model(input_ids=ids, use_cache=True)
         self._wait()
         first = time.perf_counter()
@@ -255,6 +262,7 @@ class TransformersRunner:
             out = self.model(input_ids=token if state else ids, **state, use_cache=True)
         self._wait()
         ended = time.perf_counter()
+        settle(self.model)
         measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
         return Work(ended - started, measures)
 
@@ -292,14 +300,6 @@ def _state(out: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _forget(model: PreTrainedModel) -> None:
-    """Let go of how far pictures moved the positions of an earlier batch: Qwen's models add it to what is decoded."""
-    parts: Iterable[Any] = model.modules()
-    for part in parts:
-        if hasattr(part, "rope_deltas"):
-            part.rope_deltas = None
-
-
 def _no_pictures(model: PreTrainedModel, images: Sequence[Any]) -> None:
     if not all(image is None or (isinstance(image, list | tuple) and not image) for image in images):
         raise UsageError(
@@ -315,12 +315,12 @@ def _is_text(item: object) -> bool:
     return isinstance(item, TextSample)
 
 
-def _by_tokens(rows: list[list[int]], more: int) -> Iterator[list[list[int]]]:
-    """Rows in their order, in batches of about so many tokens."""
+def _by_tokens(rows: list[list[int]], more: int, alone: bool) -> Iterator[list[list[int]]]:
+    """Rows in their order, in batches of about so many tokens; or each alone."""
     batch: list[list[int]] = []
     for row in rows:
         longest = max(map(len, [*batch, row])) + more
-        if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
+        if batch and (alone or longest * (len(batch) + 1) > BATCH_TOKENS):
             yield batch
             batch = []
         batch.append(row)
