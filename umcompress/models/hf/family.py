@@ -125,8 +125,8 @@ class TransformersFamily(Family):
 
         of_transformers = _of_transformers(model)
         if moe_export.is_split(of_transformers):
-            return moe_export.plain_folder(of_transformers, self, values)
-        return plain.plain_folder(of_transformers, self, values)
+            return moe_export.plain_folder(of_transformers, self, folder, values)
+        return plain.plain_folder(of_transformers, self, folder, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         from umcompress.models.hf.anatomy import stacks

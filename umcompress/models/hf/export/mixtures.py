@@ -14,6 +14,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from umcompress.checkpoint.parts import joined
 from umcompress.checkpoint.writer import Source, held
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.models.hf.export import ordinary as plain
+from umcompress.models.hf.export.old_fields import with_old_fields
 from umcompress.models.hf.load.skeleton import BASE_CONFIG, WRONG, parameters_on_meta
 from umcompress.models.hf.names import CONFIG, WEIGHTS
 from umcompress.models.plain_folder import Plain
@@ -110,9 +112,12 @@ def is_split(model: PreTrainedModel) -> bool:
 
 
 def plain_folder(
-    model: PreTrainedModel, family: ModelFamily, values: Mapping[str, Source] | None = None
+    model: PreTrainedModel, family: ModelFamily, source: Path, values: Mapping[str, Source] | None = None
 ) -> Plain | str:
-    """A folder that AutoModelForCausalLM loads, or why there is none. values: the tensors of a skeleton."""
+    """A folder that AutoModelForCausalLM loads, or why there is none.
+
+    source: the folder that the model came from. values: the tensors of a skeleton.
+    """
     name = type(model).__name__
     if type(model).is_custom_code():
         return f"model/ needs umcompress: {name} is code that came with the model, and no class of transformers"
@@ -134,8 +139,9 @@ def plain_folder(
     assert built is not None
     given = values if values is not None else {name: held(tensor) for name, tensor in model.state_dict().items()}
     ours = {name: source for name, source in given.items() if name not in tied_names(model)}
+    text = plain.as_text(with_old_fields(built.config.to_diff_dict(), source))
     return Plain(
-        {WEIGHTS: mixture.tensors(ours, splits)}, {CONFIG: plain.as_text(built.config.to_diff_dict())},
+        {WEIGHTS: mixture.tensors(ours, splits)}, {CONFIG: text},
         frozenset({BASE_CONFIG}), exact=False, loads_with="transformers",
         note=_note(mixture, next(iter(splits.values())).width),
     )  # fmt: skip

@@ -22,6 +22,7 @@ from umcompress.checkpoint.writer import Source
 from umcompress.errors import ModelError
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.models.hf.anatomy import attention
+from umcompress.models.hf.export.old_fields import with_old_fields
 from umcompress.models.hf.inputs import config_parts
 from umcompress.models.hf.layers.known_fields import SHARED_WIDTH, owner_of, unsaid, width_field
 from umcompress.models.hf.load import own_code as remote
@@ -34,13 +35,16 @@ _SHOWN = 4
 
 
 def plain_folder(
-    model: PreTrainedModel, family: ModelFamily, values: Mapping[str, Source] | None = None
+    model: PreTrainedModel, family: ModelFamily, source: Path, values: Mapping[str, Source] | None = None
 ) -> Plain | str:
-    """A folder that transformers loads by itself, or why there is none. values: the tensors of a skeleton."""
+    """A folder that transformers loads by itself, or why there is none.
+
+    source: the folder that the model came from. values: the tensors of a skeleton.
+    """
     config, reasons = plain_config(model, family)
     if unread := remote.stumbles(model):
         reasons = [f"transformers does not load the model's code by itself: {' and '.join(unread)}", *reasons]
-    text = as_text(content_of(config))
+    text = as_text(with_old_fields(content_of(config), source))
     if not reasons and not type(model).is_custom_code():
         # Not every field that an instance has is one that its file keeps; and some are refused when they are read.
         try:

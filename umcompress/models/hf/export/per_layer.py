@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.graph.sites import AttentionSite
+from umcompress.models.hf.export.old_fields import with_old_fields
 from umcompress.models.hf.export.ordinary import as_text, content_of, plain_config
 from umcompress.models.hf.inputs import config_parts
 from umcompress.models.hf.layers.known_fields import SHARED_WIDTH, WIDTHS, owner_of, width_field
@@ -31,7 +32,7 @@ def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> di
     weights at random where there are none.
     """
     config, _ = plain_config(model, family)
-    written = json.loads(as_text(content_of(config)))
+    written = with_old_fields(json.loads(as_text(content_of(config))), source)
     _add_layers(written, model, family)
     return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: as_text(written)}
 
