@@ -338,6 +338,9 @@ def test_pictures(refused: Refused, tiny_bagel: Path, tmp_path: Path) -> None:
     prompt = "a red circle"
     refused("generate", tiny_bagel, prompt, "-o", tmp_path / "no" / "x.png", contains=("there is no folder",))
     refused("generate", tiny_bagel, prompt, "-o", tmp_path / "x.y", contains=("no picture format '.y'",))
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    refused("generate", tiny_bagel, prompt, "-o", tmp_path / "mine.png", contains=("it exists already", "--force"))
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
     refused("generate", tiny_bagel, prompt, "--guidance", "nan", contains=("'nan' is not a number",))
     refused("generate", tiny_bagel, prompt, "--steps", "0", contains=("whole number above 0",))
 

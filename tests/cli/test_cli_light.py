@@ -27,6 +27,8 @@ LIGHT = (
     ["--version"],
     ["passes"],
     ["passes", "channel_prune"],
+    ["evaluations"],
+    ["evaluations", "clip_score"],
     ["compare", "RUN"],
     ["schema"],
     ["aply"],
@@ -74,6 +76,20 @@ def test_light_commands_load_no_torch(arguments: list[str], run_folder: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_evaluations_are_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluations", "--format", "json"]) == 0
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["evaluations"]}
+    assert {"scenes", "perplexity", "geneval"} <= found.keys()
+    assert found["geneval"]["tasks"] == ["generation"] and found["scenes"]["tasks"] == ["understanding", "generation"]
+    assert cli.main(["evaluations", "clip_score", "--format", "json"]) == 0
+    options = {option["name"]: option for option in json.loads(capsys.readouterr().out)["options"]}
+    assert "folder of a transformers CLIP" in options["clip"]["meaning"]
+    assert cli.main(["evaluations", "clip_score"]) == 0
+    assert "evaluate: [clip_score]" in capsys.readouterr().out
+    assert cli.main(["evaluations", "clip_scor"]) == 2
+    assert "clip_score" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from places import DOCS, ROOT
 
-PAGES = [ROOT / "README.md", *ROOT.glob("CONTRIBUTING.md"), *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 # Folders that are here to be named; other words in code quotes are options, names of fields and the like.
 TOP = ("umcompress", "passes", "evals", "recipes", "tests", "benchmarks", "docs")
 

@@ -200,6 +200,24 @@ def _passes(options: Namespace) -> int:
     return 0
 
 
+def _evaluations(options: Namespace) -> int:
+    from umcompress.extend.registry import all_evaluations, one_evaluation
+    from umcompress.report.passes_view import (
+        describe_evaluation,
+        evaluations_view,
+        list_evaluations,
+        one_evaluation_view,
+    )
+
+    if options.name:
+        one = describe_evaluation(options.name, one_evaluation(options.name))
+        _print(one, one_evaluation_view(one), options.format)
+    else:
+        found = list_evaluations(all_evaluations())
+        _print(found, evaluations_view(found), options.format)
+    return 0
+
+
 def _schema(options: Namespace) -> int:
     from umcompress.documents.gate import Gate
     from umcompress.documents.schema import recipe_schema
@@ -220,6 +238,7 @@ def _generate(options: Namespace) -> int:
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,
+        force=options.force,
         trust_remote_code=options.trust_remote_code,
     )
     print(written)
@@ -242,6 +261,7 @@ _COMMANDS = {
     "compare": _compare,
     "report": _report,
     "passes": _passes,
+    "evaluations": _evaluations,
     "schema": _schema,
     "generate": _generate,
     "ask": _ask,

@@ -152,6 +152,11 @@ def _passes(parser: argparse.ArgumentParser) -> None:
     _format_option(parser)
 
 
+def _evaluations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this evaluation's options")
+    _format_option(parser)
+
+
 def _schema(parser: argparse.ArgumentParser) -> None:
     pass
 
@@ -160,6 +165,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
     parser.add_argument("prompt", metavar="PROMPT", help="what the image shows")
     parser.add_argument("-o", "--output", default="out.png", metavar="FILE", help="default: out.png")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     parser.add_argument("--seed", type=_seed, default=0, help="draws the noise; default: 0")
     parser.add_argument("--steps", type=_whole, help="denoising steps; default: the model's")
     parser.add_argument("--guidance", type=_guidance, help="text guidance; default: the model's")
@@ -182,6 +188,7 @@ COMMANDS = {
     "compare": ("runs side by side: scores, sizes, speeds, recipes", _compare),
     "report": ("a finished run's report again, or as one HTML page", _report),
     "passes": ("the passes there are, or the options of one", _passes),
+    "evaluations": ("the evaluations there are, or the options of one", _evaluations),
     "schema": ("JSON Schema of recipes, for editors", _schema),
     "generate": ("draw an image from a prompt", _generate),
     "ask": ("ask a question about a picture", _ask),

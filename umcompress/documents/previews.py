@@ -73,7 +73,7 @@ class PlanReport(Document):
 
 
 class OptionInfo(Document):
-    """One option of a pass. `type` in words; `default` says nothing where it is `required`."""
+    """One option of a pass or an evaluation. `type` in words; `default` says nothing where it is `required`."""
 
     name: str
     type: str
@@ -94,6 +94,21 @@ class PassList(Document):
     """The passes that there are, each in one sentence."""
 
     passes: tuple[PassInfo, ...]
+
+
+class EvaluationInfo(Document):
+    """An evaluation: what it scores and how, and its options where these were asked for."""
+
+    name: str
+    about: str
+    tasks: tuple[Task, ...]
+    options: tuple[OptionInfo, ...] = ()
+
+
+class EvaluationList(Document):
+    """The evaluations that there are, each in one sentence."""
+
+    evaluations: tuple[EvaluationInfo, ...]
 
 
 class SiteInfo(Document):

@@ -47,6 +47,11 @@ def one_pass(name: str) -> type[Pass]:
     return find_pass(name, Path())
 
 
+def one_evaluation(name: str) -> type[Evaluation]:
+    """An evaluation by name, or as `file.py:Class` from the current folder. Raises UsageError."""
+    return find_evaluation(name, Path())
+
+
 def all_passes() -> dict[str, type[Pass]]:
     """Every pass that can be used; one that somebody else broke says so when it is named."""
     return _usable(passes(), find_pass)

@@ -10,11 +10,13 @@ from umcompress.errors import UsageError
 
 def generate(
     model: str, prompt: str, out: Path, *, seed: int = 0, steps: int | None = None, guidance: float | None = None,
-    trust_remote_code: bool = False,
+    force: bool = False, trust_remote_code: bool = False,
 ) -> Path:
-    """Paint one picture and write it."""
+    """Paint one picture and write it; a file that is there is replaced only by `force`."""
     if not out.parent.is_dir():
         raise UsageError(f"write {out}", f"there is no folder {out.parent}", "make it first, or choose another -o")
+    if out.exists() and not force:
+        raise UsageError(f"write {out}", "it exists already", "choose another -o, or add --force to replace it")
     from PIL import Image
 
     if out.suffix.lower() not in Image.registered_extensions():
