@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from umcompress.extend import (
     ChannelActivation,
@@ -65,7 +65,7 @@ class ChannelPrune(SitePass):
     uniform: bool = Field(
         default=False, description="refuse widths that differ by layer, which an ordinary configuration cannot say"
     )
-    seed: int = Field(default=0, description="for score: random")
+    seed: NonNegativeInt = Field(default=0, description="for score: random")
 
     @model_validator(mode="after")
     def _one_width(self) -> ChannelPrune:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from umcompress.extend import (
     Component,
@@ -50,7 +50,7 @@ class HeadPrune(SitePass):
     uniform: bool = Field(
         default=False, description="refuse counts that differ by layer, which an ordinary configuration cannot say"
     )
-    seed: int = Field(default=0, description="for score: random")
+    seed: NonNegativeInt = Field(default=0, description="for score: random")
 
     def needs(self) -> Sequence[Declaration]:
         measured = self.score == "contribution" and self.keep_ratio != 1

@@ -70,7 +70,7 @@ class LayerDrop(SitePass):
         default=None, description="the layers to drop from, instead of a score and a number"
     )
     greedy: bool = Field(default=False, description="measure again after each drop (cosine only)")
-    seed: int = Field(default=0, description="for score: random")
+    seed: NonNegativeInt = Field(default=0, description="for score: random")
 
     @model_validator(mode="after")
     def _one_way_to_say_how_many(self) -> LayerDrop:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from umcompress.extend import (
     ChannelActivation,
@@ -102,7 +102,7 @@ class MoeSplit(SitePass):
         default=8.0,
         description="GB that sums over the calibration data may take; layers beyond that wait for another sweep",
     )
-    seed: int = Field(default=0, description="of the clustering's start and of partition: random")
+    seed: NonNegativeInt = Field(default=0, description="of the clustering's start and of partition: random")
 
     @model_validator(mode="after")
     def _active_exist(self) -> MoeSplit:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from umcompress.evals.scenes import prompts, questions, world
 from umcompress.evals.scenes.prompts import Prompt
@@ -45,7 +45,7 @@ class Scenes(Evaluation):
     prompts: PositiveInt = Field(default=1000, description="pictures to generate, spread over the six kinds")
     questions: PositiveInt = Field(default=2000, description="questions to ask, spread over the five kinds")
     limit: PositiveInt | None = Field(default=None, description="at most so many pictures and questions")
-    seed: int = Field(default=0, description="seed of the scenes, the prompts and the initial noise")
+    seed: NonNegativeInt = Field(default=0, description="seed of the scenes, the prompts and the initial noise")
 
     def _count(self, wanted: int) -> int:
         return wanted if self.limit is None else min(wanted, self.limit)

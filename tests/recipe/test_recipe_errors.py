@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from pydantic import ValidationError
 from recipe_fakes import parse
 
+from umcompress.documents.training_options import TrainingOptions
 from umcompress.errors import ModelError, Problem, RecipeError
 
 GOOD = """\
@@ -283,3 +287,33 @@ def test_merge_keys_bring_what_is_not_said() -> None:
     low, own = problems(MERGED.replace("0.25", "2").replace("understanding", "all"))[1:]
     assert (low.line, low.path, own.line, own.path) == (6, "steps.1.component", 10, "steps.1.keep_ratio")
     assert problems(MERGED.replace("<<: *first", "<<: 3"))[0].message == "`<<` merges mappings only"
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("!!int ''", "not a whole number: ''"), ("!!bool x", "not true or false: 'x'"), ("!!float ''", "not a number"),
+        ('"\\UFFFFFFFF"', "stands for nothing"), ("9" * 5000, "not a whole number: '999"),
+        ("0x" + "f" * 5000, "too large a number: '0xfff"), (str(2**63), "too large a number"),
+        ('"a\\0b"', "a character that no text has: 'a\\x00b'"), ('"\\ud800"', "a character that no text has"),
+        ("[" * 4000, "more than 50 levels"), ("{" * 50_000, "more than 50 levels"), ("[" * 60 + "]" * 60, "50 levels"),
+        ("\n" + "- " * 60, "50 levels"), ("'" + "x" * 600_000 + "'", "characters; a recipe has up to"),
+    ],
+)  # fmt: skip
+def test_what_yaml_cannot_hold_is_a_problem_and_soon(written: str, message: str) -> None:
+    began = time.monotonic()
+    assert any(message in problem.message for problem in problems(GOOD + f"seed: {written}\n"))
+    assert any(message in problem.message for problem in problems(GOOD, (f"seed={written}",)))
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("option", ["step.0.keep_ratio=0.5", "calibrate.samples=3", "steps.0.calibration.smples=3"])
+def test_a_path_that_leads_nowhere_is_the_options_problem(option: str) -> None:
+    problem = only(GOOD, (option,))
+    assert problem.file == f"--set {option}"
+    assert problem.message == "unknown key"
+
+
+def test_a_training_seed_is_not_below_zero() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        TrainingOptions(seed=-1)

@@ -80,7 +80,7 @@ class TrainingOptions(Document):
         description="a file of training items instead, seen from the current folder: JSON lines with `text`, with "
         "`image`, `question` and `answer`, or with `image` and `prompt`",
     )
-    seed: int = Field(default=0, description="draws items, noise and times")
+    seed: NonNegativeInt = Field(default=0, description="draws items, noise and times")
 
     @model_validator(mode="after")
     def _divides(self) -> TrainingOptions:

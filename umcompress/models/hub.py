@@ -36,7 +36,7 @@ def hub_folder(model: str, code: bool = False) -> Path:
             return folder
         say(f"fetching the code of {model} from the hub")
     except (LocalEntryNotFoundError, HFValidationError):
-        say(f"fetching {model} from the hub")
+        say(f"there is no folder {model}: fetching a model of that name from the hub")
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:

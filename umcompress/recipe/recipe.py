@@ -33,7 +33,7 @@ class Calibration(Document):
 
     task: Task = Field(default="understanding", description="What the model does while it is observed.")
     samples: PositiveInt = Field(default=64, description="How many items are run.")
-    seed: int = Field(default=0, description="Draws the items.")
+    seed: NonNegativeInt = Field(default=0, description="Draws the items.")
     source: str | None = Field(
         default=None, description="The evaluation that provides items; null: the recipe's first."
     )

@@ -7,10 +7,13 @@ occurs twice is reported beside the other problems instead of ending the reading
 from __future__ import annotations
 
 import io
+import re
+from itertools import accumulate
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from umcompress.errors import Problem, RecipeError
@@ -18,8 +21,16 @@ from umcompress.errors import Problem, RecipeError
 Path = tuple[str | int, ...]
 # A recipe is a page of text. More values than this are aliases multiplied into each other.
 _MOST_VALUES = 100_000
+_MOST_CHARACTERS, _MOST_EVENTS, _DEEPEST = 500_000, 20_000, 50
+_TOO_DEEP = f"more than {_DEEPEST} levels inside each other"
+# What ruamel raises for escapes and tags that no value can be made of.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+_LARGEST = 2**63
+# No file name holds a NUL, and half of a surrogate pair cannot be printed.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _MERGE = "tag:yaml.org,2002:merge"
-_SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
+_KINDS = {"null": "null", "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
+_SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in _KINDS)
 
 
 def dotted(path: Path) -> str:
@@ -41,6 +52,7 @@ class Source:
 
     def _read(self, text: str) -> Any:
         try:
+            self._look_at_size(text)
             root = self._yaml.compose(io.StringIO(text))
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -51,7 +63,25 @@ class Source:
         except YAMLError as error:
             message = f"not valid YAML: {_first_line(error)}"
             raise RecipeError([Problem(self.file, None, "", message)]) from error
+        except _MALFORMED as error:
+            message = f"not valid YAML: an escape or a directive that stands for nothing ({_first_line(error)})"
+            raise RecipeError([Problem(self.file, None, "", message)]) from error
         return None if root is None else self._build(root, (), ())
+
+    def _look_at_size(self, text: str) -> None:
+        """RecipeError for what is no recipe by its size or depth, before nodes are made: that goes down into it."""
+        if len(text) > _MOST_CHARACTERS:
+            found = f"{len(text)} characters; a recipe has up to {_MOST_CHARACTERS}"
+            raise RecipeError([Problem(self.file, None, "", f"not usable YAML: {found}")])
+        level = accumulate((character in "[{") - (character in "]}") for character in text if character in "[{]}")
+        if max(level, default=0) > _DEEPEST:  # ruamel takes minutes for a few kilobytes of them
+            raise RecipeError([Problem(self.file, None, "", f"not usable YAML: {_TOO_DEEP}")])
+        depth = 0
+        for count, event in enumerate(YAML(typ="safe", pure=True).parse(io.StringIO(text))):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > _DEEPEST or count > _MOST_EVENTS:
+                why = _TOO_DEEP if depth > _DEEPEST else "far too many values"
+                raise RecipeError([Problem(self.file, event.start_mark.line + 1, "", f"not usable YAML: {why}")])
 
     def _build(self, node: Node, path: Path, above: tuple[int, ...]) -> Any:
         self._lines.setdefault(path, node.start_mark.line + 1)
@@ -104,19 +134,25 @@ class Source:
 
     def _scalar(self, node: Node, path: Path) -> Any:
         # ruamel would make dates and bytes of some plain words; a recipe has neither, so they stay text.
-        if str(node.tag) not in _SCALARS:
-            return str(node.value)
+        line, written = node.start_mark.line + 1, str(node.value)
         try:
-            return self._yaml.constructor.construct_object(node)
-        except (ValueError, YAMLError):
-            line = node.start_mark.line + 1
-            message = f"not a {str(node.tag).rpartition(':')[2]}: {node.value!r}"
-            self.problems.append(Problem(self.file, line, dotted(path), message))
+            value = self._yaml.constructor.construct_object(node) if str(node.tag) in _SCALARS else written
+        except (*_MALFORMED, YAMLError):
+            kind = _KINDS[str(node.tag).rpartition(":")[2]]
+            self.problems.append(Problem(self.file, line, dotted(path), f"not {kind}: {_cut(written)}"))
             return None
+        if isinstance(value, int) and abs(value) >= _LARGEST:
+            self.problems.append(Problem(self.file, line, dotted(path), f"too large a number: {_cut(written)}"))
+            return None
+        if isinstance(value, str) and _NO_TEXT.search(value):
+            found = f"a character that no text has: {_cut(written)}"
+            self.problems.append(Problem(self.file, line, dotted(path), found))
+            return None
+        return value
 
     def override(self, option: str) -> None:
         """Apply `dotted.path=value` (the value is YAML, list indices count from 0). Problems are kept."""
-        origin = f"--set {option}"
+        origin = f"--set {option if len(option) <= 200 else option[:197] + '...'}"
         target, equals, text = option.partition("=")
         if not equals or not target.strip():
             hint = "write it as --set steps.1.keep_ratio=0.25"
@@ -150,6 +186,7 @@ class Source:
             else:
                 if isinstance(container, dict) and container.get(key) is None:
                     container[key] = {}
+                    self._overridden[walked] = origin  # what it has no place for, the option said and not the file
                 container = container[key]
 
     def _key(self, container: Any, part: str, walked: Path, origin: str) -> str | int | None:
@@ -185,6 +222,10 @@ class Source:
     def ordered(self) -> list[Problem]:
         """The problems in the order of the file; those of overrides, which have no line, come last."""
         return sorted(self.problems, key=lambda problem: (problem.line is None, problem.line or 0))
+
+
+def _cut(written: str) -> str:
+    return ascii(written if len(written) <= 60 else f"{written[:57]}...")
 
 
 def _first_line(error: Exception) -> str:
