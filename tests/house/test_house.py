@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,18 @@ def installed(tmp_path: Path) -> Path:
 def test_imports_keep_to_their_layers(installed: Path) -> None:
     command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     run("-c", command, "--config", str(ROOT / "pyproject.toml"), "--no-cache", cwd=installed)
+
+
+def test_every_folder_that_is_installed_is_listed() -> None:
+    """Folders of data, too: setuptools prints a banner at each install for one that lies in a package unlisted."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    done = subprocess.run(["git", "ls-files", *SOURCES], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = done.stdout.splitlines() if done.returncode == 0 else [
+        str(file.relative_to(ROOT)) for top in SOURCES for file in (ROOT / top).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
+    folders = {".".join(Path(file).parent.parts) for file in files}
+    assert sorted(listed) == sorted(name if name.startswith("umcompress") else f"umcompress.{name}" for name in folders)
 
 
 def test_ruff() -> None:
