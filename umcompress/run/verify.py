@@ -1,6 +1,6 @@
 """Reload a written model in a fresh process and compare what it computes, bit for bit.
 
-`python -m umcompress.verify FOLDER EXPECTED DTYPE DEVICE THREADS BAR TRUST` prints one JSON object; the parent judges.
+`python -m umcompress.run.verify FOLDER EXPECTED DTYPE DEVICE THREADS BAR TRUST` prints one JSON object; the parent judges.
 """
 
 from __future__ import annotations
