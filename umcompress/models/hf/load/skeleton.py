@@ -6,6 +6,7 @@ real; parameters go to the meta device as soon as they are registered, before an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -26,6 +28,8 @@ from umcompress.models.hf.names import CONFIG
 
 # The configuration that a compressed model was made from: its plans start there.
 BASE_CONFIG = "base_config.json"
+# Elements of a tensor that is not made in memory only to be thrown away.
+LARGE = 1 << 22
 # What a configuration with nonsense in it makes transformers raise.
 WRONG = (
     StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError,
@@ -128,6 +132,22 @@ def _build_known(cls: type[PreTrainedModel], config: Any, file: Path) -> PreTrai
         raise _refused(file, error) from error
 
 
+class _LargeOnMeta(TorchFunctionMode):
+    """Makes large tensors that nobody has filled on the meta device from the start.
+
+    The experts of one layer of a mixture can be larger than the machine's memory, for the moment until they are
+    registered. Small ones stay real: some are filled and registered as buffers.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            size = kwargs.get("size", args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args)
+            if math.prod(size) >= LARGE:
+                kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Modules built inside keep no values of parameters; buffers are as always."""
@@ -141,7 +161,8 @@ def parameters_on_meta() -> Iterator[None]:
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _LargeOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
