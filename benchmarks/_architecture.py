@@ -19,7 +19,7 @@ from umcompress.extend import Statistics
 from umcompress.graph.linears import is_conv1d
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelGraph, trace_model
-from umcompress.models.hf.inputs import fixed_call, picture
+from umcompress.models.hf.inputs import fixed_inputs, picture
 from umcompress.models.hf.load.skeleton import WRONG
 from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source, open_source
@@ -90,7 +90,7 @@ def built(cls: str, folder: Path) -> Any:
 def no_numbers(model: Any) -> bool:
     """What does not run on text and a picture is left to the tool to refuse."""
     try:
-        out = model(**fixed_call(model, IDS, picture(model)))
+        out = model(**fixed_inputs(model, IDS, picture(model)))
     except (TypeError, ValueError):
         return False
     return any(value.isnan().any() for value in out.values() if isinstance(value, Tensor))
@@ -206,7 +206,7 @@ def handed(model: Any, path: str) -> dict[int, int | str]:
     if place + 1 < len(blocks):
         hooks = [blocks[place].register_forward_hook(after, with_kwargs=True),
                  blocks[place + 1].register_forward_pre_hook(before, with_kwargs=True)]  # fmt: skip
-        model(**fixed_call(model, IDS, picture(model)))
+        model(**fixed_inputs(model, IDS, picture(model)))
         for hook in hooks:
             hook.remove()
     return found

@@ -84,7 +84,7 @@ class TextBenchmark(Benchmark):
         self.suits(runner)
         import torch
 
-        found = torch.tensor(runner.words.more_ids(self.parts()[1]), dtype=torch.long)
+        found = torch.tensor(runner.words.continuation_ids(self.parts()[1]), dtype=torch.long)
         if len(found) < 2:
             raise UsageError(f"{self.name}: score {self.path()}", "fewer than two tokens", "give it a longer text")
         return found

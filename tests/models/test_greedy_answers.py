@@ -12,7 +12,7 @@ from hf_models import write_folder
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from umcompress.models.hf.ask.tokenizer import Words
+from umcompress.models.hf.ask.tokenizer import FolderTokenizer
 from umcompress.models.source import open_source
 
 SIZES: dict[str, Any] = {
@@ -63,13 +63,13 @@ def test_a_beginning_is_of_the_text_itself(tmp_path: Path) -> None:
     core = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "cat": 2}, unk_token="<unk>"))
     core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>").save_pretrained(tmp_path)
-    words, text = Words(tmp_path), "The ÜNUSUAL cat  "
+    words, text = FolderTokenizer(tmp_path), "The ÜNUSUAL cat  "
     assert words.beginning(text, 2) == "The ÜNUSUAL" and words.beginning(text, 3) == text
-    slow = Words(tmp_path)
+    slow = FolderTokenizer(tmp_path)
 
     class Slow:
         def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-            return {"input_ids": words.more_ids(text)}
+            return {"input_ids": words.continuation_ids(text)}
 
     slow.tokenizer = Slow()
     assert slow.beginning(text, 1) == "The " and slow.beginning(text, 3) == text

@@ -105,10 +105,10 @@ def test_llama_scores_text(llama: Path) -> None:
     for prompt, texts, likely in zip(prompts, choices, runner.score([None] * 3, prompts, choices), strict=True):
         for text, one in zip(texts, likely, strict=True):
             # One character a token; nothing before the first text but the token that begins texts.
-            before = runner.words.more_ids(prompt) if prompt else [1]
+            before = runner.words.continuation_ids(prompt) if prompt else [1]
             nats, greedy = 0.0, True
             spaces = len(prompt) - len(prompt.rstrip()) if prompt else 0
-            wanted = runner.words.more_ids((" " * spaces) + text)
+            wanted = runner.words.continuation_ids((" " * spaces) + text)
             before = before[: len(before) - spaces]
             for token in wanted:
                 with torch.no_grad():

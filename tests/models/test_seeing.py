@@ -29,7 +29,7 @@ from umcompress.errors import ModelError, PlanError, UsageError
 from umcompress.evals.answers.pope import Pope
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.hf.ask.processors import FILES
-from umcompress.models.hf.ask.vision_runner import SeeingRunner
+from umcompress.models.hf.ask.vision_runner import VisionLanguageRunner
 from umcompress.models.hf.load.run_on_shapes import OnShapes
 from umcompress.models.items import TextSample, UnderstandingItem
 from umcompress.models.measure import weigh
@@ -55,7 +55,7 @@ def runners(folders: dict[str, Path]) -> dict[str, Any]:
         # Grouped products know no float64.
         model.set_experts_implementation("eager")
         found[name] = source.family.runner(model, source.folder)
-        assert isinstance(found[name], SeeingRunner)
+        assert isinstance(found[name], VisionLanguageRunner)
     return found
 
 
@@ -116,11 +116,11 @@ def lengthened(name: str, made: dict[str, Tensor], more: list[int]) -> dict[str,
 @torch.no_grad()
 def test_a_batch_reads_as_single_questions_do(name: str, runners: dict[str, Any]) -> None:
     runner = runners[name]
-    asked = [runner.sight.asked([picture], text) for picture, text in zip(PICTURES, QUESTIONS, strict=True)]
+    asked = [runner.preparer.prepare([picture], text) for picture, text in zip(PICTURES, QUESTIONS, strict=True)]
     found = list(runner._shared(dict(enumerate(asked)), 0))
     assert len(found) < 3 or name in ("internvl", "aya_vision", "idefics3", "llava_onevision")
     for part in found:
-        together = runner._read([asked[place] for place in part])
+        together = runner._logits([asked[place] for place in part])
         for place, rows in zip(part, together, strict=True):
             made = prepared(name, [PICTURES[place]], QUESTIONS[place])
             alone = runner.model(**made, use_cache=False).logits[0]
@@ -133,7 +133,7 @@ def test_the_picture_is_seen(name: str, runners: dict[str, Any]) -> None:
     runner = runners[name]
     blank = np.full_like(PICTURES[0], 128)
     turned = np.ascontiguousarray(PICTURES[0][::-1, ::-1])
-    last = [runner._read([runner.sight.asked([one], "what?")])[0, -1] for one in (PICTURES[0], blank, turned)]
+    last = [runner._logits([runner.preparer.prepare([one], "what?")])[0, -1] for one in (PICTURES[0], blank, turned)]
     assert min(float((last[0] - other).abs().max()) for other in last[1:]) > 1e-3
 
 
@@ -294,13 +294,13 @@ def test_without_a_processor_texts_are_answered_and_pictures_are_an_error(
 
 
 def test_places_of_pictures_in_the_question_are_kept(runners: dict[str, Any]) -> None:
-    sight = runners["llava"].sight
-    inside = sight.asked(PICTURES[:2], "one <image> two <image>?")
+    preparer = runners["llava"].preparer
+    inside = preparer.prepare(PICTURES[:2], "one <image> two <image>?")
     assert inside.ids.count(96) == 32 and inside.ids[-4] != 96
     first, second = (place for place in range(len(inside.ids) - 1) if inside.ids[place : place + 2] == [4, 96])
     assert second - first == 16 + len(" two ")
     with pytest.raises(UsageError, match="LlavaProcessor"):
-        sight.asked(PICTURES[:1], "one <image> two <image>?")
+        preparer.prepare(PICTURES[:1], "one <image> two <image>?")
 
 
 def test_questions_without_pictures_are_put_by_the_processors_template(runners: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def test_the_greedy_answer_is_scored_as_the_likeliest(name: str, runners: dict[s
     found = runner.score([PICTURES[0], None, PICTURES[1]], ["a?", "b?", "c?"], [texts, ["no"], ["yes"]])
     assert [len(row) for row in found] == [3, 1, 1]
     for text, likely in zip(texts, found[0], strict=True):
-        seen = runner.sight.asked([PICTURES[0]], "a?")
+        seen = runner.preparer.prepare([PICTURES[0]], "a?")
         ids, more = seen.ids, [ord(character) - 28 for character in text]
         call = {key: value.double() if value.is_floating_point() else value for key, value in seen.pictures.items()}
         with torch.no_grad():
@@ -89,7 +89,7 @@ def test_the_greedy_answer_is_scored_as_the_likeliest(name: str, runners: dict[s
 @torch.no_grad()
 def test_each_step_with_a_cache_is_the_step_without(name: str, padded: bool, runners: dict[str, Any]) -> None:
     runner = runners[name]
-    branches = [runner.pictures.prompted(prompt) for prompt in PROMPTS]
+    branches = [runner.pictures.prompt_ids(prompt) for prompt in PROMPTS]
     seen: list[Tensor] = []
     sampling = Sampling(2.5, temperature=0.7, top_k=5)
     codes = paint(
@@ -120,7 +120,7 @@ def test_a_model_without_its_first_attentions_paints_with_a_cache(name: str, fol
     edits = (DropBlock(block=f"{stack}.0"), DropBranch(block=f"{stack}.1", component="shared", branch="attention"))
     rewrite(model, source.family, [Plan(pass_name="test", edits=edits)])
     runner: Any = source.family.runner(model, source.folder)
-    asked, without = runner.pictures.prompted(PROMPTS[0])
+    asked, without = runner.pictures.prompt_ids(PROMPTS[0])
     seen: list[Tensor] = []
     codes = paint(runner.pictures, [asked], [without], Sampling(2.0), [generator_of(0, 0)], steps=8, watch=seen.append)
     for step in range(8):
@@ -133,7 +133,7 @@ def test_greedy_codes_of_janus_are_those_of_transformers(runners: dict[str, Any]
     runner = runners["janus"]
     made = runner.pictures.processor(text=PROMPTS, generation_mode="image", padding=True, return_tensors="pt")
     theirs = runner.model.generate(**made, generation_mode="image", do_sample=False, guidance_scale=4)
-    branches = [runner.pictures.prompted(prompt) for prompt in PROMPTS]
+    branches = [runner.pictures.prompt_ids(prompt) for prompt in PROMPTS]
     assert branches[0] == ([*(ord(character) - 28 for character in PROMPTS[0]), BEGIN], [0] * 9 + [BEGIN])
     ours = paint(runner.pictures, *zip(*branches, strict=True), Sampling(4, sample=False), [generator_of(0, 0)] * 3)
     assert ours.tolist() == theirs.tolist() and len(ours.unique()) > 2
@@ -150,7 +150,7 @@ def test_greedy_codes_of_emu3_are_those_of_transformers(runners: dict[str, Any])
         return [END_OF_ROW] if place % (width + 1) == 0 else words
 
     for prompt in PROMPTS[:2]:
-        asked, without = runner.pictures.prompted(prompt)
+        asked, without = runner.pictures.prompt_ids(prompt)
         assert asked[-5:] == [97, *(ord(character) - 28 for character in f"{height}*{width}"), WRAPPER]
         settings = GenerationConfig(do_sample=False, max_new_tokens=height * (width + 1), guidance_scale=3.0)
         theirs = model.generate(
@@ -230,7 +230,7 @@ def test_calibration_sends_tokens_and_no_padding(name: str, runners: dict[str, A
     handle = runner.model.get_submodule(f"{stack}.3").register_forward_hook(note, with_kwargs=True)
     questions = [UnderstandingItem(p, q, "an answer") for p, q in zip(PICTURES, QUESTIONS, strict=True)]
     runner.feed([*questions, TextSample("some text")])
-    rows = [len(runner.sight.asked([item.image], item.question).ids) + 9 for item in questions]
+    rows = [len(runner.preparer.prepare([item.image], item.question).ids) + 9 for item in questions]
     assert sum(seen) == sum(rows) + 9
     seen.clear()
     times: list[float] = []
@@ -238,7 +238,7 @@ def test_calibration_sends_tokens_and_no_padding(name: str, runners: dict[str, A
     handle.remove()
     height, width = GRIDS[name]
     painted = height * width - 1 + (height - 1 if name == "emu3" else 0)
-    prompts = [len(ids) for prompt in PROMPTS for ids in runner.pictures.prompted(prompt)]
+    prompts = [len(ids) for prompt in PROMPTS for ids in runner.pictures.prompt_ids(prompt)]
     assert sum(seen) == sum(prompts) + 6 * painted
     assert times[0] == 1 and times == sorted(times, reverse=True) and 0 < times[-1] < 0.1
 

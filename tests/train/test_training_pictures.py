@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 from umcompress.cli.main import main
 from umcompress.data.training_file import TrainingFile
 from umcompress.models.hf.ask.text_runner import TransformersRunner
-from umcompress.models.hf.ask.tokenizer import answered
+from umcompress.models.hf.ask.tokenizer import ids_after_question
 from umcompress.models.items import TextSample, TrainingItem, UnderstandingItem
 from umcompress.models.source import Source, open_source
 from umcompress.passes.adapt import Adapt
@@ -262,10 +262,10 @@ def test_an_answer_ends_as_the_chat_template_ends_it() -> None:
             return {"input_ids": ids_of(text)}
 
     asked = "user:why?;model:"
-    assert answered(Letters(), "so") == [*ids_of("so"), END]
-    assert answered(Letters(), "so", "user:why?;model: so<end>\n", asked) == ids_of(" so<end>")
-    assert answered(Letters(), "so", "user:why?;model: so ", asked) == [*ids_of(" so"), END]
-    assert answered(Letters(), "so", "user:why?;so;", asked) == [*ids_of("so"), END]
+    assert ids_after_question(Letters(), "so") == [*ids_of("so"), END]
+    assert ids_after_question(Letters(), "so", "user:why?;model: so<end>\n", asked) == ids_of(" so<end>")
+    assert ids_after_question(Letters(), "so", "user:why?;model: so ", asked) == [*ids_of(" so"), END]
+    assert ids_after_question(Letters(), "so", "user:why?;so;", asked) == [*ids_of("so"), END]
 
 
 # -- through the command line -----------------------------------------------------------------------------------------

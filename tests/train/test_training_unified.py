@@ -106,7 +106,7 @@ def test_pictures_have_the_loss_of_their_codes_one_after_the_other(name: str, fo
         encoded = vision.encode(pixels) if name == "janus" else vision.encode(pixels, [[height * 2, width * 2]])
         codes = torch.as_tensor(encoded.image_tokens if name == "janus" else encoded.image_tokens[0]).flatten().tolist()
         assert len(codes) == height * width and len(set(codes)) > 3
-        asked, without = runner.pictures.prompted(PROMPTS[place])
+        asked, without = runner.pictures.prompt_ids(PROMPTS[place])
         ids = without if place == 1 else asked
         for step in (0, 1, width - 1, width, width + 1, height * width - 1):
             chances = whole(runner, name, ids, codes[:step], width).log_softmax(-1)
@@ -146,7 +146,7 @@ def test_distillation_of_codes_by_hand(folders: dict[str, Path], rows: Path, tmp
     wanted = 0.0
     for index, item in enumerate(drawn):
         left_out = np.random.default_rng((0, 1, 0, index)).random() < 0.1
-        ids = pictures.prompted(item.prompt)[int(left_out)]
+        ids = pictures.prompt_ids(item.prompt)[int(left_out)]
         codes = pictures.codes_of([item.image])[0].tolist()
         for step in range(16):
             with torch.no_grad():

@@ -18,7 +18,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from umcompress.errors import ModelError
 
-Call = dict[str, Any]
+Inputs = dict[str, Any]
 # Where what transformers itself raises comes from; torch calls a forward that lacks an argument.
 _THEIRS = tuple(f"{Path(str(library.__file__)).parent}/" for library in (transformers, torch.nn))
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?)$")
@@ -35,7 +35,7 @@ def needs_picture(model: PreTrainedModel) -> bool:
     return reads_text(model) and pixels is not None and pixels.default is pixels.empty
 
 
-def speaks(model: PreTrainedModel) -> bool:
+def generates_text(model: PreTrainedModel) -> bool:
     """Whether the model continues text. One that reads with an encoder and writes with a decoder does not."""
     any_model: Any = model
     if model.config.is_encoder_decoder:
@@ -43,14 +43,14 @@ def speaks(model: PreTrainedModel) -> bool:
     return reads_text(model) and model.can_generate() and any_model.get_output_embeddings() is not None
 
 
-def text_call(model: PreTrainedModel, ids: Tensor) -> Call:
+def text_inputs(model: PreTrainedModel, ids: Tensor) -> Inputs:
     """(B, T) ids as the model reads them; those of an encoder with a decoder go through both."""
     takes = inspect.signature(type(model).forward).parameters
     both = model.config.is_encoder_decoder and "decoder_input_ids" in takes
     return {"input_ids": ids, "decoder_input_ids": ids} if both else {"input_ids": ids}
 
 
-def fixed_call(model: PreTrainedModel, ids: Tensor, pixels: Call | None) -> Call:
+def fixed_inputs(model: PreTrainedModel, ids: Tensor, pixels: Inputs | None) -> Inputs:
     """(B, T) ids and one picture as the whole model takes them: no picture where it continues texts without one."""
     takes = inspect.signature(type(model).forward).parameters
     pixels = pixels or {}
@@ -59,12 +59,12 @@ def fixed_call(model: PreTrainedModel, ids: Tensor, pixels: Call | None) -> Call
         return pixels | ({"decoder_input_ids": ids[:1]} if writes else {})
     if needs_picture(model):
         to_each = {name: value.expand(len(ids), *value.shape[1:]) for name, value in pixels.items()}
-        return text_call(model, ids) | to_each
-    return text_call(model, ids) | ({} if speaks(model) else pixels)
+        return text_inputs(model, ids) | to_each
+    return text_inputs(model, ids) | ({} if generates_text(model) else pixels)
 
 
 @contextmanager
-def which_suffice(model: PreTrainedModel) -> Iterator[None]:
+def explaining_missing_inputs(model: PreTrainedModel) -> Iterator[None]:
     """ModelError where a forward asks for more: boxes, patches of its own, the state of a robot."""
     try:
         yield
@@ -89,7 +89,7 @@ def require_inputs(model: PreTrainedModel) -> None:
     )  # fmt: skip
 
 
-def require_own_blocks(model: PreTrainedModel, stacks: Mapping[str, str]) -> None:
+def require_untied_stacks(model: PreTrainedModel, stacks: Mapping[str, str]) -> None:
     """ModelError where two stacks have the same weights (an encoder and a decoder that are one)."""
     owners: dict[int, str] = {}
     for path in stacks.values():
@@ -102,12 +102,12 @@ def require_own_blocks(model: PreTrainedModel, stacks: Mapping[str, str]) -> Non
                 )
 
 
-def speaking_part(model: PreTrainedModel) -> PreTrainedModel:
+def text_generating_part(model: PreTrainedModel) -> PreTrainedModel:
     """What runs in a model that cannot be called as a whole: an omni model's thinker. Any other model itself."""
     if type(model).forward is not torch.nn.Module.forward:
         return model
     parts = (child for child in model.children() if isinstance(child, PreTrainedModel))
-    return next((part for part in parts if speaks(part)), model)
+    return next((part for part in parts if generates_text(part)), model)
 
 
 def learned_positions(model: PreTrainedModel) -> int | None:
@@ -129,7 +129,7 @@ def positions(config: Any) -> int | None:
     return next((found for name in names if isinstance(found := getattr(config, name, None), int)), None)
 
 
-def plain_ids(model: PreTrainedModel, batch: int, length: int) -> Tensor:
+def ids_without_special_tokens(model: PreTrainedModel, batch: int, length: int) -> Tensor:
     """(B, T) ids spread over the vocabulary, none of them a special token of the configuration."""
     config = text_config(model)
     special = _special(model.config.to_dict())
@@ -164,7 +164,7 @@ def _special(config: dict[str, Any]) -> set[int]:
     return found
 
 
-def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1) -> Call | None:
+def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1) -> Inputs | None:
     """One picture as the vision tower takes it: a ramp, or one value everywhere. None where there is no tower.
 
     patches: how many rows and columns of them where a tower takes any number, as far as its config has them in groups.
@@ -172,9 +172,9 @@ def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1)
     vision = getattr(model.config, "vision_config", None)
     if vision is None and "pixel_values" in inspect.signature(type(model).forward).parameters:
         vision = getattr(model.config, "vq_config", getattr(model.config, "encoder", model.config))
-    if vision is None or _wants_more(model, vision):
+    if vision is None or _needs_other_inputs(model, vision):
         return None
-    takes = _takes(model)
+    takes = _vision_arguments(model)
     if hasattr(vision, "spatial_merge_size") and vision.model_type != "pixtral":
         return _patches(vision, fill, patches) if hasattr(vision, "temporal_patch_size") else None
     size = getattr(vision, "image_size", None) or getattr(vision, "resolution", None)
@@ -198,15 +198,15 @@ def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1)
     return {"pixel_values": ramp((1, channels, height, width), fill)}
 
 
-def _takes(model: PreTrainedModel) -> set[str]:
+def _vision_arguments(model: PreTrainedModel) -> set[str]:
     """Names of what the vision tower is given."""
-    found = seer(model)
+    found = vision_module(model)
     return set() if found is None else set(inspect.signature(found.get_image_features).parameters)
 
 
-def _wants_more(model: PreTrainedModel, vision: Any) -> bool:
+def _needs_other_inputs(model: PreTrainedModel, vision: Any) -> bool:
     """Whether pictures have to come cut into patches, without a tower (Fuyu), or with more than pixels and sizes."""
-    found = seer(model)
+    found = vision_module(model)
     if found is None:
         return False
     given = inspect.signature(found.get_image_features).parameters.values()
@@ -214,13 +214,13 @@ def _wants_more(model: PreTrainedModel, vision: Any) -> bool:
     return vision is model.config or bool(needed - {"pixel_values", "image_sizes", "image_grid_thw"})
 
 
-def seer(model: PreTrainedModel) -> Any:
+def vision_module(model: PreTrainedModel) -> Any:
     """The module whose `get_image_features` the forward calls; None where there is none."""
     parts = (model.base_model, model)
     return next((part for part in parts if hasattr(part, "get_image_features")), None)
 
 
-def _patches(vision: Any, fill: float | None, patches: int) -> Call:
+def _patches(vision: Any, fill: float | None, patches: int) -> Inputs:
     """Qwen's layout: (patches, channels * frames * side * side) and how many patches there are each way."""
     group = int(vision.spatial_merge_size)
     side = max(2, patches // group) * group

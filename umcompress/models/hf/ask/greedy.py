@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from umcompress.models.hf.ask.rest import settle
+from umcompress.models.hf.ask.rest import forget_earlier_calls
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -21,7 +21,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 @contextmanager
 def greedily(model: Any, max_new_tokens: int, **more: Any) -> Iterator[GenerationConfig]:
     """The settings for `generate` while the model's own are set aside. more: what a kind of model asks for."""
-    settle(model)
+    forget_earlier_calls(model)
     before = model.generation_config
     tokens = {name: getattr(before, name, None) for name in _TOKENS}
     model.generation_config = GenerationConfig(**tokens)  # type: ignore[no-untyped-call]
@@ -31,4 +31,4 @@ def greedily(model: Any, max_new_tokens: int, **more: Any) -> Iterator[Generatio
         )
     finally:
         model.generation_config = before
-        settle(model)
+        forget_earlier_calls(model)

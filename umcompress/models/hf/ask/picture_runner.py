@@ -1,4 +1,7 @@
-"""Questions about pictures: answers, log-likelihoods, calibration. What a model sees with is its `Sight`."""
+"""Questions about pictures: answers, log-likelihoods, calibration.
+
+The runner's `QuestionPreparer` turns a question into tokens and pixels.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +14,42 @@ from torch import Tensor
 
 from umcompress.errors import ModelError
 from umcompress.models.hf.ask.greedy import greedily
-from umcompress.models.hf.ask.questions import Seen, Sight, logits_from, several, shared, together
+from umcompress.models.hf.ask.questions import (
+    PreparedQuestion,
+    QuestionPreparer,
+    batches,
+    logits_from,
+    padded_batch,
+    picture_list,
+)
 from umcompress.models.hf.ask.rest import at_rest, reads_by_length
 from umcompress.models.hf.ask.text_runner import TransformersRunner
 from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
 from umcompress.models.runner import Likelihood, likelihood
 
 
-class AskedRunner(TransformersRunner):
+class PictureQuestionRunner(TransformersRunner):
     """Understanding: pictures and text in, text out. What shares a batch changes results only by rounding."""
 
     sees = True
-    sight: Sight
-    # Whether questions may share a batch.
-    proved = True
+    preparer: QuestionPreparer
+    # Whether several questions may be padded into one batch; else they are asked one by one.
+    may_share_batch = True
 
     @torch.no_grad()
     def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
-        """Greedy answers, pictures first, then the question, in the words of the processor's chat template."""
+        """Greedy answers; the prompt is the pictures, then the question, in the processor's chat template."""
         answers = [""] * len(questions)
         shown, bare = _split_by_pictures(images)
-        asked = {index: self.sight.asked(several(images[index]), questions[index]) for index in shown}
-        for part in self._shared(asked, max_new_tokens):
-            call = self.on_device(together([asked[index] for index in part], left=True))
+        prepared = {index: self.preparer.prepare(picture_list(images[index]), questions[index]) for index in shown}
+        for part in self._batches(prepared, max_new_tokens):
+            call = self.on_device(padded_batch([prepared[index] for index in part], left=True))
             # Models that paint are guided unless told otherwise.
-            with self.places_fit(), greedily(self.model, max_new_tokens, guidance_scale=1.0) as settings:
+            greedy = greedily(self.model, max_new_tokens, guidance_scale=1.0)
+            with self.explaining_wrong_placeholders(), greedy as settings:
                 out = self.model.generate(**call, generation_config=settings)
             for index, ids, row in zip(part, call["input_ids"].tolist(), out, strict=True):
-                # Some give the question back.
+                # generate\(\) of some models returns the prompt, too.
                 begin = len(ids) if row[: len(ids)].tolist() == ids else 0
                 answers[index] = self.words.text(row[begin:]).strip()
         texts = super().answer([None] * len(bare), [questions[index] for index in bare], max_new_tokens)
@@ -58,33 +69,35 @@ class AskedRunner(TransformersRunner):
         )
         for index, likelihoods in zip(bare, texts, strict=True):
             found[index] = likelihoods
-        wanted: dict[int, tuple[int, list[int]]] = {}
-        asked: dict[int, Seen] = {}
+        wanted: dict[int, tuple[int, Tensor]] = {}
+        prepared: dict[int, PreparedQuestion] = {}
         for index in shown:
-            seen = self.sight.asked(several(images[index]), prompts[index] or "")
+            question = self.preparer.prepare(picture_list(images[index]), prompts[index] or "")
             for text in continuations[index]:
-                more = self.words.more_ids(text.lstrip() if self.sight.chats else text)
-                asked[len(wanted)], wanted[len(wanted)] = self.sight.longer(seen, more), (index, more)
+                continuation = self.words.continuation_ids(text.lstrip() if self.preparer.has_chat_template else text)
+                place = len(wanted)
+                prepared[place] = self.preparer.with_answer(question, continuation)
+                wanted[place] = index, torch.tensor(continuation, dtype=torch.long)
         scored: dict[int, Likelihood] = {}
-        for part in self._shared(asked, 0):
-            # From the first place before an answer on.
-            first = min(len(asked[place].ids) - len(wanted[place][1]) for place in part) - 1
-            for place, rows in zip(part, self._read([asked[place] for place in part], first), strict=True):
-                more = wanted[place][1]
-                end = len(asked[place].ids) - 1 - first
-                scored[place] = likelihood(rows[end - len(more) : end], torch.tensor(more, dtype=torch.long))
+        for part in self._batches(prepared, 0):
+            # Logits from the token before the first answer token on: the others are not computed.
+            first = min(len(prepared[place].ids) - len(wanted[place][1]) for place in part) - 1
+            for place, rows in zip(part, self._logits([prepared[place] for place in part], first), strict=True):
+                ids = wanted[place][1]
+                end = len(prepared[place].ids) - 1 - first
+                scored[place] = likelihood(rows[end - len(ids) : end], ids)
         for place, (index, _) in wanted.items():
             found[index].append(scored[place])
         return found
 
-    def _read(self, seen: Sequence[Seen], first: int = 0) -> Tensor:
+    def _logits(self, questions: Sequence[PreparedQuestion], first: int = 0) -> Tensor:
         """(B, T - first, V) logits; the shorter rows are padded on the right, which no token before looks at."""
-        with self.places_fit(), at_rest(self.model):
-            return logits_from(self.model, self.on_device(together(seen, left=False)), first)
+        with self.explaining_wrong_placeholders(), at_rest(self.model):
+            return logits_from(self.model, self.on_device(padded_batch(questions, left=False)), first)
 
     @contextmanager
-    def places_fit(self) -> Iterator[None]:
-        """What models say of a processor that leaves another number of places for a picture than there are features."""
+    def explaining_wrong_placeholders(self) -> Iterator[None]:
+        """ModelError for a processor whose placeholder tokens are not as many as the picture has features."""
         try:
             yield
         except ValueError as error:
@@ -94,11 +107,14 @@ class AskedRunner(TransformersRunner):
                 f"the processor of {self.folder}", str(error).splitlines()[0], "copy the model's own processor files"
             ) from error
 
-    def _shared(self, asked: Mapping[int, Seen], more: int, padded: bool = True) -> Iterator[list[int]]:
-        return shared(asked, more, padded, alone=not self.proved or reads_by_length(self.model))
+    def _batches(
+        self, prepared: Mapping[int, PreparedQuestion], new_tokens: int, padded: bool = True
+    ) -> Iterator[list[int]]:
+        alone = not self.may_share_batch or reads_by_length(self.model)
+        return batches(prepared, new_tokens, padded, pictures_alone=alone)
 
     def on_device(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._placed(value) if isinstance(value, Tensor) else value for name, value in call.items()}
+        return {name: self._to_device(value) if isinstance(value, Tensor) else value for name, value in call.items()}
 
     @torch.no_grad()
     def feed(
@@ -107,21 +123,21 @@ class AskedRunner(TransformersRunner):
         at_time: Callable[[float], None] | None = None,
     ) -> None:
         """Pictures, question and answer through vision tower and language model; items of one length share a batch."""
-        pictured = [item for item in items if isinstance(item, UnderstandingItem) and several(item.image)]
+        pictured = [item for item in items if isinstance(item, UnderstandingItem) and picture_list(item.image)]
         theirs = {id(item) for item in pictured}
         super().feed([item for item in items if id(item) not in theirs])
-        asked: dict[int, Seen] = {}
+        prepared: dict[int, PreparedQuestion] = {}
         for index, item in enumerate(pictured):
-            seen = self.sight.asked(several(item.image), item.question)
-            asked[index] = self.sight.longer(seen, self.words.more_ids(item.answer))
-        for part in self._shared(asked, 0, padded=False):
-            call = self.on_device(together([asked[index] for index in part], left=False))
+            question = self.preparer.prepare(picture_list(item.image), item.question)
+            prepared[index] = self.preparer.with_answer(question, self.words.continuation_ids(item.answer))
+        for part in self._batches(prepared, 0, padded=False):
+            call = self.on_device(padded_batch([prepared[index] for index in part], left=False))
             # No logits: no statistic reads them.
-            with self.places_fit(), at_rest(self.model):
+            with self.explaining_wrong_placeholders(), at_rest(self.model):
                 self.model.base_model(**call, use_cache=False)
 
 
 def _split_by_pictures(images: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """Places with pictures, and those without."""
-    shown = [index for index, entry in enumerate(images) if several(entry)]
-    return shown, [index for index, entry in enumerate(images) if not several(entry)]
+    """Indices of the entries with pictures, and of those without."""
+    shown = [index for index, entry in enumerate(images) if picture_list(entry)]
+    return shown, [index for index, entry in enumerate(images) if not picture_list(entry)]

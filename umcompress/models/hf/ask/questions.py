@@ -20,43 +20,43 @@ from transformers.utils.generic import ModelOutput
 from umcompress.errors import UsageError
 from umcompress.models.hf.ask.processors import has_processor, open_processor
 from umcompress.models.hf.ask.text_runner import BATCH_TOKENS
-from umcompress.models.hf.ask.tokenizer import answered
+from umcompress.models.hf.ask.tokenizer import ids_after_question
 from umcompress.models.hf.load.own_code import trusted
 from umcompress.models.hf.load.skeleton import WRONG
 from umcompress.models.pictures import to_image
 
-# Of a processor's output: what this module makes itself, and targets of training.
-_APART = ("input_ids", "attention_mask", "labels")
+# Outputs of a processor that are not passed on: made here instead, or training targets.
+_NOT_FORWARDED = ("input_ids", "attention_mask", "labels")
 
 
-def several(entry: Any) -> list[Any]:
-    """The pictures of one question."""
+def picture_list(entry: Any) -> list[Any]:
+    """The pictures of one question as a list: an entry may be None, a picture, or several."""
     if entry is None:
         return []
     return list(entry) if isinstance(entry, list | tuple) else [entry]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A question with its pictures. each: (1, T, ...), an entry a token. pictures: (P, ...)."""
+class PreparedQuestion:
+    """A question with its pictures. per_token: (1, T, ...), an entry a token. pictures: (P, ...)."""
 
     ids: list[int]
-    each: dict[str, Tensor]
+    per_token: dict[str, Tensor]
     pictures: dict[str, Any]
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """What has to be equal in questions that share a batch: all but the numbers of tokens and of pictures."""
-        seen = tuple((name, _inner(value, 1)) for name, value in sorted(self.pictures.items()))
-        return seen, tuple((name, _inner(value, 2)) for name, value in sorted(self.each.items()))
+        """Shapes that must be equal in one batch: all but the numbers of tokens and of pictures."""
+        pictures = tuple((name, _shape_from(value, 1)) for name, value in sorted(self.pictures.items()))
+        return pictures, tuple((name, _shape_from(value, 2)) for name, value in sorted(self.per_token.items()))
 
 
-def _inner(value: Any, start: int) -> Any:
+def _shape_from(value: Any, start: int) -> Any:
     return tuple(value.shape[start:]) if isinstance(value, Tensor) else type(value).__name__
 
 
-class Sight:
-    """Prepares questions for one model. The processor is opened when the first comes."""
+class QuestionPreparer:
+    """Turns questions about pictures into inputs of one model. Opens the processor when it is first needed."""
 
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
         self.model: Any = model
@@ -64,32 +64,32 @@ class Sight:
 
     @cached_property
     def processor(self) -> Any:
-        return self._opened()
+        return self._open_processor()
 
-    def _opened(self) -> Any:
+    def _open_processor(self) -> Any:
         return open_processor(self.folder, trusted(self.model))
 
     @cached_property
-    def chats(self) -> bool:
-        """Whether the processor knows how a question is put."""
+    def has_chat_template(self) -> bool:
+        """Whether the processor has a chat template."""
         return has_processor(self.folder) and bool(getattr(self.processor, "chat_template", None))
 
-    def asked(self, images: Sequence[Any], question: str) -> Seen:
-        """Pictures, then the question; where its text has the processor's token for each picture, they are there."""
+    def prepare(self, images: Sequence[Any], question: str) -> PreparedQuestion:
+        """Inputs of one question: pictures first, or where its text has a picture token for each of them."""
         shown = [to_image(image) for image in images]
         text = self.rendered(question, len(shown))
         made = self.processed(text, **({"images": [shown]} if shown else {}))
         ids = made["input_ids"][0].tolist()
-        rest = {name: value for name, value in made.items() if name not in _APART}
+        rest = {name: value for name, value in made.items() if name not in _NOT_FORWARDED}
         of_pictures = set(self.processor.image_processor.model_input_names)
-        each = {
+        per_token = {
             name: value for name, value in rest.items()
             if name not in of_pictures and isinstance(value, Tensor) and value.shape[:2] == (1, len(ids))
         }  # fmt: skip
-        return Seen(ids, each, {name: value for name, value in rest.items() if name not in each})
+        return PreparedQuestion(ids, per_token, {name: value for name, value in rest.items() if name not in per_token})
 
     def processed(self, text: str, **options: Any) -> Any:
-        """What the processor makes of one text. Raises UsageError for pictures that it does not take."""
+        """The processor's output for one text. UsageError for pictures that it does not take."""
         begin = self.processor.tokenizer.bos_token
         if begin and text.startswith(begin):
             options["add_special_tokens"] = False
@@ -104,56 +104,58 @@ class Sight:
             ) from error
 
     def rendered(self, question: str, images: int) -> str:
-        """By the processor's chat template where there is one."""
+        """The prompt as text, by the processor's chat template where there is one."""
         chat = self._chat(question, images)
-        if self.chats:
+        if self.has_chat_template:
             return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-        return "".join(part.get("text", self._place) for part in chat[0]["content"])
+        return "".join(part.get("text", self._picture_token) for part in chat[0]["content"])
 
     @property
-    def _place(self) -> str:
-        """The processor's word for a picture."""
+    def _picture_token(self) -> str:
+        """The processor's placeholder token for a picture."""
         token = getattr(self.processor, "image_token", None)
         return "" if token is None else str(getattr(token, "content", token))
 
     def _chat(self, question: str, images: int) -> list[dict[str, Any]]:
-        """Pictures first, but where the question has a place for each."""
-        there = images > 0 and bool(self._place) and question.count(self._place) == images
-        content = [{"type": "image"}] * (0 if there else images) + [{"type": "text", "text": question}]
+        """The chat: pictures first, unless the question holds a picture token for each."""
+        in_text = images > 0 and bool(self._picture_token) and question.count(self._picture_token) == images
+        content = [{"type": "image"}] * (0 if in_text else images) + [{"type": "text", "text": question}]
         return [{"role": "user", "content": content}]
 
-    def turn(self, images: int, question: str, answer: str) -> list[int]:
-        """What follows such a question where the model is taught: the answer, to the end of its turn."""
+    def answer_ids(self, images: int, question: str, answer: str) -> list[int]:
+        """Token ids of the answer to a question in training, to the end of its turn in the chat."""
         tokenizer = self.processor.tokenizer
-        if not self.chats:
-            return answered(tokenizer, answer)
+        if not self.has_chat_template:
+            return ids_after_question(tokenizer, answer)
         said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         whole = self.processor.apply_chat_template([*self._chat(question, images), said], tokenize=False)
-        return answered(tokenizer, answer, str(whole), self.rendered(question, images))
+        return ids_after_question(tokenizer, answer, str(whole), self.rendered(question, images))
 
-    def longer(self, seen: Seen, more: Sequence[int]) -> Seen:
-        """With tokens that answer: marked as the model's own generation marks what it has decoded."""
-        each: dict[str, Any] = dict(seen.each)
+    def with_answer(self, prepared: PreparedQuestion, answer: Sequence[int]) -> PreparedQuestion:
+        """The question with answer tokens; their token types are those that `generate()` gives to decoded tokens."""
+        per_token: dict[str, Any] = dict(prepared.per_token)
         nothing = ModelOutput()  # type: ignore[no-untyped-call]
-        for _ in more:
-            each = self.model._update_model_kwargs_for_generation(nothing, each)
-        return replace(seen, ids=[*seen.ids, *more], each={name: each[name] for name in seen.each})
+        for _ in answer:
+            per_token = self.model._update_model_kwargs_for_generation(nothing, per_token)
+        kept = {name: per_token[name] for name in prepared.per_token}
+        return replace(prepared, ids=[*prepared.ids, *answer], per_token=kept)
 
 
-def together(seen: Sequence[Seen], left: bool) -> dict[str, Any]:
-    """A call: tokens padded on one side, pictures one after the other, as their places in the text."""
-    longest = max(len(one.ids) for one in seen)
-    call: dict[str, Any] = {"input_ids": _padded([torch.tensor([one.ids]) for one in seen], longest, left)}
-    call["attention_mask"] = _padded([torch.ones(1, len(one.ids), dtype=torch.long) for one in seen], longest, left)
-    for name in seen[0].each:
-        call[name] = _padded([one.each[name] for one in seen], longest, left)
-    for name, first in seen[0].pictures.items():
-        call[name] = torch.cat([one.pictures[name] for one in seen]) if isinstance(first, Tensor) else first
+def padded_batch(questions: Sequence[PreparedQuestion], left: bool) -> dict[str, Any]:
+    """Model inputs of a batch: token rows padded to one length (left or right), pictures concatenated in order."""
+    longest = max(len(one.ids) for one in questions)
+    ids = [torch.tensor([one.ids]) for one in questions]
+    call: dict[str, Any] = {"input_ids": _padded(ids, longest, left)}
+    call["attention_mask"] = _padded([torch.ones_like(row) for row in ids], longest, left)
+    for name in questions[0].per_token:
+        call[name] = _padded([one.per_token[name] for one in questions], longest, left)
+    for name, first in questions[0].pictures.items():
+        call[name] = torch.cat([one.pictures[name] for one in questions]) if isinstance(first, Tensor) else first
     return call
 
 
 def logits_from(model: Any, call: Mapping[str, Any], first: int) -> Tensor:
-    """(B, T - first, V) logits of the places from `first` on; the others are not computed where the model can."""
+    """(B, T - first, V) logits from token `first` on; a model that takes `logits_to_keep` computes no others."""
     keep = call["input_ids"].shape[1] - first
     keeps = first > 0 and "logits_to_keep" in inspect.signature(type(model).forward).parameters
     logits: Tensor = model(**call, **({"logits_to_keep": keep} if keeps else {}), use_cache=False).logits
@@ -169,21 +171,29 @@ def _padded(rows: list[Tensor], longest: int, left: bool) -> Tensor:
     return whole
 
 
-def alike(asked: Mapping[int, Seen], padded: bool, alone: bool) -> list[list[int]]:
-    """Keys of what may be read at once, the shortest first; unpadded: of one length. alone: pictures one at a time."""
+def batchable_groups(prepared: Mapping[int, PreparedQuestion], padded: bool, pictures_alone: bool) -> list[list[int]]:
+    """Indices of questions that may share a batch, shortest first.
+
+    padded: else all of a batch have one length. pictures_alone: each question with pictures is a batch of its own.
+    """
     groups: dict[Any, list[int]] = {}
-    for index, seen in sorted(asked.items(), key=lambda item: len(item[1].ids)):
-        single = (alone and seen.pictures) or any(not isinstance(value, Tensor) for value in seen.pictures.values())
-        groups.setdefault(index if single else (seen.layout, None if padded else len(seen.ids)), []).append(index)
+    for index, question in sorted(prepared.items(), key=lambda item: len(item[1].ids)):
+        # What is no tensor cannot be concatenated with that of other questions.
+        mixed = any(not isinstance(value, Tensor) for value in question.pictures.values())
+        shared = (question.layout, None if padded else len(question.ids))
+        alone = mixed or (pictures_alone and question.pictures)
+        groups.setdefault(index if alone else shared, []).append(index)
     return list(groups.values())
 
 
-def shared(asked: Mapping[int, Seen], more: int, padded: bool, alone: bool) -> Iterator[list[int]]:
-    """Keys of what is read at once, about so many tokens; unpadded: of one length. alone: pictures one at a time."""
-    for group in alike(asked, padded, alone):
+def batches(
+    prepared: Mapping[int, PreparedQuestion], new_tokens: int, padded: bool, pictures_alone: bool
+) -> Iterator[list[int]]:
+    """`batchable_groups` cut into batches of about `BATCH_TOKENS`; new_tokens: what will be decoded for each."""
+    for group in batchable_groups(prepared, padded, pictures_alone):
         batch: list[int] = []
         for index in group:
-            if batch and (len(asked[index].ids) + more) * (len(batch) + 1) > BATCH_TOKENS:
+            if batch and (len(prepared[index].ids) + new_tokens) * (len(batch) + 1) > BATCH_TOKENS:
                 yield batch
                 batch = []
             batch.append(index)

@@ -20,14 +20,14 @@ _BY_LENGTH = ("dynamic", "longrope")
 @contextmanager
 def at_rest(model: torch.nn.Module) -> Iterator[None]:
     """Inside, and after it, the model is as if nothing had run."""
-    settle(model)
+    forget_earlier_calls(model)
     try:
         yield
     finally:
-        settle(model)
+        forget_earlier_calls(model)
 
 
-def settle(model: torch.nn.Module) -> None:
+def forget_earlier_calls(model: torch.nn.Module) -> None:
     """Let go of what earlier calls left behind."""
     for part in model.modules():
         known: Any = part

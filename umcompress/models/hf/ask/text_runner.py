@@ -17,20 +17,20 @@ from transformers import PreTrainedModel
 from umcompress.documents.base import Task
 from umcompress.errors import CheckError, UncountedError, UsageError
 from umcompress.models.hf.ask.greedy import greedily
-from umcompress.models.hf.ask.rest import at_rest, reads_by_length, settle
-from umcompress.models.hf.ask.tokenizer import Words, embeddings
+from umcompress.models.hf.ask.rest import at_rest, forget_earlier_calls, reads_by_length
+from umcompress.models.hf.ask.tokenizer import FolderTokenizer, embeddings
 from umcompress.models.hf.ask.towers import features, towers
 from umcompress.models.hf.inputs import (
-    fixed_call,
+    explaining_missing_inputs,
+    fixed_inputs,
+    generates_text,
+    ids_without_special_tokens,
     learned_positions,
     picture,
-    plain_ids,
     positions,
     reads_text,
-    speaks,
-    text_call,
     text_config,
-    which_suffice,
+    text_inputs,
 )
 from umcompress.models.hf.load.own_code import trusted
 from umcompress.models.hf.load.run_on_shapes import OnShapes
@@ -55,9 +55,9 @@ class TransformersRunner:
         self.folder = folder
 
     @cached_property
-    def words(self) -> Words:
+    def words(self) -> FolderTokenizer:
         """The tokenizer; sizes and workloads need none."""
-        return Words(self.folder, trusted(self.model), embeddings(self.model))
+        return FolderTokenizer(self.folder, trusted(self.model), embeddings(self.model))
 
     @cached_property
     def positions(self) -> int | None:
@@ -67,7 +67,7 @@ class TransformersRunner:
     @property
     def speaks(self) -> bool:
         """Whether the model continues text: what does not is measured, and never scored."""
-        return speaks(self.model)
+        return generates_text(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -84,11 +84,11 @@ class TransformersRunner:
     @torch.no_grad()
     def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
         """Greedy answers to questions without pictures (`images` holds None)."""
-        self._must_speak("answer questions")
+        self._require_text_generation("answer questions")
         _no_pictures(self.model, images)
         answers: list[str] = []
         rows = [self.question_ids(question) for question in questions]
-        for part in _by_tokens(rows, max_new_tokens, reads_by_length(self.model)):
+        for part in _batches_by_tokens(rows, max_new_tokens, reads_by_length(self.model)):
             ids, mask = self.words.left_padded(part)
             with greedily(self.model, max_new_tokens) as settings:
                 out = self.model.generate(
@@ -99,7 +99,7 @@ class TransformersRunner:
 
     def question_ids(self, question: str) -> list[int]:
         """A question without pictures, as the model was taught to be asked."""
-        return self.words.question(question)
+        return self.words.question_ids(question)
 
     def generate(self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None) -> list[Picture]:
         raise UsageError("generate pictures", f"{type(self.model).__name__} is run on text here", "leave the task out")
@@ -111,31 +111,31 @@ class TransformersRunner:
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) in the model's dtype."""
-        self._must_speak("score text")
+        self._require_text_generation("score text")
         with at_rest(self.model):
-            return self._numbers(self.model(input_ids=ids.to(self.device)).logits)
+            return self._require_finite(self.model(input_ids=ids.to(self.device)).logits)
 
     @torch.no_grad()
     def score(
         self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
     ) -> list[list[Likelihood]]:
         """As `Runner.score`, of plain text: no chat template is put around it."""
-        self._must_speak("score continuations")
+        self._require_text_generation("score continuations")
         _no_pictures(self.model, images)
         pairs = [
-            self.words.pair(prompt or "", text)
+            self.words.prompt_and_continuation(prompt or "", text)
             for prompt, texts in zip(prompts, continuations, strict=True)
             for text in texts
         ]
         found: list[Likelihood] = []
-        for part in _by_tokens([before + after for before, after in pairs], 0, reads_by_length(self.model)):
+        for part in _batches_by_tokens([before + after for before, after in pairs], 0, reads_by_length(self.model)):
             ids = torch.zeros(len(part), max(map(len, part)), dtype=torch.long)
             mask = torch.zeros_like(ids)
             for place, row in enumerate(part):
                 ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
             with at_rest(self.model):
                 logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
-            self._numbers(logits[mask.bool()])
+            self._require_finite(logits[mask.bool()])
             for place, row in enumerate(part):
                 start = len(pairs[len(found)][0])
                 found.append(likelihood(logits[place, start - 1 : len(row) - 1], ids[place, start : len(row)]))
@@ -151,16 +151,16 @@ class TransformersRunner:
         at_time: Callable[[float], None] | None = None,
     ) -> None:
         """Texts as they are; of a question and its answer, both. What is of one length shares a batch."""
-        for portion in self._alike([(item, self._text_ids(item)) for item in items]):
+        for portion in self._batches_of_one_length([(item, self._text_ids(item)) for item in items]):
             self._encode(torch.tensor([ids for _, ids in portion]))
 
     def portions(self, items: Sequence[Any]) -> list[list[Any]]:
         """As `Portions`: texts that share a batch, anything else by itself."""
         texts = [item for item in items if _is_text(item)]
-        alike = self._alike([(item, self._text_ids(item)) for item in texts])
+        alike = self._batches_of_one_length([(item, self._text_ids(item)) for item in texts])
         return [[item for item, _ in portion] for portion in alike] + [[i] for i in items if not _is_text(i)]
 
-    def _alike(self, rows: list[tuple[Any, list[int]]]) -> list[list[tuple[Any, list[int]]]]:
+    def _batches_of_one_length(self, rows: list[tuple[Any, list[int]]]) -> list[list[tuple[Any, list[int]]]]:
         """Rows of one length together, about so many tokens at most."""
         found = []
         for length, alike in groupby(sorted(rows, key=lambda row: len(row[1])), key=lambda row: len(row[1])):
@@ -173,7 +173,7 @@ class TransformersRunner:
         if isinstance(item, TextSample):
             return self.words.ids(item.text)[: self.positions]
         if isinstance(item, UnderstandingItem) and _is_text(item):
-            return self.question_ids(item.question) + self.words.more_ids(item.answer)
+            return self.question_ids(item.question) + self.words.continuation_ids(item.answer)
         raise UsageError(
             f"calibrate {type(self.model).__name__}", f"an item of kind {type(item).__name__}",
             "name a source of plain text: calibration: {source: perplexity}",
@@ -181,9 +181,9 @@ class TransformersRunner:
 
     def _encode(self, ids: Tensor) -> None:
         """All blocks; no logits, which no statistic reads and which would be the largest tensor of the run."""
-        body = self.model.base_model if speaks(self.model) else self.model
-        with which_suffice(self.model), at_rest(self.model):
-            body(**text_call(self.model, ids.to(self.device)), use_cache=False)
+        body = self.model.base_model if generates_text(self.model) else self.model
+        with explaining_missing_inputs(self.model), at_rest(self.model):
+            body(**text_inputs(self.model, ids.to(self.device)), use_cache=False)
 
     def pass_tokens(self, task: Task) -> int:
         """A text of fixed length, or for a model that reads only pictures, one picture.
@@ -199,19 +199,19 @@ class TransformersRunner:
         UncountedError where a skeleton cannot be run: some mixtures look up which experts were chosen.
         """
         if not is_shapes_only(self.model):
-            return self._pass()
+            return self._forward_once()
         try:
-            with experts_by_product(self.model), OnShapes():
-                return self._pass()
+            with batched_experts(self.model), OnShapes():
+                return self._forward_once()
         except (NotImplementedError, RuntimeError) as error:
             found = (str(error).splitlines() or [type(error).__name__])[0]
             raise UncountedError(f"count the work of {type(self.model).__name__} without values", found) from error
 
-    def _pass(self) -> int:
+    def _forward_once(self) -> int:
         pixels = picture(self.model, 0.0)
-        tokens = self._fitting(PASS_TOKENS) if reads_text(self.model) else 1
-        call = fixed_call(self.model, torch.zeros(1, tokens, dtype=torch.long), pixels)
-        with which_suffice(self.model), at_rest(self.model):
+        tokens = self._tokens_that_fit(PASS_TOKENS) if reads_text(self.model) else 1
+        call = fixed_inputs(self.model, torch.zeros(1, tokens, dtype=torch.long), pixels)
+        with explaining_missing_inputs(self.model), at_rest(self.model):
             self.model(**{name: value.to(self.device) for name, value in call.items()})
         return tokens
 
@@ -221,60 +221,61 @@ class TransformersRunner:
         found: dict[str, Tensor] = {}
         pixels = picture(self.model)
         if pixels is not None:
-            pixels = {name: self._placed(value) for name, value in pixels.items()}
+            pixels = {name: self._to_device(value) for name, value in pixels.items()}
         if reads_text(self.model):
-            ids = plain_ids(self.model, 2, 12).to(self.device)
+            ids = ids_without_special_tokens(self.model, 2, 12).to(self.device)
             mask = torch.ones_like(ids)
             mask[1, :3] = 0
-            with which_suffice(self.model), at_rest(self.model):
-                found |= _tensors(self.model(attention_mask=mask, **fixed_call(self.model, ids, pixels)), "text")
+            with explaining_missing_inputs(self.model), at_rest(self.model):
+                out = self.model(attention_mask=mask, **fixed_inputs(self.model, ids, pixels))
+            found |= _floating_tensors(out, "text")
         parts = (self.model, self.model.base_model)
         seeing = next((part for part in parts if hasattr(part, "get_image_features")), None)
         if pixels is not None and seeing is not None:
-            found |= _tensors(seeing.get_image_features(**pixels), "image")
+            found |= _floating_tensors(seeing.get_image_features(**pixels), "image")
         elif pixels is not None and not reads_text(self.model):
-            call = fixed_call(self.model, torch.zeros(1, 1, dtype=torch.long, device=self.device), pixels)
-            with which_suffice(self.model):
-                found |= _tensors(self.model(**call), "image")
+            call = fixed_inputs(self.model, torch.zeros(1, 1, dtype=torch.long, device=self.device), pixels)
+            with explaining_missing_inputs(self.model):
+                found |= _floating_tensors(self.model(**call), "image")
         elif type(self.model).is_custom_code():
             for path, tower in towers(self.model):
-                found |= _tensors(features(tower, self.folder, self._placed), f"image.{path}")
+                found |= _floating_tensors(features(tower, self.folder, self._to_device), f"image.{path}")
         return found
 
     @torch.no_grad()
     def workload(self, task: Task) -> Work:
         """Read a prompt, then decode eight tokens; of a model that does not speak, one pass."""
         started = time.perf_counter()
-        if not speaks(self.model):
-            tokens = self._pass()
-            self._wait()
+        if not generates_text(self.model):
+            tokens = self._forward_once()
+            self._synchronize()
             seconds = time.perf_counter() - started
             return Work(seconds, {"tokens_per_second": tokens / seconds})
-        ids = plain_ids(self.model, 1, self._fitting(PROMPT_TOKENS)).to(self.device)
-        settle(self.model)
+        ids = ids_without_special_tokens(self.model, 1, self._tokens_that_fit(PROMPT_TOKENS)).to(self.device)
+        forget_earlier_calls(self.model)
         out = self.model(input_ids=ids, use_cache=True)
-        self._wait()
+        self._synchronize()
         first = time.perf_counter()
         for _ in range(NEW_TOKENS):
-            state, token = _state(out), ids[:, :1]
+            state, token = _carried_state(out), ids[:, :1]
             # A model that hands nothing on reads the whole text again, as generate() does with it.
             ids = torch.cat([ids, token], dim=1)
             out = self.model(input_ids=token if state else ids, **state, use_cache=True)
-        self._wait()
+        self._synchronize()
         ended = time.perf_counter()
-        settle(self.model)
+        forget_earlier_calls(self.model)
         measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
         return Work(ended - started, measures)
 
-    def _fitting(self, tokens: int) -> int:
+    def _tokens_that_fit(self, tokens: int) -> int:
         """So many tokens, or what the model has positions for, with room for those to decode."""
         most = positions(text_config(self.model))
         return min(tokens, most - NEW_TOKENS) if most is not None and most > NEW_TOKENS else tokens
 
-    def _placed(self, value: Tensor) -> Tensor:
+    def _to_device(self, value: Tensor) -> Tensor:
         return value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
 
-    def _numbers(self, logits: Tensor) -> Tensor:
+    def _require_finite(self, logits: Tensor) -> Tensor:
         """The logits (..., V); CheckError where some are NaN: a score of these says nothing."""
         # The largest of a token's: it is NaN if any is, and forbidden tokens may well be minus infinity.
         if not bool((broken := ~logits.amax(-1).isfinite()).any()):
@@ -285,16 +286,16 @@ class TransformersRunner:
             "look for NaN or infinite values in its weights; in bfloat16, compute in float32 (dtype: float32)",
         )
 
-    def _must_speak(self, what: str) -> None:
-        if not speaks(self.model):
+    def _require_text_generation(self, what: str) -> None:
+        if not generates_text(self.model):
             raise UsageError(what, f"{type(self.model).__name__} does not generate text", "use another model")
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-def _state(out: Any) -> dict[str, Any]:
+def _carried_state(out: Any) -> dict[str, Any]:
     """What a model hands on from token to token, under the name by which it takes it: keys and values, or a state."""
     found = {name: getattr(out, name, None) for name in ("past_key_values", "cache_params", "state")}
     return {name: value for name, value in found.items() if value is not None}
@@ -315,7 +316,7 @@ def _is_text(item: object) -> bool:
     return isinstance(item, TextSample)
 
 
-def _by_tokens(rows: list[list[int]], more: int, alone: bool) -> Iterator[list[list[int]]]:
+def _batches_by_tokens(rows: list[list[int]], more: int, alone: bool) -> Iterator[list[list[int]]]:
     """Rows in their order, in batches of about so many tokens; or each alone."""
     batch: list[list[int]] = []
     for row in rows:
@@ -328,7 +329,7 @@ def _by_tokens(rows: list[list[int]], more: int, alone: bool) -> Iterator[list[l
         yield batch
 
 
-def _tensors(output: Any, prefix: str) -> dict[str, Tensor]:
+def _floating_tensors(output: Any, prefix: str) -> dict[str, Tensor]:
     """The floating tensors of an output, by name."""
     named = output.items() if hasattr(output, "items") else {"features": output}.items()
     found: dict[str, Tensor] = {}
@@ -342,7 +343,7 @@ def _tensors(output: Any, prefix: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def experts_by_product(model: PreTrainedModel) -> Iterator[None]:
+def batched_experts(model: PreTrainedModel) -> Iterator[None]:
     """Experts as batched products: the other ways to run them read values, and a skeleton has none."""
     before = getattr(model.config, "_experts_implementation", None)
     model.set_experts_implementation("batched_mm")

@@ -17,7 +17,7 @@ _FILES = ("tokenizer.*", "tokenizer_config.json", "vocab.*", "*.tiktoken", "*.mo
 _COPY = "copy the tokenizer files of the model into its folder"
 
 
-class Words:
+class FolderTokenizer:
     """Text to ids and back."""
 
     def __init__(self, folder: Path, trust: bool = False, rows: int | None = None) -> None:
@@ -40,13 +40,13 @@ class Words:
 
     def ids(self, text: str) -> list[int]:
         """With the special tokens that the tokenizer puts around any text."""
-        return self.known([int(token) for token in self.tokenizer(text)["input_ids"]])
+        return self.checked_ids([int(token) for token in self.tokenizer(text)["input_ids"]])
 
-    def more_ids(self, text: str) -> list[int]:
+    def continuation_ids(self, text: str) -> list[int]:
         """Text that goes on after other text."""
-        return self.known([int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]])
+        return self.checked_ids([int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]])
 
-    def known(self, ids: list[int]) -> list[int]:
+    def checked_ids(self, ids: list[int]) -> list[int]:
         """The ids; ModelError where the model has no embedding for one."""
         if self.rows is None or not ids or max(ids) < self.rows:
             return ids
@@ -56,7 +56,7 @@ class Words:
             "the tokenizer is another model's: copy the tokenizer files of this model into its folder",
         )
 
-    def pair(self, before: str, after: str) -> tuple[list[int], list[int]]:
+    def prompt_and_continuation(self, before: str, after: str) -> tuple[list[int], list[int]]:
         """A text and what follows it, cut into tokens as one text; before nothing stands the token that begins texts.
 
         Space at the end of the first belongs to the second, as in lm-eval: that is how words are cut.
@@ -66,25 +66,25 @@ class Words:
             first = next(
                 (token for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if token is not None), 0
             )
-            rest = self.more_ids(after)
+            rest = self.continuation_ids(after)
             return ([first], rest) if rest[:1] != [first] else (rest[:1], rest[1:])
         ids = self.ids(kept)
         return ids, self.ids(before + after)[len(ids) :]
 
-    def question(self, text: str) -> list[int]:
+    def question_ids(self, text: str) -> list[int]:
         """A question as the model was taught to be asked, by the tokenizer's chat template where there is one."""
-        return self.more_ids(self._rendered(text)) if self._chats else self.ids(text)
+        return self.continuation_ids(self._rendered(text)) if self._has_chat_template else self.ids(text)
 
-    def turn(self, question: str, answer: str) -> list[int]:
-        """What follows such a question where the model is taught: the answer, to the end of its turn."""
-        if not self._chats:
-            return answered(self.tokenizer, answer)
+    def answer_ids(self, question: str, answer: str) -> list[int]:
+        """Token ids of the answer to a question in training, to the end of its turn in the chat."""
+        if not self._has_chat_template:
+            return ids_after_question(self.tokenizer, answer)
         chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         whole = self.tokenizer.apply_chat_template(chat, tokenize=False)
-        return answered(self.tokenizer, answer, str(whole), self._rendered(question))
+        return ids_after_question(self.tokenizer, answer, str(whole), self._rendered(question))
 
     @property
-    def _chats(self) -> bool:
+    def _has_chat_template(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def _rendered(self, question: str) -> str:
@@ -96,7 +96,7 @@ class Words:
 
     def beginning(self, text: str, tokens: int) -> str:
         """What of a text its first tokens were made of, as it was before the tokenizer changed anything."""
-        if len(self.more_ids(text)) <= tokens:
+        if len(self.continuation_ids(text)) <= tokens:
             return text
         if getattr(self.tokenizer, "is_fast", False):
             made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -104,7 +104,7 @@ class Words:
         short, long = 0, len(text)
         while short < long:
             middle = (short + long + 1) // 2
-            short, long = (middle, long) if len(self.more_ids(text[:middle])) <= tokens else (short, middle - 1)
+            short, long = (middle, long) if len(self.continuation_ids(text[:middle])) <= tokens else (short, middle - 1)
         return text[:short]
 
     def left_padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ def embeddings(model: Any) -> int | None:
     return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
 
-def answered(tokenizer: Any, answer: str, whole: str = "", asked: str = "") -> list[int]:
+def ids_after_question(tokenizer: Any, answer: str, whole: str = "", asked: str = "") -> list[int]:
     """Ids of what is said after a question: as the chat template has it, else the answer and the end of texts.
 
     whole, asked: the chat with the answer, and what the answer is asked with; "": no template.

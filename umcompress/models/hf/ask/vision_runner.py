@@ -15,18 +15,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from umcompress.documents.base import Task
-from umcompress.models.hf.ask.picture_runner import AskedRunner
-from umcompress.models.hf.ask.questions import Sight
-from umcompress.models.hf.ask.rest import settle
-from umcompress.models.hf.ask.text_runner import NEW_TOKENS, experts_by_product
-from umcompress.models.hf.inputs import Call, picture, plain_ids, seer, speaks
+from umcompress.models.hf.ask.picture_runner import PictureQuestionRunner
+from umcompress.models.hf.ask.questions import QuestionPreparer
+from umcompress.models.hf.ask.rest import forget_earlier_calls
+from umcompress.models.hf.ask.text_runner import NEW_TOKENS, batched_experts
+from umcompress.models.hf.inputs import Inputs, generates_text, ids_without_special_tokens, picture, vision_module
 from umcompress.models.hf.load.run_on_shapes import OnShapes
 from umcompress.models.hf.load.skeleton import is_shapes_only
 from umcompress.models.runner import Work
 
 # Kinds whose batches the tests hold equal to single questions, and whose pictures are known without a processor.
 # Others are asked one question at a time; sizes and speed are those of text.
-PROVED = frozenset({
+BATCHED_MODEL_TYPES = frozenset({
     "aya_vision", "gemma3", "glm4v", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "paligemma",
     "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "vipllava",
 })  # fmt: skip
@@ -37,54 +37,56 @@ COUNTED_PATCHES = 16
 TOGETHER = 32
 
 
-def sees(model: PreTrainedModel) -> bool:
+def takes_pictures_and_text(model: PreTrainedModel) -> bool:
     """Whether pictures and text go in together and text comes out."""
     takes = inspect.signature(type(model).forward).parameters
-    return speaks(model) and "pixel_values" in takes and not model.config.is_encoder_decoder
+    return generates_text(model) and "pixel_values" in takes and not model.config.is_encoder_decoder
 
 
-class SeeingRunner(AskedRunner):
+class VisionLanguageRunner(PictureQuestionRunner):
     """Vision tower, connector, language model; sizes and speed are those of a picture where one is known."""
 
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
         super().__init__(model, folder)
-        self.sight = Sight(model, folder)
-        self.proved = str(model.config.model_type) in PROVED and not type(model).is_custom_code()
+        self.preparer = QuestionPreparer(model, folder)
+        self.may_share_batch = str(model.config.model_type) in BATCHED_MODEL_TYPES and not type(model).is_custom_code()
 
     @property
     def batch(self) -> int:
         """Questions that are worth having at once."""
-        return TOGETHER if self.proved else 1
+        return TOGETHER if self.may_share_batch else 1
 
     def question_ids(self, question: str) -> list[int]:
         """By the processor's template, which may want a list of parts where the tokenizer's takes a text."""
-        return self.sight.asked([], question).ids if self.sight.chats else super().question_ids(question)
+        if not self.preparer.has_chat_template:
+            return super().question_ids(question)
+        return self.preparer.prepare([], question).ids
 
     # -- counting --------------------------------------------------------------------------------------------
 
     @cached_property
-    def counted(self) -> Call | None:
+    def measured_picture(self) -> Inputs | None:
         """The picture that sizes and speed are measured with, where one is known."""
-        return picture(self.model, patches=COUNTED_PATCHES) if self.proved else None
+        return picture(self.model, patches=COUNTED_PATCHES) if self.may_share_batch else None
 
     @torch.no_grad()
     def pass_tokens(self, task: Task) -> int:
         """A picture and a short question. What the tower's patches cost is spread over the tokens read."""
-        if self.counted is None:
+        if self.measured_picture is None:
             return super().pass_tokens(task)
         with ExitStack() as shapes:
             if is_shapes_only(self.model):
-                shapes.enter_context(experts_by_product(self.model))
+                shapes.enter_context(batched_experts(self.model))
                 shapes.enter_context(OnShapes())
-            return self._see(self.counted, QUESTION_TOKENS)[1]
+            return self._run_picture_question(self.measured_picture, QUESTION_TOKENS)[1]
 
-    def _see(self, pictures: Call, words: int) -> tuple[Any, int]:
+    def _run_picture_question(self, pictures: Inputs, words: int) -> tuple[Any, int]:
         """A picture as the tower takes it and a question of no particular words: the output, and how many tokens."""
         if not is_shapes_only(self.model):
-            pictures = {name: self._placed(value) for name, value in pictures.items()}
-        with _seen_once(seer(self.model), pictures) as rows:
+            pictures = {name: self._to_device(value) for name, value in pictures.items()}
+        with _features_computed_once(vision_module(self.model), pictures) as rows:
             places = torch.full((1, rows), int(self.model.config.image_token_id))
-            ids = torch.cat([places, plain_ids(self.model, 1, words)], dim=1)
+            ids = torch.cat([places, ids_without_special_tokens(self.model, 1, words)], dim=1)
             # Of token types Gemma's 1 is a picture; PaliGemma's 1 is an answer.
             kinds = {"mm_token_type_ids"} | ({"token_type_ids"} if self.model.config.model_type == "gemma3" else set())
             kinds &= inspect.signature(type(self.model).forward).parameters.keys()
@@ -97,19 +99,19 @@ class SeeingRunner(AskedRunner):
     @torch.no_grad()
     def workload(self, task: Task) -> Work:
         """Read a picture and a question, decode eight tokens."""
-        if self.counted is None:
+        if self.measured_picture is None:
             return super().workload(task)
-        settle(self.model)
+        forget_earlier_calls(self.model)
         started = time.perf_counter()
-        out, _ = self._see(self.counted, QUESTION_TOKENS)
-        self._wait()
+        out, _ = self._run_picture_question(self.measured_picture, QUESTION_TOKENS)
+        self._synchronize()
         first = time.perf_counter()
-        token = plain_ids(self.model, 1, 1).to(self.device)
+        token = ids_without_special_tokens(self.model, 1, 1).to(self.device)
         for _ in range(NEW_TOKENS):
             out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-        self._wait()
+        self._synchronize()
         ended = time.perf_counter()
-        settle(self.model)
+        forget_earlier_calls(self.model)
         measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
         return Work(ended - started, measures)
 
@@ -117,14 +119,14 @@ class SeeingRunner(AskedRunner):
     def probe(self) -> dict[str, Tensor]:
         """Two texts; a ramp through the vision tower; a question about that ramp."""
         found = super().probe()
-        ramp = picture(self.model) if self.proved else None
+        ramp = picture(self.model) if self.may_share_batch else None
         if ramp is not None:
-            found["question.logits"] = self._see(ramp, QUESTION_TOKENS)[0].logits
+            found["question.logits"] = self._run_picture_question(ramp, QUESTION_TOKENS)[0].logits
         return found
 
 
 @contextmanager
-def _seen_once(part: Any, pictures: Call) -> Iterator[int]:
+def _features_computed_once(part: Any, pictures: Inputs) -> Iterator[int]:
     """How many rows of the language model a picture has; the forward inside takes what was seen to know it."""
     given = inspect.signature(part.get_image_features).parameters
     features = part.get_image_features(**{name: value for name, value in pictures.items() if name in given})

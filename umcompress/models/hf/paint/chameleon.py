@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from umcompress.models.hf.inputs import picture
-from umcompress.models.hf.paint.picture_codes import Call, Pictures
+from umcompress.models.hf.paint.picture_codes import Inputs, PictureCodes
 
 
-class ChameleonPictures(Pictures):
+class ChameleonPictureCodes(PictureCodes):
     """Codes are drawn from logits that the model's own forward would forbid. Without the prompt: nothing."""
 
     guidance: ClassVar[float] = 3.0
     no_decoder: ClassVar[str | None] = "Chameleon was released without the decoder of its image tokens"
 
     @property
-    def body(self) -> Any:
+    def language_model(self) -> Any:
         return self.model.model
 
     @property
@@ -30,12 +30,12 @@ class ChameleonPictures(Pictures):
     def factor(self) -> int:
         return int(2 ** (len(self.model.config.vq_config.channel_multiplier) - 1))
 
-    def fixed(self, fill: float | None = None) -> Call:
+    def fixed_picture(self, fill: float | None = None) -> Inputs:
         found = picture(self.model, fill)
         assert found is not None
         return found
 
-    def look(self, call: Call) -> Tensor:
+    def embeddings_of_picture(self, call: Inputs) -> Tensor:
         if self.device.type != "meta":
             found: Tensor = self.model.model.get_image_features(**call).pooler_output
             return found
@@ -44,22 +44,22 @@ class ChameleonPictures(Pictures):
         shapes: Tensor = self.embed(torch.zeros(1, height * width, dtype=torch.long, device=self.device))
         return shapes
 
-    def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
+    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         begin = self.id_of(self.processor.image_start_token)
         made = [self.processed(text, return_for_text_completion=True) for text in (prompt, "")]
         asked, nothing = ([int(token) for token in one["input_ids"][0]] for one in made)
         return [*asked, begin], [*nothing, begin]
 
     @property
-    def _words(self) -> Tensor:
+    def _token_of_code(self) -> Tensor:
         """Code -> token id."""
         found: Tensor = self.model.model.vocabulary_mapping.img2bpe_mapping_tensor
         return found.long().to(self.device)
 
     def code_logits(self, hidden: Tensor) -> Tensor:
-        found: Tensor = self.model.lm_head(hidden)[..., self._words]
+        found: Tensor = self.model.lm_head(hidden)[..., self._token_of_code]
         return found
 
     def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
-        found: Tensor = self.embed(self._words[codes][:, None])
+        found: Tensor = self.embed(self._token_of_code[codes][:, None])
         return found

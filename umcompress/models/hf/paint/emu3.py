@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from umcompress.models.hf.inputs import ramp
-from umcompress.models.hf.paint.picture_codes import Call, Pictures
+from umcompress.models.hf.paint.picture_codes import Inputs, PictureCodes
 
 # What the model's authors lead away from.
 NEGATIVE = (
@@ -19,7 +19,7 @@ NEGATIVE = (
 SIDE = 720
 
 
-class Emu3Pictures(Pictures):
+class Emu3PictureCodes(PictureCodes):
     """`generation_kwargs` may give `height` and `width` in pixels and `negative_prompt`."""
 
     guidance: ClassVar[float] = 3.0
@@ -27,7 +27,7 @@ class Emu3Pictures(Pictures):
     row_end: ClassVar[int] = 1
 
     @property
-    def body(self) -> Any:
+    def language_model(self) -> Any:
         return self.model.model.text_model
 
     @property
@@ -36,23 +36,23 @@ class Emu3Pictures(Pictures):
 
     @property
     def grid(self) -> tuple[int, int]:
-        height, width = (int(self.given.get(side, SIDE)) // self.factor for side in ("height", "width"))
+        height, width = (int(self.generation_kwargs.get(side, SIDE)) // self.factor for side in ("height", "width"))
         return max(1, height), max(1, width)
 
     @property
     def small_grid(self) -> tuple[int, int]:
         return 4, 4
 
-    def _opened(self) -> Any:
-        found = super()._opened()
+    def _open_processor(self) -> Any:
+        found = super()._open_processor()
         found.downsample_ratio = self.factor
         return found
 
-    def fixed(self, fill: float | None = None) -> Call:
+    def fixed_picture(self, fill: float | None = None) -> Inputs:
         side = 4 * self.factor
         return {"pixel_values": ramp((1, 3, side, side), fill), "image_sizes": torch.tensor([[side, side]])}
 
-    def look(self, call: Call) -> Tensor:
+    def embeddings_of_picture(self, call: Inputs) -> Tensor:
         if self.device.type != "meta":
             found: tuple[Tensor, ...] = self.model.model.get_image_features(**call).pooler_output
             return found[0][None]
@@ -62,11 +62,11 @@ class Emu3Pictures(Pictures):
         shapes: Tensor = self.embed(torch.zeros(1, rows, dtype=torch.long, device=self.device))
         return shapes
 
-    def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
-        negative = self.given.get("negative_prompt", NEGATIVE)
-        return self._asking(prompt), self._asking(negative)
+    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
+        negative = self.generation_kwargs.get("negative_prompt", NEGATIVE)
+        return self._prompt_ids(prompt), self._prompt_ids(negative)
 
-    def _asking(self, prompt: str) -> list[int]:
+    def _prompt_ids(self, prompt: str) -> list[int]:
         height, width = self.grid
         size = {"ratio": f"{width}:{height}", "image_area": height * width * self.factor**2}
         made = self.processed(prompt, return_for_image_generation=True, **size)
@@ -74,17 +74,17 @@ class Emu3Pictures(Pictures):
         return found
 
     @property
-    def _words(self) -> Tensor:
+    def _token_of_code(self) -> Tensor:
         """Code -> token id."""
         found: Tensor = self.model.vocabulary_mapping.img2bpe_mapping_tensor
         return found.long().to(self.device)
 
     def code_logits(self, hidden: Tensor) -> Tensor:
-        found: Tensor = self.model.lm_head(hidden)[..., self._words]
+        found: Tensor = self.model.lm_head(hidden)[..., self._token_of_code]
         return found
 
     def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
-        ids = self._words[codes][:, None]
+        ids = self._token_of_code[codes][:, None]
         if ends_row:
             end = torch.full_like(ids, self.model.vocabulary_mapping.eol_token_id)
             ids = torch.cat([ids, end], dim=1)

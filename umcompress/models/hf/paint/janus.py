@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from umcompress.models.hf.inputs import picture
-from umcompress.models.hf.paint.picture_codes import Call, Pictures
+from umcompress.models.hf.paint.picture_codes import Inputs, PictureCodes
 
 
-class JanusPictures(Pictures):
+class JanusPictureCodes(PictureCodes):
     """Without the prompt: the same length of padding, as in transformers."""
 
     guidance: ClassVar[float] = 5.0
 
     @property
-    def body(self) -> Any:
+    def language_model(self) -> Any:
         return self.model.model.language_model
 
     @property
@@ -28,16 +28,16 @@ class JanusPictures(Pictures):
     def factor(self) -> int:
         return int(2 ** (len(self.model.model.vqmodel.config.channel_multiplier) - 1))
 
-    def fixed(self, fill: float | None = None) -> Call:
+    def fixed_picture(self, fill: float | None = None) -> Inputs:
         found = picture(self.model, fill)
         assert found is not None
         return found
 
-    def look(self, call: Call) -> Tensor:
+    def embeddings_of_picture(self, call: Inputs) -> Tensor:
         found: Tensor = self.model.model.get_image_features(**call).pooler_output
         return found
 
-    def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
+    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         made = self.processed(self.rendered(prompt, 0), generation_mode="image")
         ids = made["input_ids"][0].tolist()
         tokenizer = self.processor.tokenizer

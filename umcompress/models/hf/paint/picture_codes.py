@@ -16,13 +16,13 @@ from torch import Tensor
 
 from umcompress.errors import ModelError
 from umcompress.models.hf.ask.processors import COPY
-from umcompress.models.hf.ask.questions import Sight
+from umcompress.models.hf.ask.questions import QuestionPreparer
 from umcompress.models.pictures import to_image
 
-Call = dict[str, Tensor]
+Inputs = dict[str, Tensor]
 
 
-class Pictures(Sight, ABC):
+class PictureCodes(QuestionPreparer, ABC):
     """Of one model. Processor and tokenizer are opened when pictures or text first need them."""
 
     # Guidance when the folder says nothing.
@@ -44,7 +44,7 @@ class Pictures(Sight, ABC):
         return self.model.get_input_embeddings()
 
     @property
-    def given(self) -> dict[str, Any]:
+    def generation_kwargs(self) -> dict[str, Any]:
         """`generation_kwargs` of the folder's generation settings."""
         config = getattr(self.model, "generation_config", None)
         found: dict[str, Any] = getattr(config, "generation_kwargs", None) or {}
@@ -62,7 +62,7 @@ class Pictures(Sight, ABC):
 
     @property
     @abstractmethod
-    def body(self) -> Any:
+    def language_model(self) -> Any:
         """The language model without its heads."""
 
     @property
@@ -81,15 +81,15 @@ class Pictures(Sight, ABC):
         return self.grid
 
     @abstractmethod
-    def fixed(self, fill: float | None = None) -> Call:
+    def fixed_picture(self, fill: float | None = None) -> Inputs:
         """A picture as the vision tower takes it: a ramp, or one value everywhere."""
 
     @abstractmethod
-    def look(self, call: Call) -> Tensor:
+    def embeddings_of_picture(self, call: Inputs) -> Tensor:
         """What the language model reads of a picture, (1, P, H). Runs on shapes alone, too."""
 
     @abstractmethod
-    def prompted(self, prompt: str) -> tuple[list[int], list[int]]:
+    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Token ids that ask for a picture, and those that ask for any picture: guidance leads away from these."""
 
     @abstractmethod

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
-from umcompress.models.hf.paint.cached_reading import Reading
-from umcompress.models.hf.paint.picture_codes import Pictures
+from umcompress.models.hf.paint.incremental_forward import IncrementalForward
+from umcompress.models.hf.paint.picture_codes import PictureCodes
 
 Rows = Sequence[Sequence[int]]
 
@@ -68,7 +68,7 @@ def draw(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generato
 
 @torch.no_grad()
 def paint(
-    pictures: Pictures, prompts: Rows, without: Rows, sampling: Sampling, generators: Sequence[torch.Generator], *,
+    pictures: PictureCodes, prompts: Rows, without: Rows, sampling: Sampling, generators: Sequence[torch.Generator], *,
     grid: tuple[int, int] | None = None, steps: int | None = None, padded: bool = False,
     at_time: Callable[[float], None] | None = None, watch: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
@@ -80,17 +80,17 @@ def paint(
     total, count = height * width, len(prompts)
     branches = 2 if sampling.guidance != 1 else 1
     codes = torch.zeros(count, total, dtype=torch.long, device=pictures.device)
-    reading: Reading | None = None
+    forward: IncrementalForward | None = None
     for step in range(min(total, steps or total)):
         if at_time is not None:
             at_time(1 - step / total)
-        if reading is None:
+        if forward is None:
             rows = [*prompts, *without][: branches * count]
-            reading = Reading(pictures.body, pictures.embed, rows, padded)
+            forward = IncrementalForward(pictures.language_model, pictures.embed, rows, padded)
         else:
             more = pictures.embed_codes(codes[:, step - 1], ends_row=step % width == 0)
-            reading.add(more.repeat(branches, 1, 1))
-        logits = pictures.code_logits(reading.hidden)
+            forward.add(more.repeat(branches, 1, 1))
+        logits = pictures.code_logits(forward.hidden)
         # Guidance multiplies what bfloat16 rounds off.
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         logits = guided(logits[:count], logits[count:] if branches == 2 else None, sampling.guidance)

@@ -20,15 +20,20 @@ from transformers import (
 from umcompress.documents.base import Task
 from umcompress.errors import UsageError
 from umcompress.models.hf.anatomy.stacks import find_stacks
-from umcompress.models.hf.ask.picture_runner import AskedRunner
-from umcompress.models.hf.ask.text_runner import NEW_TOKENS, PASS_TOKENS, TransformersRunner, experts_by_product
-from umcompress.models.hf.ask.vision_runner import SeeingRunner, sees
-from umcompress.models.hf.inputs import plain_ids, require_inputs, require_own_blocks, speaking_part
+from umcompress.models.hf.ask.picture_runner import PictureQuestionRunner
+from umcompress.models.hf.ask.text_runner import NEW_TOKENS, PASS_TOKENS, TransformersRunner, batched_experts
+from umcompress.models.hf.ask.vision_runner import VisionLanguageRunner, takes_pictures_and_text
+from umcompress.models.hf.inputs import (
+    ids_without_special_tokens,
+    require_inputs,
+    require_untied_stacks,
+    text_generating_part,
+)
 from umcompress.models.hf.load.skeleton import buffers_on_meta, is_shapes_only
-from umcompress.models.hf.paint.chameleon import ChameleonPictures
-from umcompress.models.hf.paint.emu3 import Emu3Pictures
-from umcompress.models.hf.paint.janus import JanusPictures
-from umcompress.models.hf.paint.picture_codes import Pictures
+from umcompress.models.hf.paint.chameleon import ChameleonPictureCodes
+from umcompress.models.hf.paint.emu3 import Emu3PictureCodes
+from umcompress.models.hf.paint.janus import JanusPictureCodes
+from umcompress.models.hf.paint.picture_codes import PictureCodes
 from umcompress.models.hf.paint.sampling import Sampling, generator_of, paint
 from umcompress.models.items import GenerationItem, Picture, TextSample, UnderstandingItem
 from umcompress.models.runner import Work
@@ -38,25 +43,25 @@ PAINTED_TOKENS = 16384
 LARGEST_BATCH = 64
 # Few in checks: out of core each is a trip through all weights.
 QUESTION_TOKENS, PROMPT_TOKENS, PROBE_CODES = 6, 8, 3
-_KINDS: tuple[tuple[type[PreTrainedModel], type[Pictures]], ...] = (
-    (JanusForConditionalGeneration, JanusPictures),
-    (Emu3ForConditionalGeneration, Emu3Pictures),
-    (ChameleonForConditionalGeneration, ChameleonPictures),
+_PICTURE_CODES: tuple[tuple[type[PreTrainedModel], type[PictureCodes]], ...] = (
+    (JanusForConditionalGeneration, JanusPictureCodes),
+    (Emu3ForConditionalGeneration, Emu3PictureCodes),
+    (ChameleonForConditionalGeneration, ChameleonPictureCodes),
 )
 
 
 def runner(model: PreTrainedModel, folder: Path) -> TransformersRunner:
     """By the model's class."""
-    model = speaking_part(model)
+    model = text_generating_part(model)
     require_inputs(model)
-    require_own_blocks(model, find_stacks(model))
-    found = next((pictures for kind, pictures in _KINDS if isinstance(model, kind)), None)
+    require_untied_stacks(model, find_stacks(model))
+    found = next((pictures for kind, pictures in _PICTURE_CODES if isinstance(model, kind)), None)
     if found is not None:
         return UnifiedRunner(model, folder, found)
-    return SeeingRunner(model, folder) if sees(model) else TransformersRunner(model, folder)
+    return VisionLanguageRunner(model, folder) if takes_pictures_and_text(model) else TransformersRunner(model, folder)
 
 
-class UnifiedRunner(AskedRunner):
+class UnifiedRunner(PictureQuestionRunner):
     """Both tasks, or understanding alone where codes become no picture.
 
     What shares a batch changes results only by rounding. Calibration items of one length share a batch, so that
@@ -66,9 +71,9 @@ class UnifiedRunner(AskedRunner):
     # Image tokens are sampled for calibration also where they become no picture.
     calibrates: tuple[Task, ...] = ("understanding", "generation")
 
-    def __init__(self, model: PreTrainedModel, folder: Path, kind: type[Pictures]) -> None:
+    def __init__(self, model: PreTrainedModel, folder: Path, kind: type[PictureCodes]) -> None:
         super().__init__(model, folder)
-        self.pictures = self.sight = kind(model, folder)
+        self.pictures = self.preparer = kind(model, folder)
         self.tasks: tuple[Task, ...] = ("understanding",)
         if kind.no_decoder is None:
             self.tasks = ("understanding", "generation")
@@ -108,7 +113,7 @@ class UnifiedRunner(AskedRunner):
         at_time: Callable[[float], None] | None = None,
     ) -> Tensor:
         """(B, h * w) codes of the pictures, row by row."""
-        rows = [self.pictures.prompted(prompt) for prompt in prompts]
+        rows = [self.pictures.prompt_ids(prompt) for prompt in prompts]
         return paint(
             self.pictures, [asked for asked, _ in rows], [without for _, without in rows], self.sampling, generators,
             padded=padded, at_time=at_time,
@@ -143,24 +148,24 @@ class UnifiedRunner(AskedRunner):
         with ExitStack() as shapes:
             if is_shapes_only(self.model):
                 shapes.enter_context(buffers_on_meta(self.model))
-                shapes.enter_context(experts_by_product(self.model))
-            embedded = self._question(1) if task == "understanding" else self._canvas()
+                shapes.enter_context(batched_experts(self.model))
+            embedded = self._embedded_question(1) if task == "understanding" else self._embedded_prompt_and_codes()
             # Without a cache positions are looked at, which shapes have none of.
-            out = self.pictures.body(inputs_embeds=embedded, use_cache=True).last_hidden_state
+            out = self.pictures.language_model(inputs_embeds=embedded, use_cache=True).last_hidden_state
             if task == "understanding":
                 self.model.lm_head(out[:, -1:])
             else:
                 self.pictures.code_logits(out[:, PROMPT_TOKENS - 1 :])
             return embedded.shape[:2].numel()
 
-    def _question(self, count: int, fill: float = 0.0) -> Tensor:
+    def _embedded_question(self, count: int, fill: float = 0.0) -> Tensor:
         """(B, P + t, H): pictures and questions of no particular words."""
-        call = {name: self._placed(value) for name, value in self.pictures.fixed(fill).items()}
-        seen = torch.cat([self.pictures.look(call) for _ in range(count)])
+        call = {name: self._to_device(value) for name, value in self.pictures.fixed_picture(fill).items()}
+        seen = torch.cat([self.pictures.embeddings_of_picture(call) for _ in range(count)])
         words: Tensor = self.pictures.embed(torch.zeros(count, QUESTION_TOKENS, dtype=torch.long, device=self.device))
         return torch.cat([seen, words], dim=1)
 
-    def _canvas(self) -> Tensor:
+    def _embedded_prompt_and_codes(self) -> Tensor:
         """(branches, t, H): a prompt and the first codes of a picture."""
         height, width = self.pictures.grid
         branches = 1 if self.sampling.guidance == 1 else 2
@@ -173,33 +178,33 @@ class UnifiedRunner(AskedRunner):
     @torch.no_grad()
     def workload(self, task: Task) -> Work:
         """Understanding: read a picture and a question, decode eight tokens. Generation: begin a picture."""
-        return self._painting() if task == "generation" else self._answering()
+        return self._timed_picture() if task == "generation" else self._timed_answer()
 
-    def _answering(self) -> Work:
+    def _timed_answer(self) -> Work:
         started = time.perf_counter()
-        out = self.model(inputs_embeds=self._question(1), use_cache=True, logits_to_keep=1)
-        self._wait()
+        out = self.model(inputs_embeds=self._embedded_question(1), use_cache=True, logits_to_keep=1)
+        self._synchronize()
         first = time.perf_counter()
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         for _ in range(NEW_TOKENS):
             out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-        self._wait()
+        self._synchronize()
         ended = time.perf_counter()
         measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
         return Work(ended - started, measures)
 
-    def _painting(self) -> Work:
+    def _timed_picture(self) -> Work:
         height, width = self.pictures.grid
         steps = min(PASS_TOKENS, height * width)
         started = time.perf_counter()
-        self._begin(steps, None)
-        self._wait()
+        self._first_codes(steps, None)
+        self._synchronize()
         seconds = time.perf_counter() - started
         return Work(seconds, {"image_tokens_per_second": steps / seconds})
 
-    def _begin(self, steps: int, watch: Callable[[Tensor], None] | None) -> Tensor:
+    def _first_codes(self, steps: int, watch: Callable[[Tensor], None] | None) -> Tensor:
         """The first codes of a small picture of no particular words, (1, h * w)."""
-        asked = plain_ids(self.model, 1, PROMPT_TOKENS).tolist()
+        asked = ids_without_special_tokens(self.model, 1, PROMPT_TOKENS).tolist()
         without = [[asked[0][0]] * PROMPT_TOKENS]
         grid = self.pictures.small_grid if watch else None
         return paint(
@@ -210,11 +215,12 @@ class UnifiedRunner(AskedRunner):
     def probe(self) -> dict[str, Tensor]:
         """Two texts; a question about a ramp; the first codes of a picture, and that picture."""
         found = super().probe()
-        call = {name: self._placed(value) for name, value in self.pictures.fixed().items()}
-        seen = self.pictures.look(call)
-        found["question.hidden"] = self.pictures.body(inputs_embeds=torch.cat([seen, seen[:, :3]], 1)).last_hidden_state
+        call = {name: self._to_device(value) for name, value in self.pictures.fixed_picture().items()}
+        seen = self.pictures.embeddings_of_picture(call)
+        out = self.pictures.language_model(inputs_embeds=torch.cat([seen, seen[:, :3]], 1))
+        found["question.hidden"] = out.last_hidden_state
         logits: list[Tensor] = []
-        codes = self._begin(PROBE_CODES, logits.append)
+        codes = self._first_codes(PROBE_CODES, logits.append)
         found["generation.logits"] = torch.cat(logits)
         if self.pictures.no_decoder is None:
             found["generation.image"] = self._decode(codes, self.pictures.small_grid)[0]

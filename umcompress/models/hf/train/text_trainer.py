@@ -18,13 +18,19 @@ from torch.nn import functional
 from umcompress.documents.base import Task
 from umcompress.errors import ModelError
 from umcompress.models.hf.anatomy.components import component_of
-from umcompress.models.hf.ask.picture_runner import AskedRunner
-from umcompress.models.hf.ask.questions import Seen, alike, logits_from, several, together
+from umcompress.models.hf.ask.picture_runner import PictureQuestionRunner
+from umcompress.models.hf.ask.questions import (
+    PreparedQuestion,
+    batchable_groups,
+    logits_from,
+    padded_batch,
+    picture_list,
+)
 from umcompress.models.hf.ask.text_runner import TransformersRunner
 from umcompress.models.items import TextSample, TrainingItem, UnderstandingItem
 from umcompress.models.trainer import TrainingBatch, TrainingForward
 
-Row = tuple[Seen, int]
+Row = tuple[PreparedQuestion, int]
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Portion:
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Portion:
         """rows: what is read, padded on the right; and in each where the tokens with a loss begin."""
-        call = together([seen for seen, _ in rows], left=False)
+        call = padded_batch([seen for seen, _ in rows], left=False)
         starts = torch.tensor([start for _, start in rows])
         wanted = call["attention_mask"].bool() & (torch.arange(call["input_ids"].shape[1]) >= starts[:, None])
         return cls(call, wanted)
@@ -48,7 +54,7 @@ class TextTrainer:
 
     tasks: tuple[Task, ...] = ("understanding",)
     # Whether items with pictures are read one at a time.
-    alone = False
+    pictures_alone = False
 
     def __init__(self, runner: TransformersRunner) -> None:
         self.runner, self.model = runner, runner.model
@@ -60,7 +66,7 @@ class TextTrainer:
         return batch_of(portions, {"cross_entropy": counted, "logits": counted}, portions)
 
     def forward(self, batch: TrainingBatch) -> TrainingForward:
-        losses, logits = self._predicted(batch.data)
+        losses, logits = self._losses_and_logits(batch.data)
         return TrainingForward({"cross_entropy": losses}, {"logits": logits})
 
     @torch.no_grad()
@@ -70,10 +76,11 @@ class TextTrainer:
         """(items, 1): nothing is drawn, there are no times."""
         rows = [self._row(item) for item in items]
         found = torch.zeros(len(rows), 1, dtype=torch.float64)
-        for part in alike({index: seen for index, (seen, _) in enumerate(rows)}, padded=True, alone=self.alone):
+        prepared = {index: question for index, (question, _) in enumerate(rows)}
+        for part in batchable_groups(prepared, padded=True, pictures_alone=self.pictures_alone):
             portion = Portion.of([rows[index] for index in part])
             counts = portion.wanted.sum(1).tolist()
-            for index, losses in zip(part, torch.split(self._predicted([portion])[0], counts), strict=True):
+            for index, losses in zip(part, torch.split(self._losses_and_logits([portion])[0], counts), strict=True):
                 found[index] = losses.double().mean()
         return found
 
@@ -86,15 +93,16 @@ class TextTrainer:
 
     def _portions(self, items: Sequence[TrainingItem]) -> list[Portion]:
         rows = [self._row(item) for item in items]
-        parts = alike({index: seen for index, (seen, _) in enumerate(rows)}, padded=True, alone=self.alone)
+        prepared = {index: question for index, (question, _) in enumerate(rows)}
+        parts = batchable_groups(prepared, padded=True, pictures_alone=self.pictures_alone)
         return [Portion.of([rows[index] for index in part]) for part in parts]
 
     def _row(self, item: TrainingItem) -> Row:
         if isinstance(item, TextSample):
             ids, start = self.runner.words.ids(item.text)[: self.runner.positions], 1
-        elif isinstance(item, UnderstandingItem) and not several(item.image):
+        elif isinstance(item, UnderstandingItem) and not picture_list(item.image):
             asked = self.runner.question_ids(item.question)
-            ids, start = asked + self._turn(item.question, item.answer), len(asked)
+            ids, start = asked + self._answer_ids(item.question, item.answer), len(asked)
         else:
             raise ModelError(
                 f"train {type(self.model).__name__}", f"an item of kind {type(item).__name__}",
@@ -102,59 +110,61 @@ class TextTrainer:
             )  # fmt: skip
         if len(ids) < 2 or len(ids) == start:
             raise ModelError(f"train on the text {item!r}"[:120], "fewer than two tokens", "give it longer texts")
-        return Seen(ids, {}, {}), start
+        return PreparedQuestion(ids, {}, {}), start
 
-    def _turn(self, question: str, answer: str) -> list[int]:
-        return self.runner.words.turn(question, answer)
+    def _answer_ids(self, question: str, answer: str) -> list[int]:
+        return self.runner.words.answer_ids(question, answer)
 
-    def _predicted(self, portions: Sequence[Portion]) -> tuple[Tensor, Tensor]:
+    def _losses_and_logits(self, portions: Sequence[Portion]) -> tuple[Tensor, Tensor]:
         """Losses (N,) and logits (N, V)."""
         losses, logits = [], []
         for portion in portions:
             first = int(portion.wanted.any(0).nonzero()[0]) - 1
             call = self._on_device(portion.call)
             wanted = portion.wanted[:, first + 1 :].to(call["input_ids"].device)
-            with self._reading():
+            with self._explained_errors():
                 rows = logits_from(self.model, call, first)[:, :-1][wanted]
             targets = call["input_ids"][:, first + 1 :][wanted]
-            losses.append(surprise(rows, targets))
+            losses.append(cross_entropy(rows, targets))
             logits.append(rows)
         return torch.cat(losses), torch.cat(logits)
 
     def _on_device(self, call: dict[str, Any]) -> dict[str, Any]:
         return {name: value.to(self.runner.device) for name, value in call.items()}
 
-    def _reading(self) -> AbstractContextManager[None]:
+    def _explained_errors(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
-class SeeingTrainer(TextTrainer):
+class VisionLanguageTrainer(TextTrainer):
     """Pictures, question and answer go through vision tower and language model, as they are asked and answered."""
 
-    def __init__(self, runner: AskedRunner) -> None:
+    def __init__(self, runner: PictureQuestionRunner) -> None:
         super().__init__(runner)
-        self.sight, self.asking, self.alone = runner.sight, runner, not runner.proved
+        self.preparer, self.picture_runner, self.pictures_alone = runner.preparer, runner, not runner.may_share_batch
 
     def blocked(self, name: str, items: Sequence[TrainingItem]) -> str:
-        pictured = any(isinstance(item, UnderstandingItem) and several(item.image) for item in items)
+        pictured = any(isinstance(item, UnderstandingItem) and picture_list(item.image) for item in items)
         return "" if pictured or component_of(name) != "understanding" else "no questions about pictures are trained on"
 
     def _row(self, item: TrainingItem) -> Row:
-        images = several(item.image) if isinstance(item, UnderstandingItem) else []
+        images = picture_list(item.image) if isinstance(item, UnderstandingItem) else []
         if not images or not isinstance(item, UnderstandingItem):
             return super()._row(item)
-        asked = self.sight.asked(images, item.question)
-        said = self.sight.turn(len(images), item.question, item.answer)
-        return self.sight.longer(asked, said), len(asked.ids)
+        asked = self.preparer.prepare(images, item.question)
+        said = self.preparer.answer_ids(len(images), item.question, item.answer)
+        return self.preparer.with_answer(asked, said), len(asked.ids)
 
-    def _turn(self, question: str, answer: str) -> list[int]:
-        return self.sight.turn(0, question, answer) if self.sight.chats else super()._turn(question, answer)
+    def _answer_ids(self, question: str, answer: str) -> list[int]:
+        if not self.preparer.has_chat_template:
+            return super()._answer_ids(question, answer)
+        return self.preparer.answer_ids(0, question, answer)
 
     def _on_device(self, call: dict[str, Any]) -> dict[str, Any]:
-        return self.asking.on_device(call)
+        return self.picture_runner.on_device(call)
 
-    def _reading(self) -> AbstractContextManager[None]:
-        return self.asking.places_fit()
+    def _explained_errors(self) -> AbstractContextManager[None]:
+        return self.picture_runner.explaining_wrong_placeholders()
 
 
 def batch_of(data: Any, rows: dict[str, int], portions: Sequence[Portion], *masks: Tensor) -> TrainingBatch:
@@ -163,7 +173,7 @@ def batch_of(data: Any, rows: dict[str, int], portions: Sequence[Portion], *mask
     return TrainingBatch(data, rows, (int(kept.sum()),), None if kept.all() else kept)
 
 
-def surprise(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy (N,) of logits (N, V), in float32 at least."""
     return functional.cross_entropy(
         logits.float() if logits.dtype.itemsize < 4 else logits, targets, reduction="none"

@@ -18,33 +18,33 @@ from transformers import PreTrainedModel
 
 from umcompress.errors import ModelError
 from umcompress.models.hf.anatomy.components import component_of
-from umcompress.models.hf.ask.picture_runner import AskedRunner
-from umcompress.models.hf.inputs import speaks
+from umcompress.models.hf.ask.picture_runner import PictureQuestionRunner
+from umcompress.models.hf.inputs import generates_text
 from umcompress.models.hf.paint import unified_runner as unified
-from umcompress.models.hf.train.text_trainer import SeeingTrainer, TextTrainer, batch_of, surprise
+from umcompress.models.hf.train.text_trainer import TextTrainer, VisionLanguageTrainer, batch_of, cross_entropy
 from umcompress.models.items import ImageText, TrainingItem
 from umcompress.models.trainer import TrainingBatch, TrainingForward
 
 # Share of prompts that are left out, so that the unguided branch learns as well.
 PROMPT_DROPOUT = 0.1
-_TOKENIZER_OF_PICTURES = re.compile(r"(^|\.)(vqmodel|vq_model)\.")
+_PICTURE_TOKENIZER = re.compile(r"(^|\.)(vqmodel|vq_model)\.")
 
 
 def trainer(model: nn.Module, folder: Path) -> TextTrainer:
     """ModelError for a model that does not continue text."""
     assert isinstance(model, PreTrainedModel)
     runner = unified.runner(model, folder)
-    if not speaks(runner.model) or runner.model.config.is_encoder_decoder:
+    if not generates_text(runner.model) or runner.model.config.is_encoder_decoder:
         raise ModelError(
             f"train {type(model).__name__}", "it does not continue text", "training needs a causal language model"
         )
     if isinstance(runner, unified.UnifiedRunner):
         return UnifiedTrainer(runner)
-    return SeeingTrainer(runner) if isinstance(runner, AskedRunner) else TextTrainer(runner)
+    return VisionLanguageTrainer(runner) if isinstance(runner, PictureQuestionRunner) else TextTrainer(runner)
 
 
 @dataclass(frozen=True)
-class Canvas:
+class PictureBatch:
     """Pictures after their prompts.  codes: (B, h * w), row by row.  mask: (B, T), padded on the right."""
 
     prompts: list[list[int]]
@@ -52,7 +52,7 @@ class Canvas:
     mask: Tensor
 
 
-class UnifiedTrainer(SeeingTrainer):
+class UnifiedTrainer(VisionLanguageTrainer):
     """Answers about pictures; and pictures of prompts, each code from those before it, as they are painted."""
 
     def __init__(self, runner: unified.UnifiedRunner) -> None:
@@ -67,11 +67,11 @@ class UnifiedTrainer(SeeingTrainer):
         for item in items:
             if isinstance(item, ImageText):
                 self.pictures.to_values(item.image)
-                self.pictures.prompted(item.prompt)
+                self.pictures.prompt_ids(item.prompt)
         super().check([item for item in items if not isinstance(item, ImageText)])
 
     def blocked(self, name: str, items: Sequence[TrainingItem]) -> str:
-        if _TOKENIZER_OF_PICTURES.search(name):
+        if _PICTURE_TOKENIZER.search(name):
             return "pictures become tokens by a choice, through which nothing flows back"
         if component_of(name) == "generation" and not any(isinstance(item, ImageText) for item in items):
             return "no pictures with prompts are trained on"
@@ -85,20 +85,20 @@ class UnifiedTrainer(SeeingTrainer):
         rows = {"cross_entropy": counted, "logits": counted} if portions else {}
         if not painted:
             return batch_of((portions, None), rows, portions)
-        prompts = [self.pictures.prompted(item.prompt)[int(draw.random() < PROMPT_DROPOUT)] for item, draw in painted]
+        prompts = [self.pictures.prompt_ids(item.prompt)[int(draw.random() < PROMPT_DROPOUT)] for item, draw in painted]
         codes = self.pictures.codes_of([item.image for item, _ in painted])
         mask = pad_sequence([torch.ones(len(ids) + self.length) for ids in prompts], batch_first=True)
         rows |= {"codes": codes.numel(), "code_logits": codes.numel()}
-        return batch_of((portions, Canvas(prompts, codes, mask)), rows, portions, mask)
+        return batch_of((portions, PictureBatch(prompts, codes, mask)), rows, portions, mask)
 
     def forward(self, batch: TrainingBatch) -> TrainingForward:
         portions, canvas = batch.data
         losses, outputs = {}, {}
         if portions:
-            losses["cross_entropy"], outputs["logits"] = self._predicted(portions)
+            losses["cross_entropy"], outputs["logits"] = self._losses_and_logits(portions)
         if canvas is not None:
-            outputs["code_logits"] = self._painted(canvas)
-            losses["codes"] = surprise(outputs["code_logits"], canvas.codes.flatten().to(self.runner.device))
+            outputs["code_logits"] = self._code_logits(canvas)
+            losses["codes"] = cross_entropy(outputs["code_logits"], canvas.codes.flatten().to(self.runner.device))
         return TrainingForward(losses, outputs)
 
     @torch.no_grad()
@@ -109,14 +109,14 @@ class UnifiedTrainer(SeeingTrainer):
         painted = [item for item in items if isinstance(item, ImageText)]
         if not painted:
             return super().losses(items, draws, times)
-        prompts = [self.pictures.prompted(item.prompt)[0] for item in painted]
+        prompts = [self.pictures.prompt_ids(item.prompt)[0] for item in painted]
         codes = self.pictures.codes_of([item.image for item in painted])
         mask = pad_sequence([torch.ones(len(ids) + self.length) for ids in prompts], batch_first=True)
-        logits = self._painted(Canvas(prompts, codes, mask))
-        losses = surprise(logits, codes.flatten().to(logits.device))
+        logits = self._code_logits(PictureBatch(prompts, codes, mask))
+        losses = cross_entropy(logits, codes.flatten().to(logits.device))
         return losses.view(len(painted), -1).double().mean(1, keepdim=True).cpu()
 
-    def _painted(self, canvas: Canvas) -> Tensor:
+    def _code_logits(self, canvas: PictureBatch) -> Tensor:
         """(B * h * w, codes) logits: of each code from its prompt and the codes before."""
         pictures, device = self.pictures, self.runner.device
         height, width = pictures.grid
@@ -124,7 +124,7 @@ class UnifiedTrainer(SeeingTrainer):
         words = [pictures.embed(torch.tensor(ids, device=device)) for ids in canvas.prompts]
         read = pad_sequence([torch.cat(both) for both in zip(words, codes, strict=True)], batch_first=True)
         mask = canvas.mask.to(device).long()
-        hidden = pictures.body(inputs_embeds=read, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = pictures.language_model(inputs_embeds=read, attention_mask=mask, use_cache=False).last_hidden_state
         place = torch.arange(height)[:, None] * self.row + torch.arange(width)
         found = [rows[len(ids) - 1 :][place.flatten()] for rows, ids in zip(hidden, canvas.prompts, strict=True)]
         return pictures.code_logits(torch.cat(found))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass
-class _Lane:
+class _Batch:
     """Rows that share a batch. mask: (b, T), None where nothing is padded."""
 
     places: list[int]
@@ -23,42 +23,42 @@ class _Lane:
     cache: Any = None
 
 
-class Reading:
+class IncrementalForward:
     """`padded`: all rows share one batch, the shorter ones padded on the left. Else rows of one length share one:
     then whatever goes through the model is a token, as statistics want it.
     """
 
-    def __init__(self, body: Any, embed: Any, rows: Sequence[Sequence[int]], padded: bool) -> None:
-        self.body = body
+    def __init__(self, language_model: Any, embed: Any, rows: Sequence[Sequence[int]], padded: bool) -> None:
+        self.language_model = language_model
         self.device: torch.device = embed.weight.device
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         groups = [order] if padded else [list(same) for _, same in groupby(order, key=lambda p: len(rows[p]))]
-        self.lanes: list[_Lane] = []
+        self.batches: list[_Batch] = []
         starts: list[Tensor] = []
         for places in groups:
             ids, mask = left_padded([rows[place] for place in places])
-            self.lanes.append(_Lane(places, None if mask.all() else mask.to(self.device)))
+            self.batches.append(_Batch(places, None if mask.all() else mask.to(self.device)))
             starts.append(embed(ids.to(self.device)))
-        self.hidden = self._gather([self._step(*pair) for pair in zip(self.lanes, starts, strict=True)])
+        self.hidden = self._gather([self._step(*pair) for pair in zip(self.batches, starts, strict=True)])
 
     def add(self, more: Tensor) -> Tensor:
         """Read (B, k, H) more; the last state of each row, (B, H)."""
-        self.hidden = self._gather([self._step(lane, more[lane.places]) for lane in self.lanes])
+        self.hidden = self._gather([self._step(batch, more[batch.places]) for batch in self.batches])
         return self.hidden
 
-    def _step(self, lane: _Lane, embedded: Tensor) -> Tensor:
+    def _step(self, batch: _Batch, embedded: Tensor) -> Tensor:
         call: dict[str, Any] = {}
-        if lane.mask is not None:
-            if lane.cache is not None:
-                lane.mask = torch.cat([lane.mask, lane.mask.new_ones(embedded.shape[:2])], dim=1)
-            call = {"attention_mask": lane.mask, "position_ids": positions(lane.mask)[:, -embedded.shape[1] :]}
-        out = self.body(inputs_embeds=embedded, past_key_values=lane.cache, use_cache=True, **call)
-        lane.cache = out.past_key_values
+        if batch.mask is not None:
+            if batch.cache is not None:
+                batch.mask = torch.cat([batch.mask, batch.mask.new_ones(embedded.shape[:2])], dim=1)
+            call = {"attention_mask": batch.mask, "position_ids": positions(batch.mask)[:, -embedded.shape[1] :]}
+        out = self.language_model(inputs_embeds=embedded, past_key_values=batch.cache, use_cache=True, **call)
+        batch.cache = out.past_key_values
         last: Tensor = out.last_hidden_state[:, -1]
         return last
 
     def _gather(self, parts: list[Tensor]) -> Tensor:
-        places = torch.tensor([place for lane in self.lanes for place in lane.places], device=self.device)
+        places = torch.tensor([place for batch in self.batches for place in batch.places], device=self.device)
         return torch.cat(parts)[places.argsort()]
 
 
