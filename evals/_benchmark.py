@@ -1,4 +1,4 @@
-"""What published benchmarks share: data on the user's disk, rows that survive a kill, an honest progress bar.
+"""The base of published benchmarks: data on the user's disk, results that survive a kill, a progress bar.
 
 A benchmark turns its data into items, works on them in chunks through `Benchmark.collect`, and scores the rows
 with a pure function.  `collect` resumes, shows progress, and spreads the chunks over processes.
@@ -49,7 +49,7 @@ class Benchmark(Evaluation):
         return self.data if self.data is not None else Path("data") / self.name
 
     def missing(self, paths: Iterable[Path], found: str = "") -> UsageError:
-        """The one message about data that is not there."""
+        """The error for missing data."""
         names = [str(path) for path in paths]
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         seen = "" if self.folder.is_absolute() else f"; seen from {Path.cwd()}, the current folder"
@@ -69,7 +69,7 @@ class Benchmark(Evaluation):
     def drawn(
         self, items: Sequence[T], kind: Callable[[T], Hashable], group: Callable[[T], Hashable] | None = None
     ) -> list[T]:
-        """All items, or those of the limit: as even over the kinds as may be, groups whole, in their order."""
+        """All items, or `limit` of them: evenly over the kinds, groups complete, in their order."""
         if self.limit is None or self.limit >= len(items):
             return list(items)
         groups: dict[tuple[Hashable, Hashable], list[int]] = {}
@@ -84,7 +84,7 @@ class Benchmark(Evaluation):
         return [items[index] for index in sorted(_even(list(by_kind.values()), self.limit))]
 
     def partial(self, count: int, total: int | None = None) -> str | None:
-        """The mark of a score over `count` items where there should be `total`; None for a whole one."""
+        """`120 of 2374` for a score over a part of the items; None for a complete one."""
         whole = self.needed.items if total is None else total
         return None if count >= whole else f"{count} of {whole}"
 

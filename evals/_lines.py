@@ -1,4 +1,4 @@
-"""Rows on disk as they come: what is in the file need not be computed again."""
+"""Rows of results in a file that is appended to: a resumed run computes only what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a long evaluation is, and how long it still takes, as far as that can be known."""
+"""A progress display for long evaluations, with an estimate of the remaining time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERY = 15.0  # seconds between lines where there is no terminal for a bar
 
 
 class Remaining:
-    """Seconds left, from the pace of this run alone.
+    """Estimates the remaining seconds from the pace of this run.
 
     Items that were on disk already say nothing about the pace, nor does the first chunk, which warms up: until
     a second one is done nothing is claimed.

@@ -1,4 +1,4 @@
-"""What the shipped passes share: exact counts, seeded scores, choosing, and refusals as data."""
+"""What the shipped passes share: exact counts, random scores, selection, and declined sites."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from umcompress.extend import ModelGraph
 
 
-def exact(ratio: float) -> Fraction:
+def exact_ratio(ratio: float) -> Fraction:
     """The ratio as it was written: 0.7 is seven tenths, not the binary number next to it."""
     return Fraction(repr(float(ratio)))
 
 
-def half_up(value: Fraction) -> int:
+def round_half_up(value: Fraction) -> int:
     """The nearest whole number; a half goes up."""
     return int((value + Fraction(1, 2)) // 1)
 
@@ -31,16 +31,16 @@ def kept_count(total: int, ratio: float, multiple_of: int = 1) -> int:
     """
     if ratio == 1:
         return total
-    multiples = half_up(exact(ratio) * total / multiple_of)
+    multiples = round_half_up(exact_ratio(ratio) * total / multiple_of)
     return min(total, max(1, multiples) * multiple_of)
 
 
 def dropped_count(total: int, keep_ratio: float) -> int:
     """How many of `total` go: (1 - keep_ratio) * total, a half goes up."""
-    return half_up((1 - exact(keep_ratio)) * total)
+    return round_half_up((1 - exact_ratio(keep_ratio)) * total)
 
 
-def top(scores: Sequence[float], count: int) -> tuple[int, ...]:
+def top_positions(scores: Sequence[float], count: int) -> tuple[int, ...]:
     """The positions of the `count` highest scores, ascending.  Of equal ones the earlier wins."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     return tuple(sorted(order[:count]))
@@ -83,8 +83,8 @@ def _without_branch(graph: ModelGraph, scope: Scope, kind: BranchKind) -> list[D
     ]
 
 
-def nothing(name: str, asked: str, declined: Sequence[Declined], do: str) -> PlanError:
-    """The error of a step that would change nothing although it was asked to."""
+def nothing_to_do(name: str, asked: str, declined: Sequence[Declined], do: str) -> PlanError:
+    """The error for a step that would change nothing."""
     sites: dict[str, list[str]] = {}
     for refusal in declined:
         sites.setdefault(refusal.reason, []).append(refusal.site)
@@ -95,8 +95,8 @@ def nothing(name: str, asked: str, declined: Sequence[Declined], do: str) -> Pla
     return PlanError(asked=f"{name}: {asked}", found="; ".join(reasons) or "no such site", do=do)
 
 
-def alike(name: str, unit: str, sizes: Iterable[int], whole: bool) -> None:
-    """PlanError unless every layer keeps the same number: what an ordinary configuration can say.
+def require_equal_counts(name: str, unit: str, sizes: Iterable[int], whole: bool) -> None:
+    """PlanError unless every layer keeps the same number, as an ordinary configuration requires.
 
     whole: all layers are asked for already, and differ in what they start with.
     """
@@ -107,8 +107,8 @@ def alike(name: str, unit: str, sizes: Iterable[int], whole: bool) -> None:
         raise PlanError(f"{name}: uniform: true", f"{unit} would differ by layer: {listed} of them", do)
 
 
-def legal(total: int, units: str, multiple_of: int = 1) -> str:
-    """Which keep_ratio removes some of `total` units, and how many can stay then."""
+def removing_ratios(total: int, units: str, multiple_of: int = 1) -> str:
+    """A hint: which keep_ratio removes some of `total` units, and how many can stay."""
     most = (total - 1) // multiple_of
     if total == 1:
         return f"where there is one of the {units}, it stays; layer_drop takes the whole branch"

@@ -1,4 +1,4 @@
-"""Norms of the rows or columns of a weight, in float64 and a few rows at a time.
+"""Norms of the rows or columns of a weight, computed in float64, a few rows at a time.
 
 A float64 copy of a whole weight would cost more time than the sums: at 7B it is hundreds of megabytes.
 """

@@ -1,7 +1,7 @@
-"""Which channels of a feed-forward go together in one expert, and which are shared by all tokens.
+"""Partition the channels of a feed-forward into experts, and shared channels that are always active.
 
-I channels; S shared; E experts of m = (I - S) / E channels each; n tokens.  A deal is (shared, experts):
-channel indices, every channel exactly once.  Seeded, and exact about sizes.
+I channels; S shared; E experts of m = (I - S) / E channels each; n tokens.  A partition is (shared, experts):
+channel indices, every channel exactly once.  Sizes are exact; random choices follow from the seed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ ROUNDS = 25
 PRICE_STEPS, PATIENCE = 300, 100
 
 
-def serpentine(importance: Sequence[float], experts: int, shared_count: int = 0) -> Deal:
-    """The strongest are shared; the others are dealt in rows of E, every odd row backwards (BAGEL-MoE).
+def importance_partition(importance: Sequence[float], experts: int, shared_count: int = 0) -> Deal:
+    """By importance: the strongest are shared; the others are dealt in serpentine order (BAGEL-MoE).
 
     Experts keep their channels by falling importance.  Of equal ones the earlier channel goes first.
     """
@@ -31,14 +31,14 @@ def serpentine(importance: Sequence[float], experts: int, shared_count: int = 0)
     return tuple(order[:shared_count]), tuple(zip(*dealt, strict=True))
 
 
-def by_lot(width: int, experts: int, shared_count: int, seed: str) -> Deal:
-    """Shared channels and experts by lot, each ascending."""
+def random_partition(width: int, experts: int, shared_count: int, seed: str) -> Deal:
+    """Random shared channels and experts, each in ascending order."""
     order = random.Random(seed).sample(range(width), width)
     return _dealt(order[:shared_count], torch.tensor(order[shared_count:]).view(experts, -1))
 
 
-def by_contribution(profiles: Tensor, experts: int, shared_count: int, seed: str) -> Deal:
-    """Channels that contribute at the same tokens go together, the strong with the strong.
+def contribution_partition(profiles: Tensor, experts: int, shared_count: int, seed: str) -> Deal:
+    """By contribution: cluster channels that contribute at the same tokens.
 
     profiles (n, I): |h_j| * ||W_:j|| at each token.  Shared are those of the highest mean square; the others'
     profiles are clustered by k-means with clusters of one size.  Profiles keep their lengths: of unit length,

@@ -1,4 +1,4 @@
-"""Change what is left of a consumer so that it stands in for the channels that it lost.
+"""Repair a consumer after channels were removed: adjust its weight and bias to compensate for them.
 
 Shapes: W (H, I) consumer weight, b (H,) its bias, h (I,) activations; S kept, P removed channels;
 second = E[h h'] (I, I), mean = E[h] (I,), both float64.

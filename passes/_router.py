@@ -1,4 +1,4 @@
-"""Routers fitted in closed form, and consumers refitted for what a router switches off.
+"""Fit routers in closed form, and refit consumers for the experts that a router leaves inactive.
 
 Shapes: x (H,) enters the feed-forward, h (I,) its consumer W (H, I) with bias b; E experts; N_e = ||W_e h_e||.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _repair
+from umcompress.passes import _repair
 
 if TYPE_CHECKING:
     from umcompress.extend import Contributions, Routed

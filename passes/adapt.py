@@ -1,4 +1,4 @@
-"""Train what compression has changed until it does again what the unpruned model did.
+"""Train compressed parts to reproduce the unpruned model (distillation).
 
 By default the split feed-forwards learn, routers and experts; with `parameters` whatever is named, also in a model
 that was pruned and not split.

@@ -1,4 +1,4 @@
-"""Keep the feed-forward channels that matter most; the others leave producers and consumer alike.
+"""Keep the most important feed-forward channels; remove the others from producers and consumer.
 
 Scores of channel j, with h its activation, w_j its row in each producer and W_:j its column in the consumer:
 `activation` E|h_j| * ||W_:j||, `magnitude` ||W_:j|| * product over producers of ||w_j||, `random`.
@@ -28,8 +28,17 @@ from umcompress.extend import (
     Statistics,
     TensorFile,
 )
-
-from ._common import alike, exact, half_up, kept_count, legal, nothing, random_scores, top, unmatched
+from umcompress.passes._common import (
+    exact_ratio,
+    kept_count,
+    nothing_to_do,
+    random_scores,
+    removing_ratios,
+    require_equal_counts,
+    round_half_up,
+    top_positions,
+    unmatched,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +51,7 @@ class ChannelPrune(SitePass):
 
     name: ClassVar[str] = "channel_prune"
     score: Literal["activation", "magnitude", "random"] = Field(
-        default="activation", description="measured E|h| times the column norm, weight norms, or by lot"
+        default="activation", description="measured E|h| times the column norm, weight norms, or random"
     )
     keep_ratio: Ratio = Field(
         description="share of channels that stays, rounded half up to a multiple of `multiple_of`"
@@ -95,7 +104,7 @@ class ChannelPrune(SitePass):
         if self.uniform:
             every = graph.feed_forwards(component=scope.component, stack=scope.stack)
             widths = [counts.get(site.path, site.width) for site in every]
-            alike(self.name, "channels", widths, whole=len(sites) == len(every))
+            require_equal_counts(self.name, "channels", widths, whole=len(sites) == len(every))
         edits: list[Edit] = []
         evidence: list[Evidence] = []
         tensors = TensorFile()
@@ -105,15 +114,15 @@ class ChannelPrune(SitePass):
                 declined.append(self._refusal(site))
                 continue
             own = scores.get(site.path, [])
-            kept = top(own or [0.0] * site.width, count)
+            kept = top_positions(own or [0.0] * site.width, count)
             edits.append(KeepChannels(site=site.path, keep=kept, bias=self.repair == "bias"))
             if not statistics.dry:
                 tensors.update(self._repaired(graph, statistics, site, kept))
             evidence.append(Evidence(site=site.path, component=site.component, scores=tuple(own), kept=kept))
         if not edits:
             widest = max((site.width for site in sites), default=0)
-            do = legal(widest, "channels", self.multiple_of) if widest else "see umcompress inspect"
-            raise nothing(self.name, f"keep_ratio {self.keep_ratio}", declined, do)
+            do = removing_ratios(widest, "channels", self.multiple_of) if widest else "see umcompress inspect"
+            raise nothing_to_do(self.name, f"keep_ratio {self.keep_ratio}", declined, do)
         if tensors:
             edits.append(SetTensors(names=tuple(sorted(tensors))))
         plan = Plan(
@@ -130,7 +139,7 @@ class ChannelPrune(SitePass):
         """producers (I, H) each; consumer (H, I)."""
         if self.score == "random":
             return random_scores(self.seed, site.path, site.component, site.width)
-        from . import _norms
+        from umcompress.passes import _norms
 
         scores = _norms.column_norms(graph.weight(f"{site.consumer}.weight"))
         if self.score == "activation":
@@ -152,7 +161,7 @@ class ChannelPrune(SitePass):
     def _repaired(
         self, graph: ModelGraph, statistics: Statistics, site: FeedForwardSite, kept: tuple[int, ...]
     ) -> dict[str, Tensor]:
-        from . import _repair
+        from umcompress.passes import _repair
 
         if self.repair == "none":
             return {}
@@ -186,7 +195,7 @@ def global_counts(
         for start in range(multiple_of, len(ranked), multiple_of):
             chunk = ranked[start : start + multiple_of]
             chunks.append((sum(chunk) / len(chunk), path, len(chunk)))
-    budget = half_up(exact(keep_ratio) * sum(map(len, scores.values()))) - sum(counts.values())
+    budget = round_half_up(exact_ratio(keep_ratio) * sum(map(len, scores.values()))) - sum(counts.values())
     # Sorting is stable, so chunks of one layer keep their order also where scores are equal.
     for _, path, size in sorted(chunks, key=lambda chunk: -chunk[0]):
         if size > budget:

@@ -1,4 +1,4 @@
-"""Keep the attention heads that write most to the stream; the others leave the projections.
+"""Keep the attention heads that contribute most to the residual stream; remove the others from the projections.
 
 A key-value group goes with all its query heads; single query heads go in equal number from every group.
 Scores: `contribution` is the mean over tokens of ||W_o[:, unit] x_unit||, the norm of what the unit adds to
@@ -27,8 +27,15 @@ from umcompress.extend import (
     SitePass,
     Statistics,
 )
-
-from ._common import alike, kept_count, legal, nothing, random_scores, top, unmatched
+from umcompress.passes._common import (
+    kept_count,
+    nothing_to_do,
+    random_scores,
+    removing_ratios,
+    require_equal_counts,
+    top_positions,
+    unmatched,
+)
 
 if TYPE_CHECKING:
     from umcompress.extend import AttentionSite, ModelGraph
@@ -42,7 +49,7 @@ class HeadPrune(SitePass):
         default="key_value_group", description="whole groups, or query heads: equally many in every group"
     )
     score: Literal["contribution", "magnitude", "random"] = Field(
-        default="contribution", description="measured output norm, weight norms, or by lot"
+        default="contribution", description="measured output norm, weight norms, or random"
     )
     keep_ratio: Ratio = Field(
         description="share of units that stays in every layer; rounded half up, at least one"
@@ -65,7 +72,7 @@ class HeadPrune(SitePass):
             inside = {site.path for site in sites if not self._refusal(site)}
             every = graph.attentions(component=scope.component, stack=scope.stack)
             sizes = [self._units(site, site.path in inside) for site in every]
-            alike(self.name, f"{self.unit}s", sizes, whole=len(sites) == len(every))
+            require_equal_counts(self.name, f"{self.unit}s", sizes, whole=len(sites) == len(every))
         declined = unmatched(graph, scope, "attention", sites, "its heads are not known to the engine")
         edits: list[Edit] = []
         evidence: list[Evidence] = []
@@ -92,7 +99,7 @@ class HeadPrune(SitePass):
             )
         if not edits:
             asked = f"keep_ratio {self.keep_ratio} of {self.unit}s"
-            raise nothing(self.name, asked, declined, self._legal(sites))
+            raise nothing_to_do(self.name, asked, declined, self._legal(sites))
         plan = Plan(
             pass_name=self.name, edits=tuple(edits), evidence=tuple(evidence), declined=tuple(declined)
         )
@@ -114,9 +121,9 @@ class HeadPrune(SitePass):
             most, step = max(units, default=(1, 1))
             if most <= step > 1:
                 return f"{most} key_value_groups, in steps of {step}, all stay; layer_drop takes the whole branch"
-            return legal(most, "key_value_groups", step)
+            return removing_ratios(most, "key_value_groups", step)
         each = max((site.query_heads_per_group for site in sites), default=1)
-        return legal(each, "query_heads in each group") if each > 1 else "use unit: key_value_group"
+        return removing_ratios(each, "query_heads in each group") if each > 1 else "use unit: key_value_group"
 
     def _refusal(self, site: AttentionSite) -> str:
         groups, heads = site.key_value_groups, site.query_heads_per_group
@@ -132,13 +139,13 @@ class HeadPrune(SitePass):
     def _kept(self, site: AttentionSite, scores: Sequence[float]) -> tuple[int, ...]:
         groups, heads = site.key_value_groups, site.query_heads_per_group
         if self.unit == "key_value_group":
-            return top(scores or [0.0] * groups, self._count(site, groups))
+            return top_positions(scores or [0.0] * groups, self._count(site, groups))
         scores = scores or [0.0] * (groups * heads)
         count = kept_count(heads, self.keep_ratio)
         return tuple(
             group * heads + position
             for group in range(groups)
-            for position in top(scores[group * heads : (group + 1) * heads], count)
+            for position in top_positions(scores[group * heads : (group + 1) * heads], count)
         )
 
     def _scores(self, graph: ModelGraph, statistics: Statistics, site: AttentionSite) -> list[float]:

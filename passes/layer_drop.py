@@ -1,7 +1,7 @@
-"""Remove whole blocks, or their attention or feed-forward branches, and close the gap with the residual.
+"""Remove whole blocks, or their attention or feed-forward branches; the residual stream bypasses them.
 
 Score of a part: the mean over tokens of the cosine between the stream before it and after it, residual
-included.  The nearer to 1, the less the part turns the stream, and the sooner it goes.  Blocks as in ShortGPT
+included.  The nearer to 1, the less the part changes the stream, and the sooner it is dropped.  Blocks as in ShortGPT
 (arXiv 2403.03853), single branches as in LLM-Drop (2406.15786), greedy re-measuring as in SLEB (2402.09025).
 """
 
@@ -33,8 +33,7 @@ from umcompress.extend import (
     SitePass,
     Statistics,
 )
-
-from ._common import dropped_count, nothing
+from umcompress.passes._common import dropped_count, nothing_to_do
 
 if TYPE_CHECKING:
     from umcompress.extend import ModelGraph
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing that can be dropped: its branches, and the site that its score is kept at."""
+    """A candidate for dropping: its branches, and the site of its score."""
 
     index: int
     name: str
@@ -57,7 +56,7 @@ class LayerDrop(SitePass):
     unit: Literal["block", "attention", "feed_forward"] = Field(default="block", description="what to drop")
     score: Literal["cosine", "last", "first", "random"] = Field(
         default="cosine",
-        description="what goes first: the least turning, the deepest, the shallowest, or by lot",
+        description="what goes first: the most similar to the identity, the deepest, the shallowest, or random",
     )
     keep_ratio: Ratio | None = Field(
         default=None,
@@ -104,7 +103,7 @@ class LayerDrop(SitePass):
         declined = self._ambiguous(graph, scope) + self._not_found(graph, scope)
         if not units and declined:
             do = "drop whole blocks (`unit: block`), or channels and heads"
-            raise nothing(self.name, f"{self.unit} parts", declined, do)
+            raise nothing_to_do(self.name, f"{self.unit} parts", declined, do)
         count = self._count(units)
         scores: dict[str, float] = {}
         if self.drop is not None:

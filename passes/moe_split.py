@@ -1,6 +1,6 @@
 """Split feed-forwards into experts, of which each token uses a few.
 
-Partitions of the channels: `importance` deals them out by E|h_j| * ||W_:j||, strongest first and to and fro
+Partitions of the channels: `importance` deals them out by E|h_j| * ||W_:j||, strongest first, in serpentine order
 (BAGEL-MoE, arXiv 2512.02351); `contribution` clusters the channels that contribute |h_j| * ||W_:j|| at the same
 tokens; `random`.  Routers: `zero` chooses alike for all tokens; `ridge` predicts each expert's contribution
 ||W_e h_e|| from what enters (D2DMoE, 2310.04361, in closed form).  The repair refits the consumer for the channels
@@ -36,8 +36,7 @@ from umcompress.extend import (
     SplitExperts,
     Statistics,
 )
-
-from ._common import exact, half_up, nothing, unmatched
+from umcompress.passes._common import exact_ratio, nothing_to_do, round_half_up, unmatched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Split:
-    """What becomes of one feed-forward: where its experts go, their channels, and the new tensors."""
+    """The split of one feed-forward: where its experts go, their channels, and the new tensors."""
 
     site: FeedForwardSite
     place: SplitPlace
@@ -80,7 +79,7 @@ class MoeSplit(SitePass):
     )
     partition: Literal["importance", "contribution", "random"] = Field(
         default="contribution",
-        description="dealt by mean |h| times the column norm, clustered by the tokens they contribute at, or by lot",
+        description="dealt by mean |h| times the column norm, clustered by the tokens they contribute at, or random",
     )
     router: Literal["zero", "ridge"] = Field(
         default="ridge",
@@ -130,7 +129,8 @@ class MoeSplit(SitePass):
         self._check_widths([site for site, _ in sites])
         splits = [self._dealt(graph, statistics, site, place) for site, place in sites]
         if not splits:
-            raise nothing(self.name, f"{self.experts} experts", declined, "widen `layers`, or see umcompress inspect")
+            hint = "widen `layers`, or see umcompress inspect"
+            raise nothing_to_do(self.name, f"{self.experts} experts", declined, hint)
         if not statistics.dry:
             if self.router == "ridge":
                 self._route(graph, statistics, splits)
@@ -183,7 +183,7 @@ class MoeSplit(SitePass):
         """How many channels are always on: nearest to the share, at least one, the others a multiple of experts."""
         if self.shared == 0:
             return 0
-        size = half_up((1 - exact(self.shared)) * width / self.experts)
+        size = round_half_up((1 - exact_ratio(self.shared)) * width / self.experts)
         return width - self.experts * min(max(size, 1), (width - 1) // self.experts)
 
     def _dealt(self, graph: ModelGraph, statistics: Statistics, site: FeedForwardSite, place: SplitPlace) -> Split:
@@ -203,23 +203,23 @@ class MoeSplit(SitePass):
     def _partition(
         self, graph: ModelGraph, statistics: Statistics, site: FeedForwardSite, shared_count: int
     ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-        from . import _partition
+        from umcompress.passes import _partition
 
         seed = f"{self.seed}/{site.component}/{site.path}"
         if self.partition == "random":
-            return _partition.by_lot(site.width, self.experts, shared_count, seed)
+            return _partition.random_partition(site.width, self.experts, shared_count, seed)
         norms = graph.weight(f"{site.consumer}.weight").double().norm(dim=0).cpu()
         if self.partition == "importance":
             importance = statistics[ChannelActivation(self.scope())][site].mean_abs * norms
-            return _partition.serpentine(importance.tolist(), self.experts, shared_count)
+            return _partition.importance_partition(importance.tolist(), self.experts, shared_count)
         profiles = statistics[self._samples()][site].channels.abs().float() * norms.float()
-        return _partition.by_contribution(profiles, self.experts, shared_count, seed)
+        return _partition.contribution_partition(profiles, self.experts, shared_count, seed)
 
     # -- routers and repair -----------------------------------------------------------------------------------
 
     def _route(self, graph: ModelGraph, statistics: Statistics, splits: Sequence[Split]) -> None:
-        """Fit each split's router, and note how well it knows the contributions."""
-        from . import _router
+        """Fit each split's router, and note how well it predicts the contributions."""
+        from umcompress.passes import _router
 
         def held(split: Split) -> int:
             hidden, size = _hidden(graph, split.site), len(split.experts[0])
@@ -244,7 +244,7 @@ class MoeSplit(SitePass):
 
     def _repair(self, graph: ModelGraph, statistics: Statistics, splits: Sequence[Split]) -> None:
         """Refit each split's consumer, and note the error of its output before and after."""
-        from . import _router
+        from umcompress.passes import _router
 
         def held(split: Split) -> int:
             return RoutedMoments.bytes_held(split.site.width, _hidden(graph, split.site))
@@ -288,7 +288,7 @@ class MoeSplit(SitePass):
 
 
 def divisors(width: int) -> list[int]:
-    """Into how many experts of one size so many channels can be split."""
+    """Numbers of experts of equal size into which so many channels can be split."""
     return [count for count in range(2, width + 1) if width % count == 0]
 
 

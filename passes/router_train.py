@@ -1,4 +1,4 @@
-"""Train the routers of split feed-forwards, and nothing else.
+"""Train only the routers of split feed-forwards.
 
 What a router learns is how much each chosen expert counts, and with it which ones are chosen: its logits are added
 to the scores that choose.  Mostly the unpruned model teaches, by its blocks' outputs and its final one (as in arXiv

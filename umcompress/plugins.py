@@ -1,4 +1,4 @@
-"""Finding classes that others provide: by entry point, or in a file named in a recipe.
+"""Load classes of users: by entry point, or from a file that a recipe names.
 
 Names are listed without importing anything; a broken entry point says so when it is named, not before.
 """

@@ -1,4 +1,4 @@
-"""Benchmarks that ask questions about pictures: what they share besides `Benchmark`."""
+"""The base of benchmarks that ask questions about pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEPT = 16  # decoded pictures: questions about one picture follow each other
 
 
 @dataclass(frozen=True)
-class Shown:
+class StoredPicture:
     """A picture as it is stored: a file, or the bytes of one.  `name` tells pictures apart."""
 
     name: str
@@ -33,7 +33,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """One question.  `group` holds together what is scored together; `more` is what the scorer needs besides.
 
     question: without the options and what asks for a short answer.
@@ -41,7 +41,7 @@ class Asked:
 
     id: str
     prompt: str
-    pictures: tuple[Shown, ...]
+    pictures: tuple[StoredPicture, ...]
     kind: str
     truth: Any
     group: str = ""
@@ -50,10 +50,10 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredQuestion:
     """A question and what the model said."""
 
-    asked: Asked
+    asked: Question
     answer: str
 
 
@@ -61,10 +61,10 @@ class Decoder:
     """Decodes a picture once, not once a question."""
 
     def __init__(self, change: Callable[[Any], Any] | None = None) -> None:
-        self._kept: OrderedDict[Shown, Any] = OrderedDict()
+        self._kept: OrderedDict[StoredPicture, Any] = OrderedDict()
         self.decoded = 0
 
-    def __call__(self, shown: Shown) -> Any:
+    def __call__(self, shown: StoredPicture) -> Any:
         if shown not in self._kept:
             self._kept[shown] = shown.open()
             self.decoded += 1
@@ -81,18 +81,18 @@ class QuestionBenchmark(Benchmark):
     new_tokens: ClassVar[int]
 
     @abstractmethod
-    def questions(self) -> list[Asked]:
+    def questions(self) -> list[Question]:
         """All questions of the data; those about one picture follow each other.  UsageError."""
 
     @abstractmethod
-    def scored(self, answers: Sequence[Answered]) -> Score | None:
+    def scored(self, answers: Sequence[AnsweredQuestion]) -> Score | None:
         """The score of the answers; None where the data holds no truth to score against."""
 
     def shown(self, picture: Any, index: int) -> Any:
         """The picture as the model is to see it; `index` is its place in the question."""
         return picture
 
-    def whole(self, questions: Sequence[Asked]) -> int:
+    def whole(self, questions: Sequence[Question]) -> int:
         """How many questions the whole benchmark has."""
         return max(self.needed.items, len(questions))
 
@@ -111,7 +111,7 @@ class QuestionBenchmark(Benchmark):
             raise UsageError(f"{self.name}: limit {self.limit}", "no group of questions fits into it", "raise it")
         decoder = Decoder()
 
-        def work(items: Sequence[Asked]) -> list[Row]:
+        def work(items: Sequence[Question]) -> list[Row]:
             pictures = [
                 [self.shown(decoder(shown), index) for index, shown in enumerate(item.pictures)] for item in items
             ]
@@ -124,7 +124,7 @@ class QuestionBenchmark(Benchmark):
 
         known = {"questions": digest(f"{item.id} {item.prompt}" for item in questions), "tokens": self.tokens()}
         rows = self.collect(chosen, out, lambda item: item.id, work, progress, runner=runner, settings=known)
-        answers = [Answered(item, row["answer"]) for item, row in zip(chosen, rows, strict=True)]
+        answers = [AnsweredQuestion(item, row["answer"]) for item, row in zip(chosen, rows, strict=True)]
         score = self.finished(answers, out, progress)
         if score is None:
             return {}
@@ -137,7 +137,7 @@ class QuestionBenchmark(Benchmark):
             yield ScoredItem(item.question or item.prompt, tuple(shown.stored() for shown in item.pictures))
 
     def finished(
-        self, answers: Sequence[Answered], out: Path, progress: Callable[[str], None]
+        self, answers: Sequence[AnsweredQuestion], out: Path, progress: Callable[[str], None]
     ) -> Score | None:
         """The score; a benchmark that exports answers does so here."""
         score = self.scored(answers)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from umcompress.evals._benchmark import Needed
-from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown
+from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture
 from umcompress.evals.answers.mmbench_rules import LETTERS, ROTATION, Marked, count, parse
 from umcompress.extend import Score, UsageError, proportion, score_of_counts
 
@@ -53,10 +53,10 @@ class MmBench(QuestionBenchmark):
             raise UsageError(asked, f"several tables: {names}", "name one: data: FILE")
         return found[0]
 
-    def whole(self, questions: Sequence[Asked]) -> int:
+    def whole(self, questions: Sequence[Question]) -> int:
         return max(ROWS.get(self._file().stem.lower(), self.needed.items), len(questions))
 
-    def questions(self) -> list[Asked]:
+    def questions(self) -> list[Question]:
         path = self._file()
         rows = _read(path)
         images = {row["index"]: row["image"] for row in rows}
@@ -67,7 +67,7 @@ class MmBench(QuestionBenchmark):
             order.setdefault(item.group, len(order))
         return sorted(found, key=lambda item: order[item.group])
 
-    def scored(self, answers: Sequence[Answered]) -> Score | None:
+    def scored(self, answers: Sequence[AnsweredQuestion]) -> Score | None:
         if any(not item.asked.truth for item in answers):
             return None
         by_kind: dict[str, list[Marked]] = {}
@@ -97,7 +97,7 @@ def _read(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _asked(row: dict[str, str], images: dict[str, str], chinese: bool, path: Path) -> Asked:
+def _asked(row: dict[str, str], images: dict[str, str], chinese: bool, path: Path) -> Question:
     options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
     lines = [row["hint"]] if row.get("hint") else []
     lines += [row["question"], *(f"{letter}. {option}" for letter, option in options.items())]
@@ -108,9 +108,10 @@ def _asked(row: dict[str, str], images: dict[str, str], chinese: bool, path: Pat
     holder = row["image"] if len(row["image"]) <= 64 and row["image"] in images else row["index"]
     group = str(index % ROTATION)
     name = f"{path.name}: {hashlib.sha256(images[holder].encode()).hexdigest()}"
-    return Asked(
+    return Question(
         id=row["index"], prompt="\n".join([*lines, PROMPT_CN if chinese else PROMPT]),
-        pictures=(Shown(name, lambda: _bytes(images[holder], path, holder)),), kind=row.get("category") or "all",
+        pictures=(StoredPicture(name, lambda: _bytes(images[holder], path, holder)),),
+        kind=row.get("category") or "all",
         truth=row.get("answer", "").strip(), group=group, more=options, question=row["question"],
     )  # fmt: skip
 

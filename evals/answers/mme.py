@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from umcompress.evals._benchmark import Needed
-from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
+from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
 from umcompress.evals.answers.mme_rules import COGNITION, PERCEPTION, TASKS, Line, clean, score_task
 from umcompress.extend import KindScore, Score, UsageError, lines_of, score_of_counts
 
@@ -56,14 +56,14 @@ class Mme(QuestionBenchmark):
         folders = [folder for root in self._roots() for folder in (root / task, root / task / "images")]
         return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
-    def questions(self) -> list[Asked]:
-        found: list[Asked] = []
+    def questions(self) -> list[Question]:
+        found: list[Question] = []
         absent: list[Path] = []
         for task in TASKS:
             lists = self._lists(task)
             if not lists:
                 raise self.missing([self.folder / f"{task}.txt"])
-            by_image: dict[str, list[Asked]] = {}
+            by_image: dict[str, list[Question]] = {}
             for image, question, truth in _rows(task, lists):
                 place = self._picture(task, image)
                 if place is None:
@@ -72,8 +72,9 @@ class Mme(QuestionBenchmark):
                 key = f"{task}/{image}"
                 asked = by_image.setdefault(key, [])
                 prompt = f"{question} {PROMPT}"
-                asked.append(Asked(f"{key}/{len(asked) + 1}", prompt, (Shown(str(place), place),), task, truth, key,
-                                   question=question))  # fmt: skip
+                picture = StoredPicture(str(place), place)
+                number = f"{key}/{len(asked) + 1}"
+                asked.append(Question(number, prompt, (picture,), task, truth, key, question=question))
             odd = [key for key, asked in by_image.items() if len(asked) != 2]
             if odd and not absent:
                 raise UsageError(
@@ -84,7 +85,7 @@ class Mme(QuestionBenchmark):
             raise self.missing(absent)
         return found
 
-    def scored(self, answers: Sequence[Answered]) -> Score:
+    def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         parts: dict[str, tuple[float, int]] = {}
         numbers: dict[str, KindScore] = {}
         for task in TASKS:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers import mmbench_rules
-from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown
+from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture
 from umcompress.evals.answers.mmmu_rules import LETTERS, judge_open, parse_choice, parse_open
 from umcompress.extend import Score, UsageError, proportion, score_of_counts
 
@@ -33,7 +33,7 @@ TOKENS = {"reference": 10, "lm_eval": 512}
 
 
 @dataclass(frozen=True)
-class Sheet:
+class AnswerKey:
     """What the scorers need of a question: its options (none for an open one), the answer as the file has it."""
 
     options: tuple[str, ...]
@@ -80,7 +80,7 @@ class Mmmu(QuestionBenchmark):
 
         return picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.BILINEAR)
 
-    def questions(self) -> list[Asked]:
+    def questions(self) -> list[Question]:
         self.check()
         asked = _asked_reference if self.protocol == "reference" else _asked_lm_eval
         return [
@@ -90,7 +90,7 @@ class Mmmu(QuestionBenchmark):
             for row in _rows(path)
         ]
 
-    def scored(self, answers: Sequence[Answered]) -> Score:
+    def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         readings: dict[str, dict[str, list[bool]]] = {"reference": {}, "lm_eval": {}}
         drawn = 0
         for item in answers:
@@ -112,7 +112,7 @@ class Mmmu(QuestionBenchmark):
         return score_of_counts(own).model_copy(update={"numbers": numbers})
 
 
-def right_by_reference(answer: str, sheet: Sheet) -> bool:
+def right_by_reference(answer: str, sheet: AnswerKey) -> bool:
     """MMBench's reading of letters, exact; the official parser of open answers against any of those given."""
     if sheet.open:
         return judge_open(_several(sheet.answer), parse_open(answer))
@@ -120,7 +120,7 @@ def right_by_reference(answer: str, sheet: Sheet) -> bool:
     return mmbench_rules.parse(answer, options) == sheet.answer
 
 
-def right_by_lm_eval(answer: str, sheet: Sheet, choice: str | None, draw: str) -> bool:
+def right_by_lm_eval(answer: str, sheet: AnswerKey, choice: str | None, draw: str) -> bool:
     """As lm-eval counts; where it draws a letter, one is drawn by `draw` alone, whatever was drawn before.
 
     Several answers to an open question are one text to lm-eval, brackets and all.
@@ -143,7 +143,7 @@ def _several(answer: str) -> list[str] | str:
     return [str(one) for one in found] if isinstance(found, list) else answer
 
 
-def _asked_reference(row: dict[str, Any], subject: str) -> Asked:
+def _asked_reference(row: dict[str, Any], subject: str) -> Question:
     """Options as "A. text"; all pictures that the row has, before the text."""
     sheet = _sheet(row)
     lines = [row["question"].strip()]
@@ -153,7 +153,7 @@ def _asked_reference(row: dict[str, Any], subject: str) -> Asked:
     return _asked(row, subject, prompt, numbers, sheet)
 
 
-def _asked_lm_eval(row: dict[str, Any], subject: str) -> Asked:
+def _asked_lm_eval(row: dict[str, Any], subject: str) -> Question:
     """Options as "(A) text"; the pictures that the text speaks of, in its order, repeated where it repeats them."""
     sheet = _sheet(row)
     options = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, sheet.options, strict=False))
@@ -163,26 +163,26 @@ def _asked_lm_eval(row: dict[str, Any], subject: str) -> Asked:
     return _asked(row, subject, IMAGE.sub("<image>", text), numbers, sheet)
 
 
-def _asked(row: dict[str, Any], subject: str, prompt: str, numbers: Sequence[int], sheet: Sheet) -> Asked:
-    return Asked(
+def _asked(row: dict[str, Any], subject: str, prompt: str, numbers: Sequence[int], sheet: AnswerKey) -> Question:
+    return Question(
         row["id"], prompt, _pictures(row, numbers), subject, sheet.answer, more=sheet, question=row["question"]
     )
 
 
-def _sheet(row: dict[str, Any]) -> Sheet:
+def _sheet(row: dict[str, Any]) -> AnswerKey:
     try:
         options = ast.literal_eval(row["options"]) if isinstance(row["options"], str) else list(row["options"])
     except (ValueError, SyntaxError) as error:
         raise UsageError(f"mmmu: {row['id']}", f"options {row['options']!r} are no list", "replace the file") from error
-    return Sheet(tuple(map(str, options)), row["question_type"] != "multiple-choice", str(row["answer"]))
+    return AnswerKey(tuple(map(str, options)), row["question_type"] != "multiple-choice", str(row["answer"]))
 
 
 def _has(row: dict[str, Any], number: int) -> bool:
     return bool((row.get(f"image_{number}") or {}).get("bytes"))
 
 
-def _pictures(row: dict[str, Any], numbers: Sequence[int]) -> tuple[Shown, ...]:
-    return tuple(Shown(f"{row['id']}: image_{n}", partial(bytes, row[f"image_{n}"]["bytes"])) for n in numbers)
+def _pictures(row: dict[str, Any], numbers: Sequence[int]) -> tuple[StoredPicture, ...]:
+    return tuple(StoredPicture(f"{row['id']}: image_{n}", partial(bytes, row[f"image_{n}"]["bytes"])) for n in numbers)
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from umcompress.evals._benchmark import Needed
-from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
+from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
 from umcompress.extend import Score, UsageError, files, processes, proportion
 
 EXPORT = "mmvet.json"
@@ -37,7 +37,7 @@ class MmVet(QuestionBenchmark):
         if self.grades is not None and not self.grades.is_file():
             raise UsageError(f"mmvet: grades {self.grades}", "no such file", "leave grades out to export answers first")
 
-    def questions(self) -> list[Asked]:
+    def questions(self) -> list[Question]:
         self.check()
         content = _mapping(self.folder / "mm-vet.json")
         found = []
@@ -47,13 +47,13 @@ class MmVet(QuestionBenchmark):
                 raise UsageError(f"mmvet: {self.folder / 'mm-vet.json'}", found_, "replace the file")
             place = self.folder / "images" / row["imagename"]
             kind = " ".join(sorted(row["capability"]))
-            shown = (Shown(str(place), place),)
-            found.append(Asked(key, row["question"], shown, kind, None, more=tuple(row["capability"])))
+            shown = (StoredPicture(str(place), place),)
+            found.append(Question(key, row["question"], shown, kind, None, more=tuple(row["capability"])))
         self.require(*dict.fromkeys(self.folder / "images" / content[item.id]["imagename"] for item in found))
         return found
 
     def finished(
-        self, answers: Sequence[Answered], out: Path, progress: Callable[[str], None]
+        self, answers: Sequence[AnsweredQuestion], out: Path, progress: Callable[[str], None]
     ) -> Score | None:
         if processes.rank() == 0:
             export = {item.asked.id: item.answer for item in answers}
@@ -62,7 +62,7 @@ class MmVet(QuestionBenchmark):
             progress(f"mmvet: {out / EXPORT} is for the judge; give its grades with the option grades")
         return self.scored(answers)
 
-    def scored(self, answers: Sequence[Answered]) -> Score | None:
+    def scored(self, answers: Sequence[AnsweredQuestion]) -> Score | None:
         if self.grades is None:
             return None
         content = _mapping(self.grades)

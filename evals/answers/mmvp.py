@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from umcompress.evals._benchmark import Needed
-from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
+from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
 from umcompress.evals.answers.mmvp_rules import letter, options, pairs, parse
 from umcompress.extend import Score, UsageError, proportion, score_of_counts
 
@@ -29,7 +29,7 @@ class Mmvp(QuestionBenchmark):
     def check(self) -> None:
         self.require(self.folder / "Questions.csv")
 
-    def questions(self) -> list[Asked]:
+    def questions(self) -> list[Question]:
         self.check()
         path = self.folder / "Questions.csv"
         rows = list(csv.DictReader(io.StringIO(read_text(path, self.name))))
@@ -47,15 +47,16 @@ class Mmvp(QuestionBenchmark):
             index = row.get("Index") or row.get("lndex") or ""  # some copies of the file misspell it
             choices = options(row["Options"])
             lines = [row["Question"], *(f"{name}. {option}" for name, option in choices.items()), PROMPT]
-            picture = folder / f"{index}.jpg"
+            file = folder / f"{index}.jpg"
+            picture = StoredPicture(str(file), file)
             found.append(
-                Asked(index, "\n".join(lines), (Shown(str(picture), picture),), "all", letter(row["Correct Answer"]),
+                Question(index, "\n".join(lines), (picture,), "all", letter(row["Correct Answer"]),
                       str(place // 2), choices, row["Question"])
             )  # fmt: skip
         self.require(*(picture.source for item in found for picture in item.pictures if not callable(picture.source)))
         return found
 
-    def scored(self, answers: Sequence[Answered]) -> Score:
+    def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         right = [parse(item.answer, item.asked.more) == item.asked.truth for item in answers]
         both = pairs(right)
         numbers = {"pairs": proportion(*both), "single": proportion(sum(right), len(right))}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from umcompress.evals._benchmark import Needed
-from umcompress.evals.answers._questions import Answered, Asked, QuestionBenchmark, Shown, read_text
+from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
 from umcompress.evals.answers.pope_rules import CATEGORIES, PopeScore, parse
 from umcompress.evals.answers.pope_rules import score as pope_score
 from umcompress.extend import KindScore, Score, UsageError, files, lines_of, proportion, score_of_counts
@@ -33,9 +33,9 @@ class Pope(QuestionBenchmark):
         inner = self.folder / "coco" / f"coco_pope_{category}.json"
         return inner if inner.is_file() else self.folder / f"coco_pope_{category}.json"
 
-    def questions(self) -> list[Asked]:
+    def questions(self) -> list[Question]:
         self.check()
-        found: list[Asked] = []
+        found: list[Question] = []
         absent: dict[Path, None] = {}
         for category in CATEGORIES:
             path = self._list(category)
@@ -50,13 +50,13 @@ class Pope(QuestionBenchmark):
                     continue
                 prompt = f"{row['text']}\n{PROMPT}"
                 key = f"{category}/{row['question_id']}"
-                found.append(Asked(key, prompt, (Shown(str(place), place),), category, row["label"],
+                found.append(Question(key, prompt, (StoredPicture(str(place), place),), category, row["label"],
                                    question=row["text"]))  # fmt: skip
         if absent:
             raise self.missing(absent)
         return found
 
-    def scored(self, answers: Sequence[Answered]) -> Score:
+    def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         parts: dict[str, PopeScore] = {}
         for category in dict.fromkeys(item.asked.kind for item in answers):
             of_it = [item for item in answers if item.asked.kind == category]

@@ -1,4 +1,4 @@
-"""Pictures of prompts as files: painted a chunk at a time, resumed, spread over processes, shown to people."""
+"""Generate pictures for prompts into files: in chunks, resumable, over several processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN, SIDE = 12, 256
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture to paint.  `place` in the whole set gives its noise, so that a part is painted like the whole."""
+    """A picture to generate.  `place` in the whole set gives its noise, so that a part is painted like the whole."""
 
     file: str
     prompt: str
@@ -32,7 +32,7 @@ def paint(
     benchmark: Benchmark, runner: Any, wanted: Sequence[Wanted], out: Path, progress: Callable[[str], None],
     data: str,
 ) -> None:
-    """Paint into `out/images` what is not there yet; every process comes back when all pictures are there.
+    """Generate missing pictures into `out/images`; every process returns when all pictures exist.
 
     data: identifies the whole set; pictures of another set, seed or model are painted anew.
     """
@@ -55,7 +55,8 @@ def paint(
         found = f"{len(gone)} of them are gone: {', '.join(gone[:3])}"
         raise UsageError(f"the pictures in {folder}", found, f"remove {out / LIST} to paint anew")
     if processes.rank() == 0:
-        sheet(out / "samples.png", [(folder / item.file, item.prompt) for item in wanted[:: _every(len(wanted))]])
+        some = wanted[:: _every(len(wanted))]
+        sample_sheet(out / "samples.png", [(folder / item.file, item.prompt) for item in some])
 
 
 def sampling(runner: Any) -> str:
@@ -68,7 +69,7 @@ def _every(count: int) -> int:
 
 
 def save(path: Path, picture: NDArray[np.uint8] | Image) -> None:
-    """A PNG, as a whole or not at all."""
+    """Write a PNG atomically."""
     from PIL import Image as Pillow
 
     image = picture if isinstance(picture, Pillow.Image) else Pillow.fromarray(picture)
@@ -78,7 +79,7 @@ def save(path: Path, picture: NDArray[np.uint8] | Image) -> None:
     partial.replace(path)
 
 
-def opened(path: Path) -> Image:
+def open_rgb(path: Path) -> Image:
     """A picture in RGB.  UsageError where there is none."""
     do = "remove it and its line in the list to have it painted again"
     image: Image = open_picture(path, f"the picture {path}", do).convert("RGB")
@@ -88,12 +89,12 @@ def opened(path: Path) -> Image:
 def _small(path: Path, side: int = SIDE) -> NDArray[np.uint8]:
     import numpy as np
 
-    image = opened(path)
+    image = open_rgb(path)
     image.thumbnail((side, side))
     return np.asarray(image)
 
 
-def sheet(path: Path, shown: Sequence[tuple[Path, str]]) -> None:
+def sample_sheet(path: Path, shown: Sequence[tuple[Path, str]]) -> None:
     """Some pictures with their prompts."""
     from umcompress.evals.scenes.pictures import save_contact_sheet
 
@@ -102,7 +103,7 @@ def sheet(path: Path, shown: Sequence[tuple[Path, str]]) -> None:
     save_contact_sheet(path, pictures, [prompt for _, prompt in shown[:SHOWN]], scale=scale)
 
 
-def grid(path: Path, files: Iterable[Path], columns: int = 2) -> None:
+def picture_grid(path: Path, files: Iterable[Path], columns: int = 2) -> None:
     """The pictures of one prompt side by side."""
     from PIL import Image as Pillow
 

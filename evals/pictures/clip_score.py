@@ -1,4 +1,4 @@
-"""CLIP score: how near CLIP finds each picture to its prompt (Hessel et al., 2021)."""
+"""CLIP score: the cosine similarity of picture and prompt under CLIP (Hessel et al., 2021)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
-from umcompress.evals.pictures._pictures import Wanted, device_of, opened, paint
+from umcompress.evals.pictures._pictures import Wanted, device_of, open_rgb, paint
 from umcompress.evals.pictures._prompts import read_prompts
 from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, mean_score
 
@@ -85,7 +85,7 @@ class ClipScore(Benchmark):
             if not loaded and self.clip is not None:
                 loaded.append(Clip(self.clip, device_of(runner)))
             clip = loaded[0]
-            seen = clip.images([opened(out / "images" / item.file) for item in part])
+            seen = clip.images([open_rgb(out / "images" / item.file) for item in part])
             meant = clip.texts([item.prompt for item in part])
             cosines = (seen * meant).sum(-1).clamp(min=0).tolist()
             return [

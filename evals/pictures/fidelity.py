@@ -1,4 +1,4 @@
-"""Fidelity: how far each picture is from the one that the unpruned model paints from the same prompt and noise.
+"""Fidelity: the distance of each picture to the unpruned model's, from the same prompt and noise.
 
 Cheap, as it needs no judge, and sensitive: it sees changes long before a benchmark of right and wrong does.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
-from umcompress.evals.pictures._pictures import Wanted, opened, paint
+from umcompress.evals.pictures._pictures import Wanted, open_rgb, paint
 from umcompress.evals.pictures._prompts import read_prompts
 from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, files, mean_score
 
@@ -84,7 +84,7 @@ class Fidelity(Benchmark):
         def work(part: Sequence[tuple[Wanted, Wanted]]) -> list[Row]:
             return [
                 {"id": item.file, "prompt": item.prompt, **distances(
-                    runner, *(opened(folder / "images" / one.file)
+                    runner, *(open_rgb(folder / "images" / one.file)
                               for folder, one in ((out, item), (reference, item), (reference, other)))
                 )}
                 for item, other in part

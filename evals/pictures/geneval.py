@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals.pictures._geneval_files import Precomputed, Prompt, as_row, read_prompts
-from umcompress.evals.pictures._pictures import Wanted, device_of, grid, opened, paint
+from umcompress.evals.pictures._pictures import Wanted, device_of, open_rgb, paint, picture_grid
 from umcompress.evals.pictures.geneval_rules import TAGS, judge
 from umcompress.extend import (
     Score,
@@ -130,7 +130,7 @@ class GenEval(Benchmark):
         paint(self, runner, wanted, out, progress, digest(prompt.line for prompt in self.whole()))
         for prompt in processes.share(prompts):
             folder = out / "images" / f"{prompt.index:05d}"
-            grid(folder / "grid.png", [folder / f"samples/{number:04d}.png" for number in range(self.images)])
+            picture_grid(folder / "grid.png", [folder / f"samples/{number:04d}.png" for number in range(self.images)])
         processes.gather(None)  # the folder is whole when any of the processes goes on
 
     # -- verdicts --------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Judges:
 
     def verdict(self, prompt: Prompt, name: str, path: Path) -> Row:
         """The row of one picture: the official program's columns, and all detections with what colours are known."""
-        image = opened(path)
+        image = open_rgb(path)
         found = self.detector.detect(image)
         colors: dict[int, str] = {}
 

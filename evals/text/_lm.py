@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import LM
 
 from umcompress.evals._benchmark import digest
-from umcompress.evals.answers._questions import Decoder, Shown
+from umcompress.evals.answers._questions import Decoder, StoredPicture
 from umcompress.extend import UsageError
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class RunnerLM(LM):  # type: ignore[misc]
 
     def _picture(self, visual: Any) -> Any:
         if isinstance(visual, str | Path):
-            return self.pictures(Shown(str(visual), Path(visual)))
+            return self.pictures(StoredPicture(str(visual), Path(visual)))
         if isinstance(visual, bytes):
-            return Shown("of a task", lambda: visual).open()
+            return StoredPicture("of a task", lambda: visual).open()
         return visual.convert("RGB") if hasattr(visual, "convert") else visual
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -148,8 +148,8 @@ def cut(answer: str, until: Sequence[str]) -> str:
     return answer
 
 
-class Forwarding(LM):  # type: ignore[misc]
-    """A language model that another one stands behind; all requests of a kind go through `_do`."""
+class ForwardingLM(LM):  # type: ignore[misc]
+    """A language model that forwards requests to another one; all requests of a kind go through `_do`."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -181,8 +181,8 @@ class Forwarding(LM):  # type: ignore[misc]
         return str(self.inner.tokenizer_name)
 
 
-class KeptLM(Forwarding):
-    """Keeps what it is told: `collect(kind, requests, work)` gives what `work` gives, or what is on disk."""
+class RecordedLM(ForwardingLM):
+    """A language model whose answers are kept on disk: `collect(kind, requests, work)` reads or computes them."""
 
     def __init__(
         self, inner: Any, collect: Callable[[str, Sequence[Any], Callable[[Sequence[Any]], list[Any]]], list[Any]]
@@ -192,7 +192,7 @@ class KeptLM(Forwarding):
 
     def _do(self, kind: str, requests: Sequence[Any]) -> list[Any]:
         def work(some: Sequence[Any]) -> list[Any]:
-            return super(KeptLM, self)._do(kind, some)
+            return super(RecordedLM, self)._do(kind, some)
 
         return self.collect(kind, requests, work)
 

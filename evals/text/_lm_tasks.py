@@ -29,12 +29,12 @@ def _manager(folders: tuple[str, ...], built_in: bool) -> Any:
 
 
 def loaded(names: Sequence[str], include: Path | None, shipped: Path, num_fewshot: int | None) -> Any:
-    """{"tasks": name -> task, "groups": ...}, each task proved on its first document.  UsageError."""
+    """{"tasks": name -> task, "groups": ...}, each task tried on its first document.  UsageError."""
     if include is not None and not include.is_dir():
         raise UsageError(f"lm_eval: include_path {include}", "no such folder", "name a folder of task files (.yaml)")
     folders = (str(shipped), *([str(include)] if include else []))
     # Its bars, a line for each task, go nowhere.
-    with quiet(), redirect_stderr(io.StringIO()):
+    with quiet_lm_eval(), redirect_stderr(io.StringIO()):
         manager = _manager(folders, False)
         if not set(names) <= set(manager.all_tasks):
             manager = _manager(folders, True)
@@ -43,12 +43,12 @@ def loaded(names: Sequence[str], include: Path | None, shipped: Path, num_fewsho
                 raise _unknown(name, manager.all_tasks, include)
         found = _by_their_code(f"lm_eval: the tasks {', '.join(names)}", lambda: manager.load(list(names)))
         for name, task in found["tasks"].items():
-            _prove(name, task, num_fewshot)
+            _set_up(name, task, num_fewshot)
     return found
 
 
 def _unknown(name: str, known: Sequence[str], include: Path | None) -> UsageError:
-    """lm-eval passes over a file that it cannot read, so that its task is just not there."""
+    """The error for unknown tasks; lm-eval skips task files that it cannot read, so these are named."""
     for path in sorted(include.glob("**/*.yaml")) if include else ():
         if name not in path.read_text(encoding="utf-8", errors="replace"):
             continue
@@ -73,7 +73,7 @@ def _by_their_code(asked: str, work: Callable[[], Any]) -> Any:
         raise UsageError(asked, f"{type(error).__name__}: {line}", do) from error
 
 
-def _prove(name: str, task: Any, num_fewshot: int | None) -> None:
+def _set_up(name: str, task: Any, num_fewshot: int | None) -> None:
     """Set the task up as lm-eval's command line does; fail now rather than after hours."""
     asked = f"lm_eval: the task {name}"
     if getattr(task, "UNSAFE_CODE", False):
@@ -103,7 +103,7 @@ def measured(lm: Any, found: Any, limit: int | None, chat: bool) -> tuple[dict[s
     said: dict[str, list[dict[str, Any]]] = {name: [] for name in found["tasks"]}
     for name, task in found["tasks"].items():
         _listen(task, name, said[name])
-    with quiet(), _seeded():
+    with quiet_lm_eval(), _seeded():
         # No bootstrap: the intervals are ours.  No log of samples: it would encode every picture again.
         results = evaluate(
             lm, found, limit=limit, bootstrap_iters=0, log_samples=False, apply_chat_template=chat,
@@ -145,8 +145,8 @@ def _values(task: Any, said: Sequence[dict[str, Any]]) -> dict[tuple[str, str], 
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """lm-eval says much that is nobody's business here."""
+def quiet_lm_eval() -> Iterator[None]:
+    """Silence lm-eval's log messages and progress bars."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Local text for language models: a part that is scored, and a part that calibrates and trains.
+"""A local text for language models: one part is scored, the other calibrates and trains.
 
 T tokens of a window, V vocabulary, N windows.
 """

@@ -67,7 +67,7 @@ class LmEval(Evaluation):
         require(self.name)
         if "understanding" not in runner.tasks:
             raise UsageError(f"the evaluation {self.name}", "this model answers no questions", "leave it out")
-        from umcompress.evals.text._lm import KeptLM, language_model
+        from umcompress.evals.text._lm import RecordedLM, language_model
         from umcompress.evals.text._lm_tasks import chances, measured
 
         started, loaded = time.monotonic(), self._loaded()
@@ -77,7 +77,7 @@ class LmEval(Evaluation):
 
         shown = any(getattr(task, "MULTIMODAL", False) for task in loaded["tasks"].values())
         results, values = measured(
-            KeptLM(language_model(runner, self.batch, shown), collect), loaded, self.limit, self.apply_chat_template
+            RecordedLM(language_model(runner, self.batch, shown), collect), loaded, self.limit, self.apply_chat_template
         )
         if processes.rank() == 0:
             out.mkdir(parents=True, exist_ok=True)

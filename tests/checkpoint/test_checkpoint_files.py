@@ -13,7 +13,7 @@ from torch import Tensor
 
 from umcompress.checkpoint.atomic import atomic_folder, sha256_file, write_text_atomic
 from umcompress.checkpoint.index import open_files, open_folder, read_header
-from umcompress.checkpoint.writer import Source, held, write_file, write_shards
+from umcompress.checkpoint.writer import TensorToWrite, in_memory, write_file, write_shards
 from umcompress.documents.plan import CompressionRecord, KeepChannels, Plan
 from umcompress.errors import CheckError, ModelError, UsageError
 from umcompress.models.save import load_compressed, read_record, save_compressed
@@ -28,8 +28,8 @@ def some_tensors() -> dict[str, Tensor]:
     return every | {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "strided": strided}
 
 
-def sources(tensors: dict[str, Tensor]) -> dict[str, Source]:
-    return {name: held(tensor) for name, tensor in tensors.items()}
+def sources(tensors: dict[str, Tensor]) -> dict[str, TensorToWrite]:
+    return {name: in_memory(tensor) for name, tensor in tensors.items()}
 
 
 def test_the_reference_library_reads_what_we_write(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_is_not_as_announced_is_refused(tmp_path: Path) -> None:
-    wrong = Source(torch.float32, (3,), lambda: torch.zeros(2))
+    wrong = TensorToWrite(torch.float32, (3,), lambda: torch.zeros(2))
     with pytest.raises(CheckError, match="announced"):
         write_file(tmp_path / "a", {"x": wrong})
 
@@ -145,7 +145,7 @@ def test_a_missing_file_and_a_name_twice_are_model_errors(tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="No such file"):
         read_header(tmp_path / "none")
     for name in "ab":
-        write_file(tmp_path / name, {"x": held(torch.zeros(1))})
+        write_file(tmp_path / name, {"x": in_memory(torch.zeros(1))})
     with pytest.raises(ModelError, match="x in a and b"):
         open_files([tmp_path / "a", tmp_path / "b"])
 

@@ -15,10 +15,10 @@ from transformers import core_model_loading as loading
 from watched_reads import watch_reads
 
 from umcompress.checkpoint import parts
-from umcompress.checkpoint.disk import Disk, Files, OnFile
+from umcompress.checkpoint.disk import DiskTensors, FileTensor, OpenFiles
 from umcompress.checkpoint.index import read_header
-from umcompress.checkpoint.joins import Called, entry_of, stacked
-from umcompress.checkpoint.recorder import CannotFollow, Recorder
+from umcompress.checkpoint.joins import OperationResult, entry_of, stacked
+from umcompress.checkpoint.recorder import CannotReplay, Recorder
 from umcompress.checkpoint.writer import in_parts, write_file
 
 MERGE, CUT = loading.MergeModulelist(dim=0), loading.SplitModulelist(dim=0)
@@ -51,10 +51,10 @@ def run(
     return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
-def on_file(folder: Path, tensors: dict[str, Tensor]) -> tuple[Files, dict[str, OnFile]]:
+def on_file(folder: Path, tensors: dict[str, Tensor]) -> tuple[OpenFiles, dict[str, FileTensor]]:
     save_file(tensors, folder / "x.safetensors")
-    files = Files()
-    return files, {name: OnFile(entry, files) for name, entry in read_header(folder / "x.safetensors").items()}
+    files = OpenFiles()
+    return files, {name: FileTensor(entry, files) for name, entry in read_header(folder / "x.safetensors").items()}
 
 
 def some_region(dice: random.Random, shape: tuple[int, ...]) -> parts.Region:
@@ -138,7 +138,7 @@ def test_a_part_that_needs_everything_is_made_once(tmp_path: Path, monkeypatch: 
 def test_entries_that_lie_far_apart_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = {"x": torch.randn(100, 3)}
     files, leaves = on_file(tmp_path, real)
-    disk, read = Disk({"x": leaves["x"]}, files), watch_reads(monkeypatch)
+    disk, read = DiskTensors({"x": leaves["x"]}, files), watch_reads(monkeypatch)
     with disk:
         for rows in ((90, 3, 4, 50), (7, 5, 6), tuple(range(0, 100, 2)), (99,)):
             for columns in (range(3), (2, 0), range(1, 2)):
@@ -153,7 +153,7 @@ def test_entries_that_lie_far_apart_are_read_alone(tmp_path: Path, monkeypatch: 
 def test_what_changes_tensors_in_place_is_refused(tmp_path: Path) -> None:
     _, leaves = on_file(tmp_path, {"x": torch.randn(4, 6)})
     recorder = Recorder()
-    with pytest.raises(CannotFollow), recorder:
+    with pytest.raises(CannotReplay), recorder:
         recorder.watch(leaves["x"]).mul_(2)
 
 
@@ -164,6 +164,6 @@ def test_other_operations_are_done_on_whole_tensors(tmp_path: Path) -> None:
     with recorder:
         made = recorder.watch(leaves["x"]).flip(0) * 2
     source = recorder.made(made)
-    assert isinstance(source, Called)
+    assert isinstance(source, OperationResult)
     with files:
         assert torch.equal(source.part((range(1, 3), range(2, 5))), (real.flip(0) * 2)[1:3, 2:5])

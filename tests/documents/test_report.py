@@ -166,4 +166,4 @@ def test_reports_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_report_has_no_field_that_is_lost() -> None:
-    assert Report.model_validate(report().plain()) == report()
+    assert Report.model_validate(report().json_values()) == report()

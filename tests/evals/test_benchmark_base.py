@@ -185,7 +185,7 @@ def test_lines_of_progress_come_now_and_then() -> None:
 
 def test_options_of_an_evaluation(tmp_path: Path) -> None:
     found = chosen([f"mme:data={tmp_path}/a,b,limit=20", "scenes", "mmmu:protocol=lm_eval,seed=4"], 3, 50)
-    plain = [evaluation.plain() for evaluation in found]
+    plain = [evaluation.json_values() for evaluation in found]
     assert (plain[0]["data"], plain[0]["limit"], plain[0]["seed"]) == (f"{tmp_path}/a,b", 20, 3)
     assert (plain[1]["limit"], plain[1]["seed"]) == (50, 3)
     assert (plain[2]["protocol"], plain[2]["seed"]) == ("lm_eval", 4)
@@ -197,8 +197,8 @@ def test_an_evaluation_of_the_users_own_with_options(tmp_path: Path) -> None:
         "class Mine(Evaluation):\n    name: ClassVar[str] = 'mine'\n    hard: bool = False\n\n"
         "    def run(self, runner, out, progress):\n        return {}\n"
     )
-    assert chosen([f"{tmp_path}/mine.py:Mine:hard=true"], 0, None)[0].plain() == {"hard": True}
-    assert chosen([f"{tmp_path}/mine.py:Mine"], 0, None)[0].plain() == {"hard": False}
+    assert chosen([f"{tmp_path}/mine.py:Mine:hard=true"], 0, None)[0].json_values() == {"hard": True}
+    assert chosen([f"{tmp_path}/mine.py:Mine"], 0, None)[0].json_values() == {"hard": False}
 
 
 @pytest.mark.parametrize(

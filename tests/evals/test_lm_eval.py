@@ -291,7 +291,7 @@ def test_options_on_the_command_line() -> None:
 
     (found,) = chosen(["lm_eval:tasks=scenes_choice,scenes_answer,batch=2"], 0, 5)
     assert isinstance(found, LmEval) and found.names == ("scenes_choice", "scenes_answer")
-    assert (found.batch, found.limit) == (2, 5) and LmEval.model_validate(found.plain()) == found
+    assert (found.batch, found.limit) == (2, 5) and LmEval.model_validate(found.json_values()) == found
     with pytest.raises(UsageError, match="named twice"):
         chosen(["lm_eval:tasks=a,a"], 0, None)
 

@@ -12,7 +12,7 @@ import benchmark_data as data
 import pytest
 
 from umcompress.errors import UsageError
-from umcompress.evals.answers._questions import QuestionBenchmark, Shown
+from umcompress.evals.answers._questions import QuestionBenchmark, StoredPicture
 from umcompress.evals.answers.mmbench import MmBench
 from umcompress.evals.answers.mme import Mme
 from umcompress.evals.answers.mmmu import Mmmu
@@ -280,8 +280,8 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
 def test_no_picture_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rotations lie far apart in the file; two questions about a picture may fall into two batches."""
     opened: list[str] = []
-    decode = Shown.open
-    monkeypatch.setattr(Shown, "open", lambda self: (opened.append(self.name), decode(self))[1])
+    decode = StoredPicture.open
+    monkeypatch.setattr(StoredPicture, "open", lambda self: (opened.append(self.name), decode(self))[1])
     rows = data.mmbench_rows(20)
     path = data.write_mmbench(tmp_path / "mmbench.tsv", rows)
     MmBench(data=path).run(data.Scripted("A", batch=3), tmp_path / "a", QUIET)

@@ -43,7 +43,7 @@ Values = Mapping[str, Tensor]
 
 
 def dealt(one: Subject, stack: str, active: int) -> list[SplitExperts]:
-    """All feed-forwards of a stack, their channels by lot; both ways to weigh experts, and to choose them, in turn."""
+    """All feed-forwards of a stack, their channels at random; both weightings and both selectors in turn."""
     edits = []
     for number, site in enumerate(one.graph.feed_forwards(stack=stack)):
         order = torch.randperm(site.width, generator=torch.Generator().manual_seed(number)).tolist()

@@ -13,7 +13,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from umcompress.passes import _partition
-from umcompress.passes._partition import balanced, balanced_kmeans, by_contribution, by_lot, serpentine
+from umcompress.passes._partition import (
+    balanced,
+    balanced_kmeans,
+    contribution_partition,
+    importance_partition,
+    random_partition,
+)
 from umcompress.passes.moe_split import MoeSplit, divisors
 
 
@@ -36,9 +42,9 @@ def test_every_channel_is_dealt_once(sizes: tuple[int, int, int], seed: int) -> 
     profiles = torch.rand(5, width, generator=torch.Generator().manual_seed(seed))
     profiles[:, ::3] = 0  # dead channels
     for deal in (
-        serpentine(profiles.mean(0).tolist(), experts, shared),
-        by_lot(width, experts, shared, str(seed)),
-        by_contribution(profiles, experts, shared, str(seed)),
+        importance_partition(profiles.mean(0).tolist(), experts, shared),
+        random_partition(width, experts, shared, str(seed)),
+        contribution_partition(profiles, experts, shared, str(seed)),
     ):
         assert once(deal, width, experts, shared)
 
@@ -49,7 +55,7 @@ def test_serpentine_is_the_deal_of_the_study(sizes: tuple[int, int, int], draw: 
     importance = [float(i) for i in range(experts * each + shared)]
     draw.shuffle(importance)  # type: ignore[attr-defined]
     order = sorted(range(len(importance)), key=lambda j: -importance[j])
-    always, dealt = serpentine(importance, experts, shared)
+    always, dealt = importance_partition(importance, experts, shared)
     assert always == tuple(order[:shared])
     for e, r in itertools.product(range(experts), range(each)):
         column = e if r % 2 == 0 else experts - 1 - e
@@ -57,12 +63,12 @@ def test_serpentine_is_the_deal_of_the_study(sizes: tuple[int, int, int], draw: 
 
 
 def test_serpentine_evens_out_strong_and_weak() -> None:
-    assert serpentine([8, 7, 6, 5, 4, 3, 2, 1], 2) == ((), ((0, 3, 4, 7), (1, 2, 5, 6)))
-    assert serpentine([1, 1, 1, 1], 2) == ((), ((0, 3), (1, 2)))
+    assert importance_partition([8, 7, 6, 5, 4, 3, 2, 1], 2) == ((), ((0, 3, 4, 7), (1, 2, 5, 6)))
+    assert importance_partition([1, 1, 1, 1], 2) == ((), ((0, 3), (1, 2)))
 
 
 def test_lots_are_seeded() -> None:
-    assert by_lot(30, 3, 6, "a") == by_lot(30, 3, 6, "a") != by_lot(30, 3, 6, "b")
+    assert random_partition(30, 3, 6, "a") == random_partition(30, 3, 6, "a") != random_partition(30, 3, 6, "b")
 
 
 def planted(tokens: int, blocks: int, each: int, noise: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -77,7 +83,7 @@ def planted(tokens: int, blocks: int, each: int, noise: float, seed: int = 0) ->
 
 def test_channels_that_work_at_the_same_tokens_go_together() -> None:
     profiles, owner = planted(tokens=200, blocks=6, each=10, noise=0.3)
-    shared, experts = by_contribution(profiles, 6, 0, "0")
+    shared, experts = contribution_partition(profiles, 6, 0, "0")
     assert shared == () and {tuple(sorted({int(owner[j]) for j in expert})) for expert in experts} == {
         (block,) for block in range(6)
     }
@@ -89,7 +95,7 @@ def test_strong_channels_go_with_strong_ones() -> None:
     strong = torch.randperm(40, generator=draw)[:20]
     profiles = torch.rand(100, 40, generator=draw, dtype=torch.float64)
     profiles[:, strong] += 9
-    _, experts = by_contribution(profiles, 4, 0, "0")
+    _, experts = contribution_partition(profiles, 4, 0, "0")
     assert sorted(len({*expert} & {*strong.tolist()}) for expert in experts) == [0, 0, 10, 10]
 
 
@@ -101,14 +107,14 @@ def held(profiles: Tensor, experts: tuple[tuple[int, ...], ...], active: int) ->
 
 def test_clusters_hold_more_of_a_token_than_lots_do() -> None:
     profiles, _ = planted(tokens=300, blocks=8, each=16, noise=0.5)
-    clustered = held(profiles, by_contribution(profiles, 8, 0, "0")[1], 2)
-    lots = [held(profiles, by_lot(128, 8, 0, str(seed))[1], 2) for seed in range(5)]
+    clustered = held(profiles, contribution_partition(profiles, 8, 0, "0")[1], 2)
+    lots = [held(profiles, random_partition(128, 8, 0, str(seed))[1], 2) for seed in range(5)]
     assert clustered > max(lots) + 0.1
 
 
 def test_shared_are_the_strongest_channels() -> None:
     profiles, _ = planted(tokens=100, blocks=2, each=5, noise=0.1)
-    shared, experts = by_contribution(profiles, 2, 4, "0")
+    shared, experts = contribution_partition(profiles, 2, 4, "0")
     strength = profiles.square().mean(0)
     assert shared == tuple(sorted(strength.topk(4).indices.tolist()))
     assert once((shared, experts), 10, 2, 4)
@@ -146,13 +152,13 @@ def test_rows_that_say_nothing_are_dealt_all_the_same(rows: Tensor) -> None:
 
 def test_clusters_are_seeded() -> None:
     profiles = torch.rand(40, 24, generator=torch.Generator().manual_seed(1))
-    assert by_contribution(profiles, 4, 0, "a") == by_contribution(profiles, 4, 0, "a")
-    assert len({by_contribution(profiles, 4, 0, seed) for seed in "abcdef"}) > 1
+    assert contribution_partition(profiles, 4, 0, "a") == contribution_partition(profiles, 4, 0, "a")
+    assert len({contribution_partition(profiles, 4, 0, seed) for seed in "abcdef"}) > 1
 
 
 def test_many_channels() -> None:
     profiles, owner = planted(tokens=256, blocks=16, each=128, noise=0.2)
-    _, experts = by_contribution(profiles, 16, 0, "0")
+    _, experts = contribution_partition(profiles, 16, 0, "0")
     assert all(len({int(owner[j]) for j in expert}) == 1 for expert in experts)
 
 

@@ -16,7 +16,7 @@ from umcompress.documents.gate import Gate
 from umcompress.errors import RecipeError, UsageError
 from umcompress.recipe.files import find_recipe, load_recipe, recipe_names
 from umcompress.recipe.recipe import Calibration, Recipe
-from umcompress.recipe.yaml_lines import Source
+from umcompress.recipe.yaml_lines import YamlText
 from umcompress.recipe.yaml_writer import yaml_text
 
 TEXT = """\
@@ -164,7 +164,7 @@ values = st.recursive(
 @example({":0": [":", "- a", "#", "", " ", "no", "1e3", "0x1", "~", "1:2", "\ud7ff\u2028\x85😀\t"]})
 @example({"a": [[[]], [{}], {"b": [1]}, 1e-05, 1e300, float("inf"), -0.0]})
 def test_yaml_reads_as_it_was_written(value: Any) -> None:
-    source = Source(yaml_text(value), "x.yaml")
+    source = YamlText(yaml_text(value), "x.yaml")
     assert source.data == value
     assert not source.problems
     assert PlainYaml(typ="safe", pure=True).load(yaml_text(value)) == value

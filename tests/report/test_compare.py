@@ -225,5 +225,5 @@ def test_tables_fit_80_columns_and_json_and_markdown_agree() -> None:
     tables = terminal.text(tuple(part for part in view if isinstance(part, Table)))
     assert max(map(len, tables.splitlines())) <= 80
     assert "A = runs/a (bagel-mini)" in terminal.text(view)
-    assert Comparison.model_validate(json.loads(json.dumps(found.plain()))) == found
+    assert Comparison.model_validate(json.loads(json.dumps(found.json_values()))) == found
     assert "| A | 0.950 ±0.014 |" in markdown.text(view)

@@ -6,11 +6,11 @@ from report_fakes import report, step, task_score
 
 from umcompress.documents.plan import Declined
 from umcompress.documents.previews import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo
-from umcompress.documents.report import Checkpoint, Report, Size, Stopped, step_report
+from umcompress.documents.report import CheckpointResult, Report, Size, Stopped, step_report
 from umcompress.report import markdown, terminal
 from umcompress.report.plan_view import inspection_view, plan_view
 from umcompress.report.report_view import report_view
-from umcompress.report.table import Column, Table, amount, seconds
+from umcompress.report.table import Column, Table, seconds, short_number
 
 
 def printed(shown: Report, run: str = "runs/quickstart") -> str:
@@ -60,7 +60,7 @@ def test_stop_refusals_and_checkpoint_are_told() -> None:
         Declined(site=f"layers.{n}.mlp", component="generation", reason="odd width") for n in range(5)
     )
     undone = second.model_copy(update={"stopped": True, "declined": declined})
-    saved = Checkpoint(path="model", parameters=5_900_000, bytes=23_600_000, reload_equal=True)
+    saved = CheckpointResult(path="model", parameters=5_900_000, bytes=23_600_000, reload_equal=True)
     stopped = Stopped(step="02-channel_prune", reason="generation fell by 0.320, more than 0.050")
     text = printed(report(steps=(baseline, first, undone), stopped=stopped, checkpoint=saved))
     assert "02-channel_prune (undone)" in text
@@ -108,7 +108,7 @@ def test_amounts_and_times() -> None:
         999_900: "1.00M",
         14_607_260_128: "14.6G",
     }
-    assert {count: amount(count) for count in cases} == cases
+    assert {count: short_number(count) for count in cases} == cases
     assert [seconds(t) for t in (0, 99.94, 99.96, 245, 5999, 7800)] == [
         "0.0s", "99.9s", "1m40s", "4m05s", "99m59s", "2h10m",
     ]  # fmt: skip

@@ -32,7 +32,7 @@ from umcompress.models.streamed import LARGE, block_paths, streamed
 from umcompress.plan.command import plan as plan_command
 from umcompress.plan.memory import BASE, CONSUMERS, SCORING
 from umcompress.rewrite.apply import rewrite
-from umcompress.rewrite.tensors import Same
+from umcompress.rewrite.tensors import Unchanged
 from umcompress.rewrite.tensors_in_parts import NewTensor
 from umcompress.run.out_of_core import write
 
@@ -243,7 +243,7 @@ def test_bytes_are_copied_only_where_the_dtype_is_the_same(tmp_path: Path, writt
     save_file({"weight": value}, tmp_path / "model.safetensors")
     model = torch.nn.Linear(2, 2, bias=False, device="meta")
     with open_disk(model, tmp_path, {"model.safetensors": {"weight": "weight"}}) as disk:
-        source = in_parts(NewTensor(Same("weight"), (2, 2), written, disk))
+        source = in_parts(NewTensor(Unchanged("weight"), (2, 2), written, disk))
         assert (source.stored is not None) == (written == value.dtype)
         write_file(tmp_path / "out.safetensors", {"weight": source})
     found = load_file(tmp_path / "out.safetensors")["weight"]

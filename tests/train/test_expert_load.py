@@ -14,7 +14,7 @@ from umcompress.documents.expert_load import ExpertLoad, Experts
 from umcompress.models.items import GenerationItem, UnderstandingItem
 from umcompress.models.source import open_source
 from umcompress.report import markdown, terminal
-from umcompress.report.experts_view import experts_tables, moved, strip
+from umcompress.report.experts_view import experts_tables, load_shift, strip
 from umcompress.rewrite.nn.experts import SparseFeedForward
 from umcompress.train.expert_load import expert_load
 
@@ -83,7 +83,7 @@ def test_strips_by_hand() -> None:
         site="layers.3.mlp", index=3, component="generation", active=2,
         by_time=((1.0, 1.0, 0.0, 0.0), (0.5, 1.0, 0.5, 0.0)),
     )  # fmt: skip
-    assert moved(site) == pytest.approx(0.25)
+    assert load_shift(site) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("experts", [16, 32, 64])

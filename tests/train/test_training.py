@@ -22,9 +22,9 @@ from umcompress.models.trainer import TrainingBatch
 from umcompress.passes.router_train import RouterTrain
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
-from umcompress.train.batches import Feed, Totals, spread
+from umcompress.train.batches import Feed, StepTotals, split_by_share
 from umcompress.train.losses import Routers
-from umcompress.train.schedule import decay, highest, rate
+from umcompress.train.schedule import average_decay, learning_rate, peak_rate
 from umcompress.train.state import FILE
 
 
@@ -35,10 +35,10 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 def test_rates_by_hand() -> None:
     options = TrainingOptions(steps=6, warm_up=2)
     half = [0.02 + 0.98 * (1 + c) / 2 for c in (1.0, 2**-0.5, 0.0, -(2**-0.5))]
-    assert [rate(step, options, 1.0) for step in range(6)] == pytest.approx([0.5, 1.0, *half])
+    assert [learning_rate(step, options, 1.0) for step in range(6)] == pytest.approx([0.5, 1.0, *half])
     constant = TrainingOptions(steps=6, warm_up=1, learning_rate=0.25, schedule="constant")
-    assert [rate(step, constant, highest(constant, 7)) for step in range(3)] == [0.25, 0.25, 0.25]
-    assert highest(options, 200) == pytest.approx(1e-3) and highest(options, 4000) == pytest.approx(5e-5)
+    assert [learning_rate(step, constant, peak_rate(constant, 7)) for step in range(3)] == [0.25, 0.25, 0.25]
+    assert peak_rate(options, 200) == pytest.approx(1e-3) and peak_rate(options, 4000) == pytest.approx(5e-5)
 
 
 def test_the_mean_of_the_weights_by_hand(tiny_bagel: Path, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_mean_of_the_weights_by_hand(tiny_bagel: Path, tmp_path: Path) -> No
         values, _ = run(planner, tiny_bagel, tmp_path)
         held = load_file(tmp_path / FILE)
         share = min(0.25, steps / (steps + 9))
-        assert decay(steps - 1, 0.25) == share
+        assert average_decay(steps - 1, 0.25) == share
         for name, old in mean.items():
             mean[name] = share * old + (1 - share) * held[f"parameter/{name}"].double()
             torch.testing.assert_close(values[name].double(), mean[name], rtol=0, atol=1e-7)
@@ -173,7 +173,7 @@ def test_balance_by_hand() -> None:
     for part in (x[:3], x[3:]):
         with routers.listening():
             module(part)
-        balance = routers.balance(TrainingBatch(None, {}, (len(part),)), Totals({}, (10,)))
+        balance = routers.balance(TrainingBatch(None, {}, (len(part),)), StepTotals({}, (10,)))
         assert balance is not None
         found.append(float(balance.detach()))
         gradients.append(torch.autograd.grad(balance, module.gate.weight)[0].double())
@@ -233,9 +233,9 @@ def test_batches_that_do_not_divide_are_refused() -> None:
 
 
 def test_shares_of_a_batch() -> None:
-    assert spread(10, {"generation": 1.0, "understanding": 3.0}) == {"understanding": 8, "generation": 2}
-    assert spread(3, {"generation": 1.0, "understanding": 100.0}) == {"understanding": 2, "generation": 1}
-    assert spread(4, {"generation": 0.2}) == {"generation": 4}
+    assert split_by_share(10, {"generation": 1.0, "understanding": 3.0}) == {"understanding": 8, "generation": 2}
+    assert split_by_share(3, {"generation": 1.0, "understanding": 100.0}) == {"understanding": 2, "generation": 1}
+    assert split_by_share(4, {"generation": 0.2}) == {"generation": 4}
 
 
 def test_training_data_is_none_of_the_evaluation() -> None:

@@ -1,4 +1,4 @@
-"""One sweep for all declared statistics; more of them where they do not fit into memory together.
+"""Collect all declared statistics in one sweep over the calibration data, or several where memory is short.
 
 Similarities are observed inside the blocks: nodes are put into copies of the traced graphs, which are lowered
 for the length of the sweep.  What enters a Linear (feed-forward channels, heads) is observed by a hook on it,
@@ -28,9 +28,9 @@ from umcompress.calibrate.declare import (
     Heavy,
     RoutedMoments,
 )
-from umcompress.calibrate.expert_sums import ContributionSum, Pairs, RoutedSum, SampleDraw
-from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum, watch_whole
-from umcompress.calibrate.on_demand import OnDemand, Shelf, Values, sizes
+from umcompress.calibrate.expert_sums import ContributionSum, InputAndChannels, RoutedSum, SampleDraw
+from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum, watch_block
+from umcompress.calibrate.on_demand import GroupCache, Values, ValuesOnDemand, sizes
 from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
 from umcompress.documents.plan import Edit
 from umcompress.graph.branches import Branch
@@ -40,7 +40,7 @@ from umcompress.graph.sites import FeedForwardSite
 from umcompress.graph.trace import call_name
 
 
-class _Sum(Protocol):
+class _Accumulator(Protocol):
     def result(self) -> Any: ...
 
 
@@ -58,7 +58,7 @@ def collect(
     feed: runs the model of `graph` over the calibration items of `task`; not called when nothing is declared. Called
     once, and again while values are read where heavy declarations need more than `memory` GB for all of their sites.
     rework: edits -> (graph, feed) of an edited copy, which makes `Statistics.remeasure` work.
-    say: is told of each further sweep.
+    say: is called with a message for each further sweep.
     """
     wanted = tuple(dict.fromkeys(declarations))
     heavy = [declaration for declaration in wanted if isinstance(declaration, Heavy)]
@@ -75,7 +75,7 @@ def collect(
         return sweep(heavy, keys)
 
     every = sizes(graph, heavy)
-    shelf = Shelf(every, memory * 1e9, sweep_again)
+    shelf = GroupCache(every, memory * 1e9, sweep_again)
     values: dict[Declaration, Measured] = {}
     if wanted:
         found = sweep(wanted, first := shelf.first())
@@ -83,7 +83,7 @@ def collect(
         for declaration in wanted:
             kept = found[declaration]
             if isinstance(declaration, Heavy):
-                kept = OnDemand(shelf, declaration, list(sizes(graph, [declaration])))
+                kept = ValuesOnDemand(shelf, declaration, list(sizes(graph, [declaration])))
             values[declaration] = Measured(declaration, kept, task)
 
     def again(edits: Sequence[Edit]) -> tuple[ModelGraph, Statistics]:
@@ -98,11 +98,11 @@ def collect(
 
 
 class _Sweep:
-    """What to watch, and the sums that it goes into.  Of heavy declarations only the sites in `keys`."""
+    """What to observe in one sweep, and the accumulators.  Of large statistics only the sites in `keys`."""
 
     def __init__(self, graph: ModelGraph, keys: Collection[Key]) -> None:
         self.graph, self.keys = graph, keys
-        self.sums: dict[Declaration, dict[Key, _Sum]] = {}
+        self.sums: dict[Declaration, dict[Key, _Accumulator]] = {}
         # block path -> (branch whose incoming stream is "before", branch whose add is "after", sum)
         self.streams: dict[str, list[tuple[Branch, Branch, SimilaritySum]]] = {}
         # Blocks of which nothing inside is known: what goes in and what comes out.
@@ -142,7 +142,7 @@ class _Sweep:
                     sums[site_key(site)] = channels = kind(site.width, self._device(site))
                     self.inputs.append((site.consumer, channels.add))
 
-    def _split(self, declaration: ContributionMoments | RoutedMoments, sums: dict[Key, _Sum]) -> None:
+    def _split(self, declaration: ContributionMoments | RoutedMoments, sums: dict[Key, _Accumulator]) -> None:
         kind = ContributionSum if isinstance(declaration, ContributionMoments) else RoutedSum
         for site in self.graph.feed_forwards(stack="all"):
             if site.path in declaration.routing:
@@ -150,21 +150,21 @@ class _Sweep:
                 self._pairs(site, sums, kind(weight, declaration.routing[site.path]))
 
     def _device(self, site: FeedForwardSite) -> torch.device:
-        """Where the channels will be; the weights of a skeleton come into main memory."""
+        """The device of the channels; weights of a skeleton are read into main memory."""
         device = self.graph.model.get_parameter(f"{site.consumer}.weight").device
         return torch.device("cpu") if device.type == "meta" else device
 
     def _pairs(
-        self, site: FeedForwardSite, sums: dict[Key, _Sum], total: SampleDraw | ContributionSum | RoutedSum
+        self, site: FeedForwardSite, sums: dict[Key, _Accumulator], total: SampleDraw | ContributionSum | RoutedSum
     ) -> None:
         sums[site_key(site)] = total
-        pairs = Pairs(total.add)
+        pairs = InputAndChannels(total.add)
         self.inputs += [(site.producers[0], pairs.enter), (site.consumer, pairs.inner)]
 
     def _spans(
         self, path: str, declaration: BlockSimilarity | BranchSimilarity
     ) -> Iterator[tuple[Key, Branch, Branch]]:
-        """(key, first branch, last branch) of everything in a block that the declaration asks for."""
+        """(key, first branch, last branch) of every site in a block that the declaration covers."""
         found = self.graph.block(path)
         component = declaration.scope.component
         own = [branch for branch in found.branches if component in (None, branch.component)]
@@ -186,7 +186,7 @@ class _Sweep:
             for path, watched in self.streams.items():
                 undo.enter_context(lowered(model.get_submodule(path), self._instrumented(path, watched)))
             for path, whole in self.wholes:
-                undo.callback(watch_whole(model.get_submodule(path), whole).remove)
+                undo.callback(watch_block(model.get_submodule(path), whole).remove)
             for path, add in self.inputs:
                 hook = model.get_submodule(path).register_forward_pre_hook(partial(_pass_input, add))
                 undo.callback(hook.remove)
@@ -213,7 +213,7 @@ class _Sweep:
 
 
 def _last_placeholder(node: fx.Node) -> fx.Node:
-    """Where code may be put after `node`: behind all arguments if it is one of them."""
+    """The node behind which code can be inserted: the last argument if `node` is an argument."""
     while node.op == "placeholder" and node.next.op == "placeholder":
         node = node.next
     return node

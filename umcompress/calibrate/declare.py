@@ -1,4 +1,4 @@
-"""What calibration can measure.  A pass declares; one sweep collects; reading what was not declared raises.
+"""The statistics that calibration can measure.  A pass declares them; reading one that was not declared raises.
 
 Most declarations are small values: the kind of statistic, and the scope in which it is wanted.  Those about a
 split name its sites and carry what was decided there; of them, each is its own key, equal to no other.
@@ -67,7 +67,7 @@ class ChannelMoments:
     scope: Scope = field(default_factory=Scope)
 
     def bytes_held(self, width: int, hidden: int) -> int:
-        """Of one site: in float64 the upper half of H, in tiles."""
+        """Bytes for one site: the upper triangle of H in float64."""
         return 8 * sum(min(TILE, width - start) * (width - start) for start in range(0, width, TILE))
 
 
@@ -90,13 +90,13 @@ class ChannelSamples:
     seed: int = 0
 
     def bytes_held(self, width: int, hidden: int) -> int:
-        """Of one site, in float32."""
+        """Bytes for one site, in float32."""
         return 4 * self.tokens * (width + hidden)
 
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """Who runs where: the channels of each expert (other channels are always on), and the router if there is one.
+    """A division of channels into experts (other channels are always active), and the router if there is one.
 
     The `active` experts with the highest score x @ weight.T + bias run; weight (E, H), bias (E,) or None.
     """
@@ -109,14 +109,14 @@ class Routing:
 
 @dataclass(frozen=True, eq=False)
 class ContributionMoments:
-    """Inputs x against what each expert would write, N_e = ||W_e h_e||, for fitting a router.  By site path."""
+    """Moments of inputs x and of each expert's output norm N_e = ||W_e h_e||, for fitting a router.  By site path."""
 
     routing: Mapping[str, Routing]
 
 
 @dataclass(frozen=True, eq=False)
 class RoutedMoments:
-    """Channels that routing leaves on against what it takes from the output, for refitting the consumer.
+    """Moments of the active channels and of what the output lacks, for refitting the consumer.
 
     By site path.  What is held of a site grows with the square of its width: see `bytes_held`.
     """
@@ -125,7 +125,7 @@ class RoutedMoments:
 
     @staticmethod
     def bytes_held(width: int, hidden: int) -> int:
-        """Of one site, in float64, above WIDE channels in float32."""
+        """Bytes for one site, in float64, above WIDE channels in float32."""
         return (width + hidden) * width * (4 if width > WIDE else 8)
 
 

@@ -20,8 +20,8 @@ from umcompress.calibrate.observers import ROWS
 from umcompress.calibrate.statistics import Contributions, Routed, Samples
 
 
-class Pairs:
-    """Brings x and h of one forward together: x comes first."""
+class InputAndChannels:
+    """Pairs the input x and the channels h of one forward: x is observed first."""
 
     def __init__(self, add: Callable[[Tensor, Tensor], None]) -> None:
         self.add = add
@@ -39,7 +39,7 @@ class Pairs:
 
 
 class SampleDraw:
-    """The tokens with the highest of n random keys, one drawn for each token: an even draw of unknown length."""
+    """A uniform sample of tokens from a stream of unknown length: those with the highest random keys."""
 
     def __init__(self, tokens: int, seed: int) -> None:
         self.tokens = tokens
@@ -67,7 +67,7 @@ class SampleDraw:
 
 
 def _placed(held: Tensor, free: Tensor, rows: Tensor) -> Tensor:
-    """`rows` in the free places of `held`, the last ones behind it."""
+    """Put `rows` into the free places of `held`, and append the rest."""
     if len(held) == 0:
         return rows
     held[free] = rows[: len(free)]

@@ -1,8 +1,8 @@
-"""Accumulators: what a sweep keeps of the rows that pass a site.  Memory grows with width, not with tokens.
+"""Accumulators of statistics over the rows that pass a site.  Memory grows with width, not with tokens.
 
 Shapes: T rows of one call, H hidden, I channels, g key-value groups, m query heads a group, d head dim.
 Everything is summed in float64, whatever the model runs in: counts are large and differences small.
-Of a symmetric sum only the upper half is kept, in tiles: that is the memory and the work of a whole one in float32.
+Of a symmetric sum only the upper triangle is kept, in tiles: as much memory and work as a full one in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from umcompress.calibrate.declare import TILE
-from umcompress.calibrate.statistics import Channels, HalfMoments, Heads, Similarity
+from umcompress.calibrate.statistics import Channels, Heads, Similarity, UpperTriangleMoments
 
 # Rows turned to float64 at a time, so that a long call needs no second copy of its activations.
 ROWS = 4096
@@ -43,8 +43,8 @@ class SimilaritySum:
         return Similarity(self.total / max(self.tokens, 1), self.tokens)
 
 
-def watch_whole(block: nn.Module, total: SimilaritySum) -> RemovableHandle:
-    """Watch a block from outside: its stream is what it takes first, and what it gives, or gives first."""
+def watch_block(block: nn.Module, total: SimilaritySum) -> RemovableHandle:
+    """Observe a block that cannot be traced: its stream is its first argument and its (first) result."""
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
@@ -73,7 +73,7 @@ class ChannelSum:
 
 
 class MomentSum:
-    """Sums of h h' (I, I), the upper half of it as `HalfMoments` has it, and h (I,)."""
+    """Sums of h h' (I, I), the upper triangle as `UpperTriangleMoments` has it, and h (I,)."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.first = torch.zeros(width, dtype=torch.float64, device=device)
@@ -88,11 +88,11 @@ class MomentSum:
             self.first += rows.sum(0)
             self.tokens += len(rows)
 
-    def result(self) -> HalfMoments:
+    def result(self) -> UpperTriangleMoments:
         # In place: a second copy of all sites would be the largest thing in memory.
         for total in (*self.tiles, self.first):
             total /= max(self.tokens, 1)
-        return HalfMoments(tuple(tile.cpu() for tile in self.tiles), self.first.cpu(), self.tokens)
+        return UpperTriangleMoments(tuple(tile.cpu() for tile in self.tiles), self.first.cpu(), self.tokens)
 
 
 class HeadSum:

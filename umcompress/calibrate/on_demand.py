@@ -1,4 +1,4 @@
-"""Statistics that are too large to be held for all sites at once: a group of sites is measured when one is read.
+"""Statistics too large to hold for all sites at once: a group of sites is measured when one of them is read.
 
 What a pass sees is a mapping like any other.  Reading a site that is not held drops the sites that are, and sweeps
 for this one and those behind it, as many as fit into the memory that calibration may take.
@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from umcompress.calibrate.declare import Declaration, Heavy
-from umcompress.calibrate.statistics import HalfMoments, Key, site_key
+from umcompress.calibrate.statistics import Key, UpperTriangleMoments, site_key
 from umcompress.graph.model_graph import ModelGraph
 
 Values: TypeAlias = Mapping[Declaration, Mapping[Key, Any]]
 
 
 def sizes(graph: ModelGraph, declarations: Sequence[Heavy]) -> dict[Key, int]:
-    """Bytes that these declarations keep of each site, in depth order."""
+    """Bytes that these declarations need for each site, in depth order."""
     found: dict[Key, int] = {}
     asked = [({site.path for site in graph.feed_forwards(**one.scope.query())}, one) for one in declarations]
     for site in graph.feed_forwards(stack="all"):
@@ -41,7 +41,7 @@ def group_from(first: Key, of: Mapping[Key, int], memory: float) -> list[Key]:
 
 
 def groups(of: Mapping[Key, int], memory: float) -> Iterator[list[Key]]:
-    """What is measured together when sites are read in order."""
+    """The groups of sites that are measured together when sites are read in order."""
     rest = dict(of)
     while rest:
         group = group_from(next(iter(rest)), rest, memory)
@@ -50,7 +50,7 @@ def groups(of: Mapping[Key, int], memory: float) -> Iterator[list[Key]]:
             del rest[key]
 
 
-class Shelf:
+class GroupCache:
     """Holds the values of one group of sites at a time."""
 
     def __init__(self, of: Mapping[Key, int], memory: float, sweep: Callable[[Collection[Key]], Values]) -> None:
@@ -59,7 +59,7 @@ class Shelf:
         self._values: Values = {}
 
     def first(self) -> Collection[Key]:
-        """The group that a reading in order begins with, which can be measured along with all else."""
+        """The first group in depth order, which is measured together with the other statistics."""
         return next(groups(self._sizes, self._memory), [])
 
     def put(self, keys: Collection[Key], values: Values) -> None:
@@ -74,17 +74,17 @@ class Shelf:
         return self._values[declaration][key]
 
 
-class OnDemand(Mapping[Key, Any]):
-    """The values of one declaration, from a shelf."""
+class ValuesOnDemand(Mapping[Key, Any]):
+    """The values of one declaration, measured by group when they are read."""
 
-    def __init__(self, shelf: Shelf, declaration: Declaration, keys: Sequence[Key]) -> None:
+    def __init__(self, shelf: GroupCache, declaration: Declaration, keys: Sequence[Key]) -> None:
         self._shelf, self._declaration, self._keys = shelf, declaration, dict.fromkeys(keys)
 
     def __getitem__(self, key: Key) -> Any:
         if key not in self._keys:
             raise KeyError(key)
         value = self._shelf.get(self._declaration, key)
-        return value.whole() if isinstance(value, HalfMoments) else value
+        return value.whole() if isinstance(value, UpperTriangleMoments) else value
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys

@@ -48,8 +48,8 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class HalfMoments:
-    """Moments as they are held: tile i has the rows of `second` from i * size on, right of their diagonal.
+class UpperTriangleMoments:
+    """Moments as they are stored: tile i has the rows of `second` from i * size on, right of their diagonal.
 
     tiles: float64, (size, width), (size, width - size) and so on, the last one perhaps of fewer rows.
     """
@@ -59,7 +59,7 @@ class HalfMoments:
     tokens: int
 
     def whole(self) -> Moments:
-        """All of the symmetric matrix; a narrow one shares the memory of its only tile."""
+        """The full symmetric matrix; a small one shares the memory of its only tile."""
         if len(self.tiles) == 1:
             return Moments(self.tiles[0], self.mean, self.tokens)
         width = len(self.mean)
@@ -105,7 +105,7 @@ class Contributions:
 
 @dataclass(frozen=True)
 class Routed:
-    """g: channels with those of experts that rest set to zero; r = W (h - g): what the output then lacks.
+    """g: channels with those of inactive experts set to zero; r = W (h - g): what the output then lacks.
 
     second: (width, width) = mean g g'; mean: (width,) of g; cross: (hidden, width) = mean r g'; lost: (hidden,)
     = mean r; lost_square, output_square: mean ||r||^2, ||W h||^2; load: (E,) share of the tokens at each expert.
@@ -168,7 +168,7 @@ class Measured(Mapping[Any, Any]):
 
 
 def _finite(value: Any) -> bool:
-    """Whether all that was measured are finite numbers.  By the smallest and the largest, which need no memory."""
+    """Whether all measured values are finite.  Tests the minimum and maximum, which need no further memory."""
     parts = vars(value).values()
     tensors = [part for part in parts if hasattr(part, "aminmax") and part.numel()]
     ends = [float(end) for tensor in tensors for end in tensor.aminmax()]
@@ -181,7 +181,7 @@ class UndeclaredStatistic(KeyError):
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that one sweep measured.
+    """The statistics of one step, by declaration.
 
     `dry` is true when only shapes are known (a dry run on a skeleton): nothing may be read, and a pass
     then plans the counts, with whichever members it likes.
@@ -200,7 +200,7 @@ class Statistics:
         return self.values[declaration]
 
     def remeasure(self, edits: Sequence[Edit]) -> tuple[ModelGraph, Statistics]:
-        """The same declarations on a copy of the model with `edits` made.  The model itself stays.
+        """Measure the same declarations on a copy of the model with `edits` applied.  The model itself is unchanged.
 
         Paths in `edits` mean the model before any of them; sites of the returned graph are renumbered.
         """
@@ -213,7 +213,7 @@ class Statistics:
         return self.again(edits)
 
     def measure(self, declarations: Sequence[Declaration]) -> Statistics:
-        """One more sweep over the same model and data for these declarations; it has their values only.
+        """Measure further declarations in one more sweep over the same model and data.
 
         Sites whose values are large are best measured a few at a time: what is returned is held nowhere else.
         """

@@ -1,4 +1,4 @@
-"""Write a folder so that it is there as a whole or not at all; digests of what was written."""
+"""Atomic writes of folders and files; digests of files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CHUNK = 1 << 20
 
 @contextmanager
 def atomic_folder(target: Path, replace: bool = False, sync: bool = True) -> Iterator[Path]:
-    """A temporary sibling folder to write into; it takes the name `target` when the block ends well.
+    """Write a folder as a whole or not at all: yields a temporary folder, renamed to `target` on success.
 
     sync: wait first until all of it has reached the disk. A model folder can be made again from the run's steps,
     which are on the disk, so it need not.
 
-    What a killed run left behind is cleared, and an old folder that it had moved aside is put back.
+    Leftovers of a killed run are removed, and an old folder that it had moved aside is put back.
     UsageError when `target` exists and may not be replaced.
     """
     target = Path(target)
@@ -54,7 +54,7 @@ def atomic_folder(target: Path, replace: bool = False, sync: bool = True) -> Ite
 
 
 def write_text_atomic(file: Path, text: str) -> None:
-    """Replace a file as a whole."""
+    """Write a text file atomically."""
     work = file.with_name(f".{file.name}.partial")
     with work.open("w", encoding="utf-8") as stream:
         stream.write(text)

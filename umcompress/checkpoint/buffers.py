@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def saved_buffers(model: nn.Module) -> frozenset[str]:
-    """Names of what a model saves and never learns."""
+    """Names of the persistent buffers of a model."""
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return frozenset(name for name in model.state_dict() if name not in learned)
 

@@ -1,6 +1,6 @@
-"""Tensors of weight files read by position, whole or some parts of them, and never mapped into memory.
+"""Read tensors of weight files, whole or in part, by position and without memory maps.
 
-A mapped file counts as resident for as long as its pages are warm; what is read here is gone with the tensor.
+Pages of a mapped file count as resident memory while they are cached; what is read here is freed with the tensor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,19 @@ from torch import Tensor, nn
 from umcompress.checkpoint.index import Entry, open_folder, shards_of
 from umcompress.checkpoint.joins import stacked
 from umcompress.checkpoint.layout import Part, Target, WeightFiles, target_name, tied_names
-from umcompress.checkpoint.parts import Parts, Pick, Picks, Region, Stored, cut_out, extent, sides, taken, whole
-from umcompress.checkpoint.writer import NAMES, Source
+from umcompress.checkpoint.parts import (
+    FileRange,
+    PartialTensor,
+    Pick,
+    Picks,
+    Region,
+    cut_out,
+    extent,
+    sides,
+    take_along,
+    whole,
+)
+from umcompress.checkpoint.writer import NAMES, TensorToWrite
 from umcompress.errors import ModelError
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -31,14 +42,14 @@ _SPARSE = 4
 _LARGE_PAGES = 4 * 2**20
 
 
-class Files:
+class OpenFiles:
     """Weight files, opened when they are first read. A context manager."""
 
     def __init__(self) -> None:
         self._open: dict[Path, BinaryIO] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> Files:
+    def __enter__(self) -> OpenFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,11 +70,11 @@ class Files:
 
 
 @dataclass(frozen=True, eq=False)
-class OnFile:
+class FileTensor:
     """A tensor as it lies in a file."""
 
     entry: Entry
-    files: Files
+    files: OpenFiles
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,11 +99,11 @@ class OnFile:
     def cost(self, region: Region) -> int:
         return prod(self._span(region)[1]) * self.dtype.itemsize
 
-    def stored(self, region: Region) -> Stored | None:
+    def stored(self, region: Region) -> FileRange | None:
         start, shape = self._span(region)
         if shape != sides(region):
             return None
-        return Stored(self.entry.file, self.entry.offset + start, prod(shape) * self.dtype.itemsize)
+        return FileRange(self.entry.file, self.entry.offset + start, prod(shape) * self.dtype.itemsize)
 
     def rows(self, picked: Sequence[int]) -> Tensor:
         """Entries of the first axis, each run of neighbours read alone."""
@@ -123,7 +134,7 @@ class OnFile:
 
 
 def _memory(size: int) -> Tensor:
-    """So many bytes. To be given a fresh page for every 4 KiB takes longer than to read them from a warm file."""
+    """Allocate memory, in large pages if there is much: page faults of 4 KiB cost more than reading a cached file."""
     if size < _LARGE_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8)
     mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -132,13 +143,13 @@ def _memory(size: int) -> Tensor:
     return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
-class Disk:
-    """The tensors of a model, by their names in the module. A context manager."""
+class DiskTensors:
+    """The tensors of a model on disk, by their names in the module. A context manager."""
 
-    def __init__(self, places: Mapping[str, Parts], files: Files) -> None:
+    def __init__(self, places: Mapping[str, PartialTensor], files: OpenFiles) -> None:
         self.places, self.files = dict(places), files
 
-    def __enter__(self) -> Disk:
+    def __enter__(self) -> DiskTensors:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -154,14 +165,14 @@ class Disk:
         """One whole tensor, in memory of its own."""
         return self.places[name].part(whole(self.shape(name))).contiguous()
 
-    def stored(self, name: str, region: Region) -> Stored | None:
+    def stored(self, name: str, region: Region) -> FileRange | None:
         """Where the elements of a region lie in one piece."""
         return self.places[name].stored(region)
 
     def pick(self, name: str, picks: Picks) -> Tensor:
         """Any entries of each axis."""
         place, first = self.places[name], picks[0] if picks else range(0)
-        if isinstance(place, OnFile) and _is_sparse(first):
+        if isinstance(place, FileTensor) and _is_sparse(first):
             every = range(len(first))
             return _chosen(place.rows(first), (every, *picks[1:]), (every, *whole(place.shape[1:])))
         spans = tuple(map(extent, picks))
@@ -170,7 +181,7 @@ class Disk:
     def cost(self, name: str, picks: Picks) -> int:
         """Bytes that `pick` reads."""
         place = self.places[name]
-        if isinstance(place, OnFile) and picks and _is_sparse(picks[0]):
+        if isinstance(place, FileTensor) and picks and _is_sparse(picks[0]):
             return len(picks[0]) * prod(place.shape[1:]) * place.dtype.itemsize
         return place.cost(tuple(map(extent, picks)))
 
@@ -180,19 +191,19 @@ def _is_sparse(pick: Pick) -> bool:
 
 
 def _chosen(found: Tensor, picks: Picks, spans: Region) -> Tensor:
-    """What was picked, from the elements of these spans."""
+    """Select the picked entries from what was read for these spans."""
     for axis, (pick, span) in enumerate(zip(picks, spans, strict=True)):
         if isinstance(pick, tuple):
-            found = taken(found, axis, [position - span.start for position in pick])
+            found = take_along(found, axis, [position - span.start for position in pick])
         elif len(pick) != len(span):
             found = cut_out(found, (*whole(found.shape[:axis]), pick, *whole(found.shape[axis + 1 :])))
     return found
 
 
-def open_disk(model: nn.Module, folder: Path, weight_files: WeightFiles) -> Disk:
+def open_disk(model: nn.Module, folder: Path, weight_files: WeightFiles) -> DiskTensors:
     """Where the tensors of `model` lie in the weight files of `folder`; a tied one is found by each name."""
-    files, places = Files(), dict[str, Parts]()
-    parts: dict[str, dict[int, Parts]] = {}
+    files, places = OpenFiles(), dict[str, PartialTensor]()
+    parts: dict[str, dict[int, PartialTensor]] = {}
     tied = tied_names(model)
     for file, names in weight_files.items():
         if not shards_of(folder, file)[0].is_file():
@@ -206,17 +217,17 @@ def open_disk(model: nn.Module, folder: Path, weight_files: WeightFiles) -> Disk
                 "get the folder again, or check that its configuration belongs to these weights",
             )
         for disk, target in wanted:
-            place = OnFile(stored.entry(disk), files)
+            place = FileTensor(stored.entry(disk), files)
             if isinstance(target, Part):
                 parts.setdefault(target.name, {})[target.index] = place
             else:
                 places[target] = place
     for name, found in parts.items():
         places[name] = stacked([found[index] for index in sorted(found)])
-    return Disk(with_tied(places, tied), files)
+    return DiskTensors(with_tied(places, tied), files)
 
 
-def with_tied(places: Mapping[str, Parts], tied: Mapping[str, str]) -> dict[str, Parts]:
+def with_tied(places: Mapping[str, PartialTensor], tied: Mapping[str, str]) -> dict[str, PartialTensor]:
     """The same place by each name of a parameter that has several; `tied`: further name -> first."""
     first = {tied.get(name, name): place for name, place in places.items()}
     return first | {name: first[other] for name, other in tied.items() if other in first}
@@ -227,15 +238,15 @@ def _stored_once(names: Mapping[str, Target], tied: Mapping[str, str]) -> Iterab
 
 
 @runtime_checkable
-class OwnLayout(Protocol):
-    """A family whose weight files hold tensors cut up or joined otherwise than the module, beyond names."""
+class CustomWeightLayout(Protocol):
+    """A family whose weight files split or join tensors differently from the module."""
 
     def sources(
-        self, model: nn.Module, values: Mapping[str, Source] | None = None
-    ) -> dict[str, dict[str, Source]]:
+        self, model: nn.Module, values: Mapping[str, TensorToWrite] | None = None
+    ) -> dict[str, dict[str, TensorToWrite]]:
         """What to write: file -> name on disk -> tensor. values: the tensors of a skeleton."""
 
-    def open_disk(self, model: nn.Module, folder: Path) -> Disk:
+    def open_disk(self, model: nn.Module, folder: Path) -> DiskTensors:
         """Where the tensors of `model` lie in the weight files of `folder`. ModelError where they do not fit."""
 
     def file_problems(self, model: nn.Module, folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Fill a skeleton from weight files, strictly; and the other way round, what to write for a model.
+"""Load weight files into a skeleton, strictly; and list the tensors to write for a model.
 
 `files` maps a weight file to {name on disk: name in the module, or a part of a tensor that the module stacks}.
 Tied parameters are stored once.
@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from umcompress.checkpoint.index import Checkpoint, open_folder, shards_of
+from umcompress.checkpoint.index import StoredTensors, open_folder, shards_of
 from umcompress.checkpoint.joins import entry_of
 from umcompress.checkpoint.layout import Part, WeightFiles, target_name, tied_names
-from umcompress.checkpoint.writer import ALIGNMENT, Source, held, in_parts
+from umcompress.checkpoint.writer import ALIGNMENT, TensorToWrite, in_memory, in_parts
 from umcompress.errors import ModelError
 
 
-def odd_names(model: nn.Module, files: WeightFiles) -> list[str]:
+def name_mismatches(model: nn.Module, files: WeightFiles) -> list[str]:
     """Tensors of the model that are not written exactly once, and names that it does not have."""
     targets = [target for names in files.values() for target in names.values()]
     stacked = {target.name for target in targets if isinstance(target, Part)}
@@ -35,11 +35,11 @@ def odd_names(model: nn.Module, files: WeightFiles) -> list[str]:
 
 
 def sources(
-    model: nn.Module, files: WeightFiles, values: Mapping[str, Source] | None = None
-) -> dict[str, dict[str, Source]]:
+    model: nn.Module, files: WeightFiles, values: Mapping[str, TensorToWrite] | None = None
+) -> dict[str, dict[str, TensorToWrite]]:
     """What to write: file -> name on disk -> tensor, from `values` where given, else from the model itself."""
     tied = tied_names(model)
-    given = values if values is not None else {name: held(tensor) for name, tensor in model.state_dict().items()}
+    given = values if values is not None else {name: in_memory(tensor) for name, tensor in model.state_dict().items()}
     return {
         file: {
             disk: given[target] if isinstance(target, str) else part_of(given[target.name], target.index)
@@ -49,11 +49,11 @@ def sources(
     }  # fmt: skip
 
 
-def part_of(source: Source, index: int) -> Source:
+def part_of(source: TensorToWrite, index: int) -> TensorToWrite:
     """Entry `index` on the first axis of a tensor to write."""
     if source.parts is not None:
         return in_parts(entry_of(source.parts, index))
-    return Source(source.dtype, source.shape[1:], lambda: source.make()[index])
+    return TensorToWrite(source.dtype, source.shape[1:], lambda: source.make()[index])
 
 
 def file_problems(model: nn.Module, folder: Path, files: WeightFiles) -> list[str]:
@@ -117,7 +117,7 @@ def _wanted(model: nn.Module, files: WeightFiles) -> dict[str, dict[str, tuple[i
     }  # fmt: skip
 
 
-def _problems(file: str, wanted: Mapping[str, tuple[int, ...]], stored: Checkpoint) -> list[str]:
+def _problems(file: str, wanted: Mapping[str, tuple[int, ...]], stored: StoredTensors) -> list[str]:
     there = stored.entries
     problems = [f"{file}: missing {name}" for name in sorted(wanted.keys() - there.keys())]
     problems += [f"{file}: unexpected {name}" for name in sorted(there.keys() - wanted.keys())]
@@ -134,7 +134,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str)
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, copied if it lies where torch would never have allocated it.
+    """The tensor, copied if its memory is less aligned than torch allocates.
 
     Matrix kernels sum in an order that depends on alignment: without this a model read from a memory map may
     differ in the last bits from the same model in memory.

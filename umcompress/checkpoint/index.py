@@ -1,4 +1,4 @@
-"""Which tensors safetensors files hold, read from their headers alone, and a lazy reader for them."""
+"""Read the headers of safetensors files, and their tensors lazily."""
 
 from __future__ import annotations
 
@@ -100,15 +100,15 @@ def _filled(entries: Iterable[Entry], asked: str, start: int) -> int:
     return place
 
 
-class Checkpoint:
-    """Tensors of several files as one, read one at a time from a memory map. A context manager."""
+class StoredTensors:
+    """Tensors of several files, read one at a time from memory maps. A context manager."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self.entries = dict(entries)
         self._open: dict[Path, Any] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> StoredTensors:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,7 +136,7 @@ class Checkpoint:
         return self.entries[name]
 
 
-def open_files(files: Iterable[Path]) -> Checkpoint:
+def open_files(files: Iterable[Path]) -> StoredTensors:
     """The tensors of these files. ModelError when two hold the same name."""
     entries: dict[str, Entry] = {}
     for file in files:
@@ -147,7 +147,7 @@ def open_files(files: Iterable[Path]) -> Checkpoint:
                     f"{name} in {entries[name].file.name} and {file.name}", "remove the file that is of another model",
                 )
             entries[name] = entry
-    return Checkpoint(entries)
+    return StoredTensors(entries)
 
 
 def shards_of(folder: Path, file: str = "model.safetensors") -> tuple[Path, ...]:
@@ -170,7 +170,7 @@ def _weight_map(index: Path) -> dict[str, Path]:
         raise ModelError(f"read {index}", f"it is no index of weight files: {why}", "get the file again") from None
 
 
-def open_folder(folder: Path, file: str = "model.safetensors") -> Checkpoint:
+def open_folder(folder: Path, file: str = "model.safetensors") -> StoredTensors:
     """The tensors of a folder's weights, sharded or not. ModelError if a shard lacks what it should hold."""
     checkpoint = open_files(shards_of(folder, file))
     index = folder / f"{file}.index.json"

@@ -1,6 +1,6 @@
-"""Tensors made of others by moving elements: stacked, joined, cut, turned. Any part of one is made alone.
+"""Tensors derived from others by stacking, concatenation, slicing and permutation; any part can be computed alone.
 
-What a family does to its tensors when it loads or saves them becomes a tree of these; see `recorder`.
+The operations that a family applies to its tensors on loading or saving become a tree of these; see `recorder`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from umcompress.checkpoint.parts import Parts, Region, Stored, cut_out, sides, whole
+from umcompress.checkpoint.parts import FileRange, PartialTensor, Region, cut_out, sides, whole
 
 
-class Join:
-    """One that needs, for a region, one region each of some others; what that is, subclasses say."""
+class DerivedTensor:
+    """A tensor of which each region is computed from one region each of other tensors."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def needs(self, region: Region) -> Iterator[tuple[Parts, Region]]:
+    def needs(self, region: Region) -> Iterator[tuple[PartialTensor, Region]]:
         raise NotImplementedError
 
     def part(self, region: Region) -> Tensor:
@@ -31,22 +31,22 @@ class Join:
     def cost(self, region: Region) -> int:
         return sum(source.cost(inner) for source, inner in self.needs(region))
 
-    def stored(self, region: Region) -> Stored | None:
+    def stored(self, region: Region) -> FileRange | None:
         found = list(self.needs(region))
         return found[0][0].stored(found[0][1]) if len(found) == 1 and found[0][0].dtype == self.dtype else None
 
 
 @dataclass(frozen=True, eq=False)
-class Joined(Join):
-    """Tensors one after the other along an axis that they have, or (`fresh`) along one of their number."""
+class Concatenated(DerivedTensor):
+    """Tensors concatenated along an axis, or (`fresh`) stacked along a new one."""
 
-    parts: tuple[Parts, ...]
+    parts: tuple[PartialTensor, ...]
     axis: int
     fresh: bool
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def needs(self, region: Region) -> Iterator[tuple[Parts, Region]]:
+    def needs(self, region: Region) -> Iterator[tuple[PartialTensor, Region]]:
         return ((source, inner) for source, inner, _ in self._places(region))
 
     def part(self, region: Region) -> Tensor:
@@ -57,7 +57,7 @@ class Joined(Join):
             place.copy_(source.part(inner))
         return out
 
-    def _places(self, region: Region) -> Iterator[tuple[Parts, Region, range]]:
+    def _places(self, region: Region) -> Iterator[tuple[PartialTensor, Region, range]]:
         """What is needed of each tensor, and where it goes along the axis of the result."""
         wanted, before, after = region[self.axis], region[: self.axis], region[self.axis + 1 :]
         if self.fresh:
@@ -75,10 +75,10 @@ class Joined(Join):
 
 
 @dataclass(frozen=True, eq=False)
-class Cut(Join):
-    """Entries of a tensor along an axis, from `start` on; `drop`: one entry, whose axis is gone."""
+class Sliced(DerivedTensor):
+    """A slice of a tensor along an axis, from `start` on; `drop`: one entry, without the axis."""
 
-    source: Parts
+    source: PartialTensor
     axis: int
     start: int
     drop: bool
@@ -88,7 +88,7 @@ class Cut(Join):
     def dtype(self) -> torch.dtype:  # type: ignore[override]
         return self.source.dtype
 
-    def needs(self, region: Region) -> Iterator[tuple[Parts, Region]]:
+    def needs(self, region: Region) -> Iterator[tuple[PartialTensor, Region]]:
         at = range(1) if self.drop else region[self.axis]
         moved = range(at.start + self.start, at.stop + self.start)
         yield self.source, (*region[: self.axis], moved, *region[self.axis + (not self.drop) :])
@@ -100,10 +100,10 @@ class Cut(Join):
 
 
 @dataclass(frozen=True, eq=False)
-class Turned(Join):
+class Permuted(DerivedTensor):
     """A tensor with its axes in another order."""
 
-    source: Parts
+    source: PartialTensor
     order: tuple[int, ...]
     shape: tuple[int, ...]
 
@@ -111,20 +111,20 @@ class Turned(Join):
     def dtype(self) -> torch.dtype:  # type: ignore[override]
         return self.source.dtype
 
-    def needs(self, region: Region) -> Iterator[tuple[Parts, Region]]:
+    def needs(self, region: Region) -> Iterator[tuple[PartialTensor, Region]]:
         yield self.source, tuple(region[self.order.index(axis)] for axis in range(len(self.order)))
 
     def part(self, region: Region) -> Tensor:
         ((source, inner),) = self.needs(region)
         return source.part(inner).permute(self.order)
 
-    def stored(self, region: Region) -> Stored | None:
+    def stored(self, region: Region) -> FileRange | None:
         return None
 
 
 @dataclass(frozen=True, eq=False)
-class Called(Join):
-    """Result number `place` of any other operation, which is done on whole tensors."""
+class OperationResult(DerivedTensor):
+    """Result number `place` of any other operation, computed on whole tensors."""
 
     function: Any
     arguments: Any
@@ -132,7 +132,7 @@ class Called(Join):
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def needs(self, region: Region) -> Iterator[tuple[Parts, Region]]:
+    def needs(self, region: Region) -> Iterator[tuple[PartialTensor, Region]]:
         for leaf in pytree.tree_leaves(self.arguments):
             if _is_tensor(leaf):
                 yield leaf, whole(leaf.shape)
@@ -145,7 +145,7 @@ class Called(Join):
         made: Sequence[Tensor] = pytree.tree_leaves(self.function(*args, **kwargs))
         return cut_out(made[self.place], region)
 
-    def stored(self, region: Region) -> Stored | None:
+    def stored(self, region: Region) -> FileRange | None:
         return None
 
 
@@ -153,11 +153,11 @@ def _is_tensor(leaf: object) -> bool:
     return hasattr(leaf, "part") and hasattr(leaf, "cost")
 
 
-def stacked(parts: Sequence[Parts]) -> Join:
+def stacked(parts: Sequence[PartialTensor]) -> DerivedTensor:
     """Tensors of one shape on a new first axis."""
-    return Joined(tuple(parts), 0, True, (len(parts), *parts[0].shape), parts[0].dtype)
+    return Concatenated(tuple(parts), 0, True, (len(parts), *parts[0].shape), parts[0].dtype)
 
 
-def entry_of(source: Parts, index: int) -> Join:
+def entry_of(source: PartialTensor, index: int) -> DerivedTensor:
     """One entry on the first axis."""
-    return Cut(source, 0, index, True, tuple(source.shape[1:]))
+    return Sliced(source, 0, index, True, tuple(source.shape[1:]))

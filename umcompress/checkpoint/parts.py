@@ -1,4 +1,4 @@
-"""Tensors of which a part can be had alone, and cutting them into pieces along their first axis.
+"""Tensors that can be read in part, and cutting them into pieces along their first axis.
 
 A region is one range an axis, without steps; picks are a range or a list of positions an axis.
 """
@@ -24,15 +24,15 @@ PIECE = 32 << 20
 _MORE = 1.5
 
 
-class Stored(NamedTuple):
-    """Bytes in a file."""
+class FileRange(NamedTuple):
+    """A range of bytes in a file."""
 
     file: Path
     offset: int
     bytes: int
 
 
-class Parts(Protocol):
+class PartialTensor(Protocol):
     """A tensor that may be too large to be in memory as a whole."""
 
     @property
@@ -47,7 +47,7 @@ class Parts(Protocol):
     def cost(self, region: Region) -> int:
         """Bytes that are read from files for a region."""
 
-    def stored(self, region: Region) -> Stored | None:
+    def stored(self, region: Region) -> FileRange | None:
         """Where just these elements lie in a file, one after the other, in this dtype."""
 
 
@@ -59,8 +59,8 @@ def sides(picks: Sequence[Pick]) -> tuple[int, ...]:
     return tuple(len(pick) for pick in picks)
 
 
-def pieces(tensor: Parts) -> Iterator[Tensor]:
-    """The tensor, cut along its first axis where that does not mean to read everything for each piece."""
+def pieces(tensor: PartialTensor) -> Iterator[Tensor]:
+    """The tensor in pieces along its first axis; in one piece where each would require reading everything."""
     every = whole(tensor.shape)
     cuts = _cuts(every, tensor.dtype)
     if len(cuts) > 1 and tensor.cost(cuts[0]) * len(cuts) > _MORE * tensor.cost(every):
@@ -100,8 +100,8 @@ def extent(pick: Pick) -> range:
 _WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def taken(source: Tensor, axis: int, index: Sequence[int]) -> Tensor:
-    """`index_select`; numpy's way is three times as fast along a later axis, and half of what is written needs it."""
+def take_along(source: Tensor, axis: int, index: Sequence[int]) -> Tensor:
+    """`index_select`; numpy's `take` is three times as fast along axes other than the first."""
     if axis == 0:
         return source.index_select(0, torch.tensor(index, dtype=torch.long))
     numbers = source.contiguous().view(_WHOLE_NUMBERS[source.dtype.itemsize])

@@ -1,4 +1,4 @@
-"""Make items in a thread of their own while the ones before are used: reading and writing at the same time."""
+"""Compute items in another thread while earlier ones are used, so that reading and writing overlap."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(parts: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """The same items, made in a thread of their own while the ones before are used."""
+def read_ahead(parts: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """Yield the same items, computed ahead in another thread."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     gone = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Tensors that have been made and are not wanted yet, in a temporary file: all of them need not fit into memory."""
+"""A dictionary of tensors in a temporary file, for values that together do not fit into memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TensorFile(MutableMapping[str, "Tensor"]):
-    """A dictionary of tensors that lie in a file, which goes when this does.
+    """A dictionary of tensors in a temporary file, which is deleted with this object.
 
     What is read is mapped from the file, and writing to it changes nothing there.  UsageError where the disk is full.
     """

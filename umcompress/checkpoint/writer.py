@@ -1,7 +1,7 @@
 """Write safetensors files a tensor at a time. The same tensors always give the same bytes.
 
-Tensors lie in the order of their names; those that would leave the next one crooked come last, those with wider
-elements before others, so that every one is aligned.
+Tensors lie in the order of their names; tensors whose size would misalign the next one come last, wider elements
+first, so that every tensor is aligned.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from umcompress.checkpoint.parts import Parts, Stored, joined, pieces, whole
-from umcompress.checkpoint.read_ahead import ahead
+from umcompress.checkpoint.parts import FileRange, PartialTensor, joined, pieces, whole
+from umcompress.checkpoint.read_ahead import read_ahead
 from umcompress.errors import CheckError
 
 NAMES: dict[torch.dtype, str] = {
@@ -32,38 +32,38 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Source:
-    """A tensor to write; `make` is called when its turn comes and the result is not kept.
+class TensorToWrite:
+    """A tensor to write; `make` is called when it is written, and the result is not kept.
 
-    stored: where the very same bytes lie in a file already. pieces: the same in parts along the first axis, for tensors
-    that need not be in memory as a whole; `parts`: any part of it.
+    stored: a range of a file that holds exactly these bytes. pieces: the tensor in pieces along the first axis, for
+    tensors that need not be in memory as a whole; parts: any part of it.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
     pieces: Callable[[], Iterator[Tensor]] | None = None
-    stored: Stored | None = None
-    parts: Parts | None = None
+    stored: FileRange | None = None
+    parts: PartialTensor | None = None
 
     @property
     def bytes(self) -> int:
         return self.dtype.itemsize * prod(self.shape)
 
 
-def held(tensor: Tensor) -> Source:
+def in_memory(tensor: Tensor) -> TensorToWrite:
     """A tensor that is in memory already."""
-    return Source(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    return TensorToWrite(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def in_parts(parts: Parts) -> Source:
+def in_parts(parts: PartialTensor) -> TensorToWrite:
     """A tensor that is made a few rows at a time, or copied from where it lies."""
     stored = parts.stored(whole(parts.shape))
-    return Source(parts.dtype, parts.shape, lambda: joined(pieces(parts)), lambda: pieces(parts), stored, parts)
+    return TensorToWrite(parts.dtype, parts.shape, lambda: joined(pieces(parts)), lambda: pieces(parts), stored, parts)
 
 
 def write_file(
-    file: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str] | None = None, sync: bool = True
+    file: Path, tensors: Mapping[str, TensorToWrite], metadata: Mapping[str, str] | None = None, sync: bool = True
 ) -> None:
     """Write one safetensors file. CheckError when a tensor turns out otherwise than announced.
 
@@ -88,7 +88,7 @@ def write_file(
             source = tensors[name]
             if source.stored is not None and source.stored.bytes == source.bytes and _copy(source.stored, stream):
                 continue
-            for part in ahead(_raw(name, source)) if source.pieces is not None else _raw(name, source):
+            for part in read_ahead(_raw(name, source)) if source.pieces is not None else _raw(name, source):
                 _write(stream, part)
         if sync:
             os.fsync(stream.fileno())
@@ -100,8 +100,8 @@ def _write(stream: FileIO, data: memoryview) -> None:
         data = data[stream.write(data) :]
 
 
-def _copy(stored: Stored, stream: FileIO) -> bool:
-    """Let the system copy bytes from file to file; whether it can."""
+def _copy(stored: FileRange, stream: FileIO) -> bool:
+    """Copy bytes from file to file in the kernel; returns whether that worked."""
     if not hasattr(os, "copy_file_range"):
         return False
     start = stream.tell()
@@ -120,11 +120,11 @@ def _copy(stored: Stored, stream: FileIO) -> bool:
     return True
 
 
-def _place(name: str, source: Source) -> tuple[bool, int, str]:
+def _place(name: str, source: TensorToWrite) -> tuple[bool, int, str]:
     return source.bytes % ALIGNMENT != 0, -source.dtype.itemsize, name
 
 
-def _raw(name: str, source: Source) -> Iterator[memoryview]:
+def _raw(name: str, source: TensorToWrite) -> Iterator[memoryview]:
     """The bytes of a tensor, piece by piece. CheckError when they are not those of the announced tensor."""
     rows, shape = 0, source.shape
     for tensor in source.pieces() if source.pieces is not None else (source.make(),):
@@ -141,7 +141,7 @@ def _raw(name: str, source: Source) -> Iterator[memoryview]:
 
 def write_shards(
     folder: Path,
-    tensors: Mapping[str, Source],
+    tensors: Mapping[str, TensorToWrite],
     file: str = "model.safetensors",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     sync: bool = False,
@@ -162,7 +162,7 @@ def write_shards(
     return files
 
 
-def _split(tensors: Mapping[str, Source], limit: int) -> Sequence[Sequence[str]]:
+def _split(tensors: Mapping[str, TensorToWrite], limit: int) -> Sequence[Sequence[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name in sorted(tensors):

@@ -22,7 +22,7 @@ _BUILT_IN = "scenes"
 def start(
     model: str, names: Sequence[str], output: Path, trust_remote_code: bool = False
 ) -> tuple[Inspection, Starter]:
-    """Write a recipe for `model` that the evaluations `names` score and calibrate; what it was made from.
+    """Write a recipe for `model` with the evaluations `names`; returns what the recipe was made from.
 
     Raises UsageError where the file is there already, or where no evaluation can calibrate any step.
     """
@@ -56,7 +56,7 @@ def start(
 
 
 def _given(evaluation: Evaluation) -> dict[str, Any]:
-    plain = evaluation.plain()
+    plain = evaluation.json_values()
     return {key: plain[key] for key in plain if key in evaluation.model_fields_set and key != "seed"}
 
 
@@ -109,7 +109,7 @@ def _planned(
     model: str, starter: Starter, options: Mapping[str, Mapping[str, Any]], sources: Mapping[Task, str],
     head: Mapping[str, Any], output: Path,
 ) -> Starter:
-    """Without the steps that this model has nothing for; each as a note."""
+    """Plan every step, and leave out those that do not apply to this model, with a note for each."""
     from umcompress.plan.dry_run import plan_recipe
     from umcompress.recipe.recipe import parse_recipe
 

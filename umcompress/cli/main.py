@@ -1,4 +1,4 @@
-"""The command line: parse, delegate, print, exit. What is heavy is imported by the command that needs it."""
+"""The command line: parse, delegate, print, exit. Each command imports the heavy modules that it needs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _version() -> int:
 
 def _print(document: Document, view: View, style: str) -> None:
     if style == "json":
-        print(json.dumps(document.plain(), indent=2, ensure_ascii=False))
+        print(json.dumps(document.json_values(), indent=2, ensure_ascii=False))
     elif style == "md":
         from umcompress.report import markdown
 

@@ -1,4 +1,4 @@
-"""The command line's words: commands, options, and what to say when one is misspelt. Light to import."""
+"""The command line's parser: commands, options, and hints for misspelt ones. Imports nothing heavy."""
 
 from __future__ import annotations
 

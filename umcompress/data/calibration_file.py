@@ -1,4 +1,4 @@
-"""Calibration data of the user's own, from a file; and whether it overlaps with what is scored.
+"""Calibration data from a file of the user's; and a check that it does not overlap with evaluations.
 
 A text file has a prompt a line, or where understanding is calibrated, a text.  JSON lines have `prompt`, or `image`
 (a file, seen from the JSON's folder) with `question` and perhaps `answer`, or `text`.  Pictures are opened when they
@@ -63,7 +63,7 @@ class CalibrationFile(Evaluation):
 
     @property
     def _is_json(self) -> bool:
-        """Whether its lines are JSON, by its name: a text may well begin with a brace."""
+        """Whether the lines are JSON, by the file's name: a text may begin with a brace, too."""
         return self.data.suffix.lower() in JSON
 
     def _missing(self, asked: str) -> UsageError:

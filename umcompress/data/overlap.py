@@ -23,7 +23,7 @@ class Overlap:
 
 
 def overlap(mine: Sequence[ScoredItem], scored: Iterable[ScoredItem]) -> Overlap:
-    """How many of `mine` are among the scored: the same text, and for questions the same picture.
+    """Count the samples that an evaluation scores too: same text, and for questions the same picture.
 
     Texts compare without case, punctuation and extra blanks; pictures as files, and where those differ and the
     texts do not, as pixels.
@@ -52,7 +52,7 @@ def _digest(picture: bytes | Path) -> str:
 
 
 def _alike(one: ScoredItem, other: ScoredItem) -> bool:
-    """Of the same text: do they show a same picture, or neither any?"""
+    """Whether two samples of the same text share a picture, or both have none."""
     if not one.pictures or not other.pictures:
         return not one.pictures and not other.pictures
     return any(

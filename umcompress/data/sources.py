@@ -1,4 +1,4 @@
-"""Who provides the items that a recipe calibrates and trains on; and whether they can, before weights are read."""
+"""Find what provides calibration and training items: the user's file, or an evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seeded(evaluation: Any, seed: int) -> Evaluation:
 
 
 def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Who provides calibration items: the user's file, the named evaluation, else the recipe's first."""
+    """What provides calibration items: the user's file, the named evaluation, else the recipe's first."""
     if wanted.data is not None:
         return CalibrationFile(data=Path(wanted.data), base=recipe.base)
     if wanted.source is not None:
@@ -39,7 +39,7 @@ def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequenc
 
 
 def training_source(recipe: Recipe, planner: TrainingPass, evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Who provides training items: the step's file, the evaluation that it names, else the recipe's first."""
+    """What provides training items: the step's file, the evaluation that it names, else the recipe's first."""
     if planner.data is not None:
         return TrainingFile(data=Path(planner.data), base=recipe.base)
     return calibration_source(recipe, Calibration(source=planner.source), evaluations)

@@ -1,4 +1,4 @@
-"""Training data of the user's own, from a file of JSON lines."""
+"""Training data from a file of JSON lines of the user's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TrainingFile(CalibrationFile):
             )  # fmt: skip
 
     def training_items(self, task: Task, count: int, seed: int) -> list[TrainingItem]:
-        """Drawn anew for each seed; none twice, as long as there are enough."""
+        """Draw `count` items at random by `seed`, without repetition as long as there are enough."""
         rows = self._found(task)
         draw = random.Random(seed)
         chosen = draw.sample(rows, count) if count <= len(rows) else draw.choices(rows, k=count)

@@ -14,7 +14,7 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
 def explain(error: ValidationError) -> str:
-    """What a document got wrong, a line a problem: where, and what was expected."""
+    """A validation error as text: a line for each problem, with where it is and what was expected."""
     lines = []
     for details in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in details["loc"])
@@ -40,7 +40,7 @@ class Document(BaseModel):
         if cls.model_config.get("frozen") is not True or cls.model_config.get("extra") != "forbid":
             raise TypeError(f"{cls.__name__}: a document stays frozen=True and extra='forbid'")
 
-    def plain(self) -> dict[str, Any]:
+    def json_values(self) -> dict[str, Any]:
         """The document as JSON-ready values, under the names that it has on disk."""
         value: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
         return value

@@ -1,4 +1,4 @@
-"""How the tokens of split feed-forwards fall on their experts: part of a step's report.  No torch."""
+"""The load of experts in split feed-forwards: part of a step's report.  No torch."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class Plan(Document):
     declined: tuple[Declined, ...] = ()
 
     def tensor_names(self) -> tuple[str, ...]:
-        """Names whose new values must be passed along with this plan."""
+        """Names of tensors whose new values must be given together with this plan."""
         return tuple(name for edit in self.edits if isinstance(edit, SetTensors) for name in edit.names)
 
 
@@ -179,7 +179,7 @@ class CompressionRecord(Document):
 
 
 def plan_problems(plan: Plan, problems: list[str]) -> PlanError:
-    """One error that lists everything wrong with a plan."""
+    """The error that lists everything wrong with a plan."""
     listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
     return PlanError(
         asked=f"apply the plan of {plan.pass_name} ({len(plan.edits)} edits)",

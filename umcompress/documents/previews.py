@@ -31,7 +31,7 @@ class TensorChange(Document):
 
 
 class PlanStep(Document):
-    """One step, dry: what it would do. `problem` says why it cannot, and then `after` equals `before`."""
+    """What one step would do. `problem` says why it cannot, and then `after` equals `before`."""
 
     name: str
     pass_: str = Field(validation_alias="pass", serialization_alias="pass")
@@ -123,7 +123,7 @@ class SiteInfo(Document):
 
 
 class Missing(Document):
-    """What a block has none of that edits can act on, and why."""
+    """A kind of site that a block does not have, and why."""
 
     path: str
     kind: str
@@ -131,7 +131,7 @@ class Missing(Document):
 
 
 class Inspection(Document):
-    """A model from outside: what it is, how large, and its sites. `graph` is the text of one traced block."""
+    """A description of a model: its architecture, sizes and sites. `graph` is the text of one traced block."""
 
     model: str
     family: str

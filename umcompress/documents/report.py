@@ -103,7 +103,7 @@ class StepReport(Document):
     training: TrainingSummary | None = None
 
 
-class Checkpoint(Document):
+class CheckpointResult(Document):
     """What was written to `model/`, and whether a fresh process computes the same from it."""
 
     path: str
@@ -140,7 +140,7 @@ class Report(Document):
     provenance: dict[str, Any] = {}
     steps: tuple[StepReport, ...] = Field(min_length=1)
     stopped: Stopped | None = None
-    checkpoint: Checkpoint | None = None
+    checkpoint: CheckpointResult | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -154,7 +154,7 @@ class Report(Document):
 
     def dumps(self) -> str:
         """The text of report.json."""
-        return json.dumps(self.plain(), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.json_values(), indent=2, ensure_ascii=False) + "\n"
 
 
 def step_report(

@@ -18,7 +18,7 @@ _Z = 1.959963984540054  # the normal quantile of 97.5 %
 
 
 class KindScore(Document):
-    """The share answered rightly, of `n`, with its 95 % interval; `chance` is what guessing gets."""
+    """A share or mean over `n` items, with its 95 % interval; `chance` is the value that guessing gets."""
 
     value: float = Field(allow_inf_nan=False)
     low: float = Field(allow_inf_nan=False)

@@ -10,7 +10,7 @@ from umcompress.documents.base import Document, Task
 
 
 class LossWeights(Document):
-    """What is minimised: the sum of these, each times its weight.  0 leaves one out."""
+    """Weights of the losses in the sum that is minimised.  0 leaves a loss out."""
 
     task: NonNegativeFloat = Field(
         default=0.1,
@@ -39,7 +39,7 @@ class LossWeights(Document):
 
 
 class TrainingOptions(Document):
-    """How a training runs.  What it comes to does not depend on the number of processes."""
+    """How a training runs.  The result does not depend on the number of processes."""
 
     steps: PositiveInt = Field(default=300, description="how many times the weights are changed")
     batch_size: PositiveInt = Field(
@@ -96,7 +96,7 @@ class TrainingOptions(Document):
 
 
 class TrainingSummary(Document):
-    """What a training came to: means of each loss over the first and over the last tenth of its steps."""
+    """The result of a training: means of each loss over the first and over the last tenth of its steps."""
 
     steps: PositiveInt
     parameters: PositiveInt

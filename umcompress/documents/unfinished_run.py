@@ -1,4 +1,4 @@
-"""Output folders of runs that are not finished: what to say of them, whatever was wanted there."""
+"""The error message for output folders of runs that are not finished."""
 
 from __future__ import annotations
 

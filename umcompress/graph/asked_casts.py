@@ -1,7 +1,7 @@
-"""Casts that ask first: `if x.dtype != w.dtype and w.dtype != torch.int8: x = x.to(w.dtype)`, as T5 and its kin do.
+"""Conditional casts in a forward: `if x.dtype != w.dtype and w.dtype != torch.int8: x = x.to(w.dtype)`, as in T5.
 
-The question is asked when the block is called, not when it is traced: in the graph it is one call, `cast_as`. So the
-graph is true of every type, of a last linear too that stays in float32 where all else is in half precision.
+The condition is evaluated when the block runs, not when it is traced: in the graph it is one call, `cast_as`. So the
+graph is valid for every dtype, also where the last linear stays in float32 and all else is in half precision.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import fx
 
 
 def cast_as(value: Any, like: Any, *but: str) -> Any:
-    """`value` with the type of `like`, unless that is one of those named in `but`; a node while a block is traced."""
+    """Cast `value` to the dtype of `like`, unless that is one of those in `but`; recorded as one node while tracing."""
     if isinstance(value, fx.Proxy):
         return value.tracer.create_proxy("call_function", cast_as, (value, like, *but), {})
     if not isinstance(like, torch.Tensor) or like.dtype in [getattr(torch, name) for name in but]:
@@ -23,8 +23,8 @@ def cast_as(value: Any, like: Any, *but: str) -> Any:
     return value.to(like.dtype)
 
 
-def asked_cast(node: ast.If, name: str) -> ast.stmt | None:
-    """Such a question as `x = name(x, w, "int8")`; None where that is not what it is."""
+def parse_conditional_cast(node: ast.If, name: str) -> ast.stmt | None:
+    """Rewrite a conditional cast as `x = name(x, w, "int8")`; None if the statement is something else."""
     made = _cast(node.body[0]) if len(node.body) == 1 and not node.orelse else None
     if made is None:
         return None
@@ -47,7 +47,7 @@ def asked_cast(node: ast.If, name: str) -> ast.stmt | None:
 
 
 def _cast(statement: ast.stmt) -> tuple[ast.Name, ast.expr] | None:
-    """(x, w) of `x = x.to(w.dtype)`."""
+    """The names (x, w) in `x = x.to(w.dtype)`."""
     match statement:
         case ast.Assign(
             [ast.Name(target)],
@@ -58,7 +58,7 @@ def _cast(statement: ast.stmt) -> tuple[ast.Name, ast.expr] | None:
 
 
 def _clauses(test: ast.expr) -> Iterator[ast.expr]:
-    """What is joined by `and`."""
+    """The operands of `and`, or the expression by itself."""
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
         for part in test.values:
             yield from _clauses(part)
@@ -67,7 +67,7 @@ def _clauses(test: ast.expr) -> Iterator[ast.expr]:
 
 
 def _other_type(clause: ast.expr, dtype: str) -> str | None:
-    """The type in `w.dtype != torch.int8`."""
+    """The dtype in `w.dtype != torch.int8`."""
     match clause:
         case ast.Compare(left, [ast.NotEq()], [ast.Attribute(ast.Name("torch"), found)]) if ast.dump(left) == dtype:
             return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from umcompress.graph.linears import is_matrix
-from umcompress.graph.optional_outputs import without_tail
+from umcompress.graph.optional_outputs import without_optional_outputs
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 from umcompress.graph.sites import BranchKind
 from umcompress.graph.trace import call_name, is_attention, module_of
@@ -22,7 +22,7 @@ _SCALES = {"mul", "imul", "mul_"}
 
 @dataclass(frozen=True)
 class Branch:
-    """`add` = `stream` + `branch`; `own` are the nodes that only the branch needs beyond the stream.
+    """A residual branch: `add` = `stream` + `branch`; `own` are the nodes that nothing but the branch uses.
 
     Of parallel branches `add` is their sum and `stream` the other one; `outer` is the stream around both, before and
     after.
@@ -51,7 +51,7 @@ class Branch:
 def find_branches(
     graph: fx.Graph, block: nn.Module, path: str, component_of: Callable[[str], str]
 ) -> tuple[Branch, ...]:
-    """Branches in the order of the graph."""
+    """The residual branches of a block, in the order of the graph."""
     above = _ancestors(graph)
     found = {
         node: tuple(_branches(node, stream, branch, above, block, path, component_of))
@@ -61,7 +61,7 @@ def find_branches(
 
 
 def unknown_additions(graph: fx.Graph, block: nn.Module, branches: Iterable[Branch]) -> Iterator[list[nn.Module]]:
-    """What else is added to the stream: of each addition that is no known branch, the modules with tensors in it."""
+    """Additions to the stream that are no known branch: for each, the modules with tensors in it."""
     above = _ancestors(graph)
     known = {node for branch in branches for node in (branch.add, branch.after)}
     for node, (stream, branch) in _added(graph, block, above).items():
@@ -92,7 +92,7 @@ def all_known(graph: fx.Graph, block: nn.Module, branches: Iterable[Branch]) -> 
 def _added(
     graph: fx.Graph, block: nn.Module, above: dict[fx.Node, frozenset[fx.Node]]
 ) -> dict[fx.Node, tuple[fx.Node, fx.Node]]:
-    """Each add that closes a residual -> (stream, branch)."""
+    """Map each add that closes a residual to (stream, branch)."""
     found: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
     for output in _returned(graph):
         node: fx.Node | None = output
@@ -111,7 +111,7 @@ def _added(
 
 def _returned(graph: fx.Graph) -> list[fx.Node]:
     """Nodes that the block returns in any case."""
-    found = [without_tail(node) for node in graph.output_node().all_input_nodes]
+    found = [without_optional_outputs(node) for node in graph.output_node().all_input_nodes]
     parts = [part for one in found for part in (one if isinstance(one, tuple | list) else (one,))]
     return [part for part in parts if isinstance(part, fx.Node)]
 
@@ -125,7 +125,7 @@ def _branches(
     path: str,
     component_of: Callable[[str], str],
 ) -> Iterator[Branch]:
-    """What was added: one branch, or two that were added to each other first (parallel blocks)."""
+    """The branches behind one add: one, or two that were added to each other first (parallel blocks)."""
     inner: fx.Node | None = branch
     while inner is not None and _operands(inner) is None:
         inner = _step(inner, block)
@@ -164,7 +164,7 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _step(node: fx.Node, block: nn.Module) -> fx.Node | None:
-    """The one operand of something that a stream passes through between two adds."""
+    """The operand that carries the stream through a node between two adds."""
     if call_name(node) in _SHAPING and isinstance(node.args[0], fx.Node):
         return node.args[0]
     if call_name(node) in _SCALES and len(node.args) == 2:
@@ -197,7 +197,7 @@ def _split(
 
 
 def _from_input(node: fx.Node, block: nn.Module) -> bool:
-    """Whether a node is an argument of the block, normed, scaled or cast, or has one among its terms."""
+    """Whether a node is an argument of the block (possibly normalised, scaled or cast), or a sum that contains one."""
     if node.op == "placeholder":
         return True
     operands = _operands(node)
@@ -252,12 +252,12 @@ def _read_elsewhere(leaf: fx.Node, own: frozenset[fx.Node], block: nn.Module) ->
 
 
 def _gated_by_argument(node: fx.Node) -> bool:
-    """Whether a product takes an argument of the block as it is: a value of each token's (Gemma's per-layer inputs)."""
+    """Whether a product has an unchanged argument of the block as a factor (Gemma's per-layer inputs)."""
     return call_name(node) in _SCALES and any(used.op == "placeholder" for used in node.all_input_nodes)
 
 
 def is_mixture(module: nn.Module) -> bool:
-    """Whether a module holds experts: ours, or the model's own."""
+    """Whether a module is a mixture of experts: made by `SplitExperts`, or the model's own."""
     return isinstance(module, RoutedFeedForward) or "Experts" in type(module).__name__
 
 
@@ -268,7 +268,7 @@ def _attention_component(
     path: str,
     component_of: Callable[[str], str],
 ) -> str:
-    """The stream that the branch takes from a joint attention; otherwise by the attention's path."""
+    """The component of an attention branch: its stream of a joint attention, else that of the path."""
     components: set[str] = set()
     for leaf in leaves:
         module = module_of(block, leaf)

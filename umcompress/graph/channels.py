@@ -1,9 +1,9 @@
-"""Find feed-forward channels: an interpretation of the graph in which a value is "the channels of group g".
+"""Find feed-forward channels that can be sliced together: dependency groups, found by abstract interpretation.
 
-A Linear's output starts a group on its last axis, pointwise functions pass it on, a product of two grouped
-values makes them one group, a Linear's input ends it. A chunk cuts a fresh group into parts, which must meet again
-before the end. Whatever else touches a group freezes it. Gated, fused and plain feed-forwards are then only names
-for two producers, one producer twice, and one.
+A Linear's output starts a group on its last axis, pointwise functions propagate it, a product of two grouped
+values merges their groups, a Linear's input ends it. A chunk cuts a new group into parts, which must be merged again
+before the end. Any other use of a group freezes it. So gated, fused and ungated feed-forwards need no cases of their
+own: they have two producers, one producer named twice, and one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from umcompress.graph.guards import is_guard
-from umcompress.graph.linears import is_matrix, outputs
+from umcompress.graph.linears import is_matrix, output_size
 from umcompress.graph.trace import call_name, module_of
 
 _ACTIVATIONS = {
@@ -92,7 +92,7 @@ class _Reader:
             group.frozen = True
 
     def _chunk(self, node: fx.Node) -> tuple[ChannelGroup, ...]:
-        """Equal parts of a linear's output, cut along its last axis; nothing where it is something else."""
+        """Split the group of a linear's output into equal parts, where that is what the chunk does."""
         source, (count, axis) = node.args[0], _chunking(node)
         group = self.of(source)
         if group is None or not isinstance(source, fx.Node) or group.frozen or axis != -1:
@@ -108,14 +108,14 @@ class _Reader:
         return parts
 
     def _part(self, node: fx.Node) -> ChannelGroup | None:
-        """What `getitem` takes out of a chunk."""
+        """The part of a chunk that `getitem` selects."""
         if call_name(node) != "getitem" or not isinstance(node.args[0], fx.Node) or not isinstance(node.args[1], int):
             return None
         parts = self.parts.get(node.args[0])
         return None if parts is None else parts[node.args[1]]
 
     def settle_fused(self) -> None:
-        """Parts of one linear can only be narrowed alike: they must have become one group."""
+        """Freeze fused linears whose parts did not end up in one group: parts can only be narrowed alike."""
         for parts in self.fused:
             roots = {id(self.root(part)) for part in parts}
             if len(roots) > 1:
@@ -127,7 +127,7 @@ class _Reader:
         source = self.of(node.args[0]) if node.args else None
         if source is not None:
             source.consumers.append(name)
-        made = ChannelGroup(outputs(module), producers=[name])
+        made = ChannelGroup(output_size(module), producers=[name])
         # A Linear called twice cannot be narrowed for one of its uses.
         if self.calls[name] > 1:
             made.frozen = True
@@ -165,14 +165,14 @@ class _Reader:
 
 
 def _chunking(node: fx.Node) -> tuple[int | None, int | None]:
-    """How many parts, along which axis; None where it is not said in numbers."""
+    """(number of parts, axis) of a chunk; None unless both are constants."""
     count = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks")
     axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     return count if isinstance(count, int) else None, axis if isinstance(axis, int) else 0
 
 
 def _pointwise(node: fx.Node, module: nn.Module | None) -> str | None:
-    """The name of a pointwise function, "pass" if it changes no value, None for any other node."""
+    """The name of the pointwise function that a node computes, "pass" for an identity, None for any other node."""
     if module is None:
         name = call_name(node)
         return name if name in _ACTIVATIONS else "pass" if name in _PASS else None

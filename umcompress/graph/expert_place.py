@@ -1,4 +1,4 @@
-"""Which nodes of a block are a feed-forward that can become one module of experts, and where that module goes."""
+"""Find the nodes of a feed-forward that can be replaced by a mixture of experts, and the path of the new module."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from umcompress.graph.linears import Matrix, inputs, is_matrix, outputs
+from umcompress.graph.linears import MatrixModule, input_size, is_matrix, output_size
 from umcompress.graph.sites import FeedForwardSite
 from umcompress.graph.trace import call_name
 
 
 @dataclass(frozen=True)
 class SplitPlace:
-    """Where the experts of a feed-forward go: their module's path, and what its linears are called in there.
+    """The path of the module that replaces a feed-forward, and the names of its linears.
 
     A producer that is named k times gives k equal parts of its rows.
     """
@@ -34,13 +34,13 @@ class FeedForwardPart:
 
 
 def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedForwardPart | str:
-    """The part of a block's graph that a site is; or, in words, why it cannot become a module of its own."""
+    """The nodes of a feed-forward in its block's graph; or a sentence that says why no module can replace them."""
     calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
-    producers = tuple(calls[inside(site, path)] for path in dict.fromkeys(site.producers))
-    consumer = calls[inside(site, site.consumer)]
+    producers = tuple(calls[path_in_block(site, path)] for path in dict.fromkeys(site.producers))
+    consumer = calls[path_in_block(site, site.consumer)]
     if any(node.args[0] is not producers[0].args[0] for node in producers):
         return "its first linears read different values"
-    takes, gives = inputs(linear_of(block, producers[0])), outputs(linear_of(block, consumer))
+    takes, gives = input_size(linear_of(block, producers[0])), output_size(linear_of(block, consumer))
     if takes != gives:
         return f"it takes {takes} values and gives {gives}"
     entry = producers[0].args[0]
@@ -64,14 +64,14 @@ def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedF
 
 
 def _asks_type(node: fx.Node) -> bool:
-    """Whether a node reads only the dtype or device of its last operand: the linears' outputs have the same."""
+    """Whether a node reads only the dtype or device of its last operand, which the linears' outputs share."""
     name = call_name(node)
     return name == "type_as" or (name == "getattr" and node.args[1] in ("dtype", "device"))
 
 
-def place_of(graph: fx.Graph, block: nn.Module, site: FeedForwardSite, part: FeedForwardPart) -> str:
-    """Where in the block the module goes: for the one that holds just these linears, or beside the last."""
-    own, last = inside(site, site.path), inside(site, site.consumer)
+def module_path(graph: fx.Graph, block: nn.Module, site: FeedForwardSite, part: FeedForwardPart) -> str:
+    """Where the new module goes: in place of the module that holds just these linears, or beside the last."""
+    own, last = path_in_block(site, site.path), path_in_block(site, site.consumer)
     module = block.get_submodule(own)
     linears = {id(linear_of(block, node)) for node in (*part.producers, part.consumer)}
     holders = {id(child) for child in module.modules() if any(True for _ in child.parameters(recurse=False))}
@@ -82,29 +82,29 @@ def place_of(graph: fx.Graph, block: nn.Module, site: FeedForwardSite, part: Fee
 
 
 def linear_names(site: FeedForwardSite) -> tuple[str, ...]:
-    """Last parts of the linears' names, the consumer's at the end; whole paths where those are alike."""
-    paths = [inside(site, path) for path in (*site.producers, site.consumer)]
+    """Short names of the linears, the consumer's last; whole paths where short names would be equal."""
+    paths = [path_in_block(site, path) for path in (*site.producers, site.consumer)]
     short = {path: path.rpartition(".")[2] for path in paths}
     alike = len(set(short.values())) < len(short)
     return tuple(path.replace(".", "_") if alike else short[path] for path in paths)
 
 
-def linear_of(block: nn.Module, node: fx.Node) -> Matrix:
+def linear_of(block: nn.Module, node: fx.Node) -> MatrixModule:
     """The linear that a node calls."""
     linear = block.get_submodule(str(node.target))
     assert is_matrix(linear)
     return linear
 
 
-def inside(site: FeedForwardSite, path: str) -> str:
-    """A path of the model as one of the block."""
+def path_in_block(site: FeedForwardSite, path: str) -> str:
+    """Strip the block's own path from a module path."""
     return path[len(site.block) + 1 :]
 
 
 def split_place(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> SplitPlace | str:
-    """Where the experts of `site` would go; or, in words, why it cannot be split."""
+    """Where the experts of `site` would go; or a sentence that says why it cannot be split."""
     part = find_part(graph, block, site)
     if isinstance(part, str):
         return part
     *producers, consumer = linear_names(site)
-    return SplitPlace(f"{site.block}.{place_of(graph, block, site, part)}", tuple(producers), consumer)
+    return SplitPlace(f"{site.block}.{module_path(graph, block, site, part)}", tuple(producers), consumer)

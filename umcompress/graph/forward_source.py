@@ -1,7 +1,8 @@
-"""Forwards rewritten so that tracing hears every question: some that Python answers about a proxy by itself.
+"""Rewrite the source of forwards for tracing: `is None`, `isinstance`, `len` and item assignment become calls.
 
-`x is None` is never true of a proxy, `isinstance` knows only its class, `x[i] = v` is no call. While a block is
-traced, its modules run their own source with these turned into functions; what they answer is up to the mode.
+Python evaluates these on a proxy without asking fx: `x is None` is never true of a proxy, `isinstance` sees the class
+Proxy, `x[i] = v` is recorded nowhere. While a block is traced its modules run rewritten source, in which functions
+that the tracer provides give the answers.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from typing import Any
 
 from torch import fx, nn
 
-from umcompress.graph.asked_casts import asked_cast, cast_as
-from umcompress.graph.optional_outputs import added, more
+from umcompress.graph.asked_casts import cast_as, parse_conditional_cast
+from umcompress.graph.optional_outputs import append_if, parse_optional_output
 
 _SHAPING = {"view", "reshape", "expand"}
 _NONE, _ITEM, _MORE = "_umcompress_is_none", "_umcompress_set_item", "_umcompress_more"
 _CAST = "_umcompress_cast_as"
 
 
-class _Questions(ast.NodeTransformer):
+class _QuestionsAsCalls(ast.NodeTransformer):
     def __init__(self) -> None:
         self.found = False
         self.arguments: set[str] = set()
@@ -58,7 +59,7 @@ class _Questions(ast.NodeTransformer):
         return ast.Assign([ast.Name(name, ast.Store())], made)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """`x.view(*shape)` as `x.view(shape)`, the same to torch: how long a shape is only Python would ask."""
+        """`x.view(*shape)` becomes `x.view(shape)`: unpacking would ask a proxy for its length."""
         self.generic_visit(node)
         shaping = isinstance(node.func, ast.Attribute) and node.func.attr in _SHAPING and not node.keywords
         if shaping and len(node.args) == 1 and isinstance(starred := node.args[0], ast.Starred):
@@ -67,7 +68,7 @@ class _Questions(ast.NodeTransformer):
         return node
 
     def visit_If(self, node: ast.If) -> ast.AST:
-        known = added(node, self.arguments, _MORE) or asked_cast(node, _CAST)
+        known = parse_optional_output(node, self.arguments, _MORE) or parse_conditional_cast(node, _CAST)
         if known is None:
             return self.generic_visit(node)
         self.found = True
@@ -88,7 +89,7 @@ def _is_none(node: ast.AST) -> bool:
 
 
 def _index(node: ast.expr) -> ast.expr:
-    """An index as a value: `1:2` outside of brackets is `slice(1, 2, None)`."""
+    """An index as an expression: `1:2` becomes `slice(1, 2, None)`."""
     if isinstance(node, ast.Slice):
         parts = [part or ast.Constant(None) for part in (node.lower, node.upper, node.step)]
         return ast.Call(ast.Name("slice", ast.Load()), parts, [])
@@ -99,7 +100,7 @@ def _index(node: ast.expr) -> ast.expr:
 
 @lru_cache(maxsize=512)
 def _compiled(function: FunctionType) -> tuple[Any, str] | None:
-    """The code of a factory that makes the rewritten function from its free variables.
+    """Compile a factory that makes the rewritten function from its free variables.
 
     None where there is no source, or nothing to rewrite in it.
     """
@@ -110,7 +111,7 @@ def _compiled(function: FunctionType) -> tuple[Any, str] | None:
     body = tree.body[0]
     if not isinstance(body, ast.FunctionDef):
         return None
-    questions = _Questions()
+    questions = _QuestionsAsCalls()
     made = questions.visit(body)
     if not questions.found:
         return None
@@ -122,8 +123,8 @@ def _compiled(function: FunctionType) -> tuple[Any, str] | None:
     return compile(module, function.__code__.co_filename, "exec"), body.name
 
 
-def rewritten(function: FunctionType, answers: Mapping[str, Callable[..., Any]]) -> FunctionType:
-    """The function with its questions asked aloud. answers: `is_none`, `isinstance`, `len`."""
+def rewritten_forward(function: FunctionType, answers: Mapping[str, Callable[..., Any]]) -> FunctionType:
+    """The function with its checks turned into calls of `answers`: `is_none`, `isinstance`, `len`."""
     found = _compiled(function)
     if found is None:
         return function
@@ -132,13 +133,13 @@ def rewritten(function: FunctionType, answers: Mapping[str, Callable[..., Any]])
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     made: FunctionType = space["_factory"](*cells)
     made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-    space |= {_NONE: answers["is_none"], _ITEM: set_item, _MORE: more, _CAST: cast_as}
+    space |= {_NONE: answers["is_none"], _ITEM: set_item, _MORE: append_if, _CAST: cast_as}
     space |= {"isinstance": answers["isinstance"], "len": answers["len"]}
     return made
 
 
 def set_item(value: Any, index: Any, new: Any) -> Any:
-    """`value[index] = new`, as a call that gives `value`: in a graph its later uses come after it."""
+    """`value[index] = new` as a call that returns `value`, so that later uses in the graph depend on it."""
     if isinstance(value, fx.Proxy):
         return value.tracer.create_proxy("call_function", set_item, (value, index, new), {})
     operator.setitem(value, index, new)
@@ -146,12 +147,12 @@ def set_item(value: Any, index: Any, new: Any) -> Any:
 
 
 @contextmanager
-def asking(
+def traceable_forwards(
     block: nn.Module, is_leaf: Callable[[nn.Module], bool], answers: Mapping[str, Callable[..., Any]]
 ) -> Iterator[None]:
-    """Let the block, and all that is opened when it is traced, run rewritten forwards.
+    """Within, the block and every submodule that tracing descends into run rewritten forwards.
 
-    Of the block itself the function below its decorators, whose `*args, **kwargs` hide the real signature.
+    Of the block itself the undecorated function is used: decorators hide its signature behind `*args, **kwargs`.
     """
     before: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
@@ -161,7 +162,7 @@ def asking(
             plain = isinstance(forward, FunctionType)
             if not plain or (module is not block and (forward is not cls.forward or is_leaf(module))):
                 continue
-            asking_forward = rewritten(forward, answers)
+            asking_forward = rewritten_forward(forward, answers)
             if asking_forward is cls.forward:
                 continue
             shim = type(cls.__name__, (cls,), {"__module__": cls.__module__})

@@ -1,8 +1,8 @@
-"""Answers to what a forward asks about its arguments, and the guards that hold a call to them.
+"""What tracing assumes about the arguments of a forward, and the guards that check each call against it.
 
-Symbolic: no question is answered, so a graph is true of every call. Assumed: an argument is taken to be what its
-default says, or to be given where it has none or the block says so; every answer becomes a guard node, and a call that
-is otherwise raises before anything is computed. What depends on the values of a tensor is never answered.
+Symbolic: nothing is assumed, so the graph is valid for every call. Assumed: an argument is taken to be its default, or
+to be given where it has none or the block says so; every assumption becomes a guard node, and a call that violates one
+raises before anything is computed. Nothing is ever assumed about the values of a tensor.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _SUMS = ("add", "sub", "mul", "truediv", "iadd", "isub", "imul")
 
 
 def expect_none(value: object, name: str) -> None:
-    """Guard: the traced graph leaves out what would be done with this argument."""
+    """Guard: raise unless the argument is None, as tracing assumed."""
     if value is not None:
-        raise _otherwise(name, "None", value)
+        raise _assumption_error(name, "None", value)
 
 
 def expect_given(value: object, name: str) -> None:
-    """Guard: the traced graph uses this argument."""
+    """Guard: raise if the argument is None, which tracing assumed to be given."""
     if value is None:
-        raise _otherwise(name, "given", value)
+        raise _assumption_error(name, "given", value)
 
 
 def expect_flag(value: object, name: str, wanted: bool) -> None:
-    """Guard: the traced graph does what this flag says."""
+    """Guard: raise unless the flag has the value that tracing assumed."""
     if bool(value) is not wanted:
-        raise _otherwise(name, repr(wanted), value)
+        raise _assumption_error(name, repr(wanted), value)
 
 
 def expect_tensor(value: object, name: str) -> None:
-    """Guard: the traced graph takes this argument for a tensor."""
+    """Guard: raise unless the argument is a tensor, as tracing assumed."""
     if not isinstance(value, torch.Tensor):
-        raise _otherwise(name, "a tensor", value)
+        raise _assumption_error(name, "a tensor", value)
 
 
 def expect_other_dtype(value: object, name: str, dtype: torch.dtype) -> None:
-    """Guard: the traced graph leaves out what would be done with elements of this type."""
+    """Guard: raise if the tensor has this dtype, which tracing assumed it has not."""
     if isinstance(value, torch.Tensor) and value.dtype == dtype:
         raise ModelError(
             f"run a rewritten block in {dtype}", f"it was traced for other types, and what it does to {name} in this "
@@ -65,25 +65,25 @@ for _guard in GUARDS:
 
 
 def is_guard(node: fx.Node) -> bool:
-    """Whether a node only checks a call."""
+    """Whether a node is a guard."""
     return node.op == "call_function" and node.target in GUARDS
 
 
-def holds_something(guard: fx.Node) -> bool:
-    """Whether what a guard checks is an argument of the block, or is used by more than guards."""
+def checks_used_value(guard: fx.Node) -> bool:
+    """Whether a guard checks an argument of the block, or a value that more than guards use."""
     (checked,) = guard.all_input_nodes
     return checked.op == "placeholder" or any(not is_guard(user) for user in checked.users)
 
 
 def hoist_guards(graph: fx.Graph) -> None:
-    """Check arguments before anything is computed."""
+    """Move guards of arguments to the start of the graph, before anything is computed."""
     arguments = [node for node in graph.nodes if node.op == "placeholder"]
     for node in list(graph.nodes):
         if is_guard(node) and node.all_input_nodes[0].op == "placeholder":
             arguments[-1].append(node)
 
 
-def _otherwise(name: str, wanted: str, value: object) -> ModelError:
+def _assumption_error(name: str, wanted: str, value: object) -> ModelError:
     return ModelError(
         f"run a rewritten block with {name} = {type(value).__name__}",
         f"it was traced with {name} {wanted}, and what it does otherwise was not kept",
@@ -91,8 +91,8 @@ def _otherwise(name: str, wanted: str, value: object) -> ModelError:
     )
 
 
-class Refusing:
-    """Symbolic: whoever asks is refused."""
+class SymbolicAnswers:
+    """Symbolic tracing: any check of a proxy raises."""
 
     def is_none(self, value: object) -> bool:
         if isinstance(value, fx.Proxy):
@@ -112,19 +112,19 @@ class Refusing:
         return builtins.isinstance(value, kind)
 
     def table(self) -> Mapping[str, Callable[..., Any]]:
-        """The functions that rewritten forwards call."""
+        """The functions that rewritten forwards call, by name."""
         return {"is_none": self.is_none, "isinstance": self.isinstance, "len": len}
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    """Whether what a node gives can only be a tensor."""
+    """Whether the result of a node can only be a tensor."""
     if node.op == "call_method":
         return node.target in _METHODS
     return node.op == "call_function" and getattr(node.target, "__name__", "") in _SUMS
 
 
-class Assuming(Refusing):
-    """Answers by defaults, each with a guard."""
+class AssumedAnswers(SymbolicAnswers):
+    """Tracing under assumptions: checks are answered by the defaults of arguments, each with a guard."""
 
     def is_none(self, value: object) -> bool:
         if not isinstance(value, fx.Proxy):
@@ -176,7 +176,7 @@ class Assuming(Refusing):
 
 
 def _refuse_part(value: fx.Proxy) -> None:
-    """Of a part of a leaf's result nothing is assumed where the leaf may leave it out."""
+    """Raise where a check concerns a part of a leaf's result that the leaf may return as None."""
     node = value.node
     made, place = node.args if node.target is operator.getitem else (None, None)
     if isinstance(made, fx.Node) and made.target is operator.getitem and _from_first(made.args[1]):
@@ -188,12 +188,12 @@ def _refuse_part(value: fx.Proxy) -> None:
 
 
 def _from_first(place: object) -> bool:
-    """`[:2]`, in which parts keep their numbers."""
+    """Whether an index is a slice from the start, such as `[:2]`, in which parts keep their positions."""
     return isinstance(place, slice) and place.start in (None, 0) and place.step in (None, 1)
 
 
 def _compared_dtype(node: fx.Node) -> tuple[fx.Node, torch.dtype] | None:
-    """The tensor and the type of `x.dtype == torch.float16`, None for any other node."""
+    """(tensor, dtype) of the comparison `x.dtype == torch.float16`; None for any other node."""
     if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
         return None
     left, dtype = node.args

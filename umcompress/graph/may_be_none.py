@@ -1,4 +1,4 @@
-"""What a part that is called as a whole may leave out of its result, by its own source."""
+"""Whether a leaf module may return None for a part of its result, by inspection of its source."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 
 
 def may_be_none(leaf: nn.Module, place: int) -> bool:
-    """Whether this part of what a forward returns may be None: `return x, self.bias` of a module without one."""
+    """Whether part `place` of what a forward returns may be None, as in `return x, self.bias` without a bias."""
     kind: Any = type(leaf)
-    names, attributes = _left_out(kind, place)
+    names, attributes = _none_sources(kind, place)
     return names or any(getattr(leaf, name, None) is None for name in attributes)
 
 
 @cache
-def _left_out(cls: Any, place: int) -> tuple[bool, frozenset[str]]:
-    """Whether it is None or a name that None is ever assigned to; and which attributes it is."""
+def _none_sources(cls: Any, place: int) -> tuple[bool, frozenset[str]]:
+    """For part `place` of the returned tuple: whether its expression may be None, and which attributes it may be."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
     except (OSError, TypeError, SyntaxError):
@@ -38,7 +38,7 @@ def _left_out(cls: Any, place: int) -> tuple[bool, frozenset[str]]:
 
 
 def _is_none(node: ast.AST | None) -> bool:
-    """Or is where something is otherwise: `x if given else None`."""
+    """Whether an expression is None, or may be, as in `x if given else None`."""
     if isinstance(node, ast.IfExp):
         return _is_none(node.body) or _is_none(node.orelse)
     return isinstance(node, ast.Constant) and node.value is None

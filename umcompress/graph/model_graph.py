@@ -34,7 +34,7 @@ class ModelFamily(Protocol):
 
 @dataclass(frozen=True)
 class BlockGraph:
-    """A block, its graph, and what was found in it."""
+    """A block, its graph, and the sites found in it."""
 
     site: BlockSite
     graph: fx.Graph
@@ -114,7 +114,7 @@ class ModelGraph:
         return tuple(site for site in found if component is None or site.component == component)
 
     def gaps(self, stack: str = "all") -> tuple[Gap, ...]:
-        """What was looked for in blocks and not found, and why, in depth order."""
+        """Kinds of sites that blocks do not have, and why, in depth order."""
         return self._narrow((gap for b in self._blocks.values() for gap in b.gaps), stack, None)
 
     def is_mixture(self, site: BranchSite) -> bool:
@@ -125,11 +125,11 @@ class ModelGraph:
         return any(is_mixture(block.get_submodule(str(node.target))) for node in nodes)
 
     def split_place(self, site: FeedForwardSite) -> SplitPlace | str:
-        """Where the experts of a feed-forward would go; or, in words, why it cannot be split."""
+        """Where the experts of a feed-forward would go; or a sentence that says why it cannot be split."""
         return split_place(self.block(site.block).graph, self.model.get_submodule(site.block), site)
 
     def weight(self, name: str) -> Tensor:
-        """A parameter or buffer by name, detached. Read it, never write it. Of a skeleton: from its files."""
+        """A parameter or buffer by name, detached. Read it, never write it. A skeleton's is read from its files."""
         path, _, leaf = name.rpartition(".")
         value = getattr(self.model.get_submodule(path), leaf)
         if self._values is not None and isinstance(value, Tensor) and value.is_meta:
@@ -139,19 +139,19 @@ class ModelGraph:
         return self._as_rows(path, leaf, value.detach())
 
     def producer_weights(self, site: FeedForwardSite) -> tuple[Tensor, ...]:
-        """The weights that make a feed-forward's channels, (width, in) each; a fused one as its parts."""
+        """The weights of a feed-forward's producers, (width, in) each; a fused one is split into its parts."""
         parts: list[Tensor] = []
         for path in dict.fromkeys(site.producers):
             parts += self.weight(f"{path}.weight").chunk(site.producers.count(path))
         return tuple(parts)
 
     def value_weight(self, site: AttentionSite) -> Tensor:
-        """The weight that makes an attention's values, (groups * head_dim, in)."""
+        """The weight of an attention's value projection, (groups * head_dim, in)."""
         rows = [first + row for first in site.value_rows for row in range(site.head_dim)]
         return self.weight(f"{site.value}.weight")[rows]
 
     def _as_rows(self, path: str, leaf: str, value: Tensor) -> Tensor:
-        """Every weight as (out, in)."""
+        """The weight as (out, in), whatever the layout of the module."""
         return value.t() if leaf == "weight" and is_conv1d(self.model.get_submodule(path)) else value
 
     def block_graph(self, path: str) -> fx.Graph:
@@ -177,7 +177,9 @@ class ModelGraph:
 
 
 def trace_model(model: nn.Module, family: ModelFamily, read: Read | None = None) -> ModelGraph:
-    """Trace every block of every stack and find its sites. A block that cannot be traced is one piece: see `gaps`.
+    """Trace every block of every stack and find its sites.
+
+    A block that cannot be traced can only be dropped as a whole: see `ModelGraph.gaps`.
 
     read: where the graph of a skeleton finds the values of its parameters.
     """
@@ -282,11 +284,11 @@ def _common(names: list[str]) -> str:
 
 
 @runtime_checkable
-class SettlingFamily(Protocol):
-    """A family whose models keep count of their blocks elsewhere than in the blocks."""
+class BlockCountingFamily(Protocol):
+    """A family whose models hold numbers of blocks outside the blocks (configuration, other modules)."""
 
     def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         """PlanError where one of these blocks has to stay. removed: stack -> positions. Changes nothing."""
 
-    def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        """removed: stack -> positions that its lost blocks had. Runs alike on a live model and on a skeleton."""
+    def update_block_counts(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
+        """Update these numbers, on a live model or a skeleton. removed: stack -> former positions of removed blocks."""

@@ -1,4 +1,4 @@
-"""What edits cannot act on in a block, and why: places that were looked for and not found."""
+"""Which kinds of sites a block does not have, and why: what edits cannot act on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Gap:
 
 @runtime_checkable
 class ExplainingFamily(Protocol):
-    """A family that knows why the heads of an attention are not known."""
+    """A family that can say why it does not know the heads of an attention."""
 
     def why_no_heads(self, module: nn.Module) -> str: ...
 
@@ -45,7 +45,7 @@ class Sites:
 def reasons(
     graph: fx.Graph, block: nn.Module, found: Sites, family: object
 ) -> Iterator[tuple[Literal["branches", "attention", "feed_forward"], str | None, str]]:
-    """(kind, component, reason) of what a traced block has none of; component None: the block's own."""
+    """(kind, component, reason) of every kind of site that a traced block lacks; component None: the block's."""
     leaves = [module for node in graph.nodes if (module := module_of(block, node)) is not None]
     mixers = [module for module in leaves if is_attention(module)]
     kinds = {branch.kind for branch in found.branches}

@@ -1,7 +1,7 @@
-"""What a block returns besides its stream when it is asked to: `if use_cache: outputs += (cache,)`.
+"""Optional outputs of a block: `if use_cache: outputs += (cache,)`, as code written for transformers 4 ends.
 
-Code written for transformers 4 ends so. The question is asked when the block is called, not when it is traced: in
-the graph the addition is one call, `more`, which every other part of the graph may look through.
+The condition is evaluated when the block runs, not when it is traced: in the graph the addition is one call,
+`append_if`, which the search for branches ignores.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ _CACHE_FLAG, _CACHE = re.compile(r"cache|past|present"), re.compile(r"past|kv_ca
 _WEIGHTS = re.compile(r"^att\w*_(weights|probs|scores)")
 
 
-def more(outputs: tuple[Any, ...], flag: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`outputs`, and `values` behind them if `flag`; a node of the graph while a block is traced."""
+def append_if(outputs: tuple[Any, ...], flag: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`outputs`, with `values` appended if `flag`; recorded as one node while tracing."""
     if isinstance(flag, fx.Proxy):
-        made: Any = flag.tracer.create_proxy("call_function", more, (outputs, flag, values), {})
+        made: Any = flag.tracer.create_proxy("call_function", append_if, (outputs, flag, values), {})
         return made  # type: ignore[no-any-return]
     return outputs + values if flag else outputs
 
 
-def is_tail(node: fx.Node) -> bool:
-    """Whether a node only adds to what is returned."""
-    return node.op == "call_function" and node.target is more
+def is_optional_output(node: fx.Node) -> bool:
+    """Whether a node only appends optional outputs."""
+    return node.op == "call_function" and node.target is append_if
 
 
-def without_tail(returned: Any) -> Any:
-    """What a block returns in any case."""
-    while isinstance(returned, fx.Node) and is_tail(returned):
+def without_optional_outputs(returned: Any) -> Any:
+    """What a block returns without its optional outputs."""
+    while isinstance(returned, fx.Node) and is_optional_output(returned):
         returned = returned.args[0]
     return returned
 
 
-def let_go(graph: fx.Graph, leaf: fx.Node, attention: nn.Module) -> None:
-    """An attention that is dropped gives nothing more: its cache is returned as it was given, other parts as None.
+def detach_attention(graph: fx.Graph, leaf: fx.Node, attention: nn.Module) -> None:
+    """Replace the results of an attention that is dropped: its cache is returned unchanged, other parts become None.
 
-    What the block returns without being asked is its weights only: what else an attention makes, blocks above may read.
+    Of what the block returns in any case only attention weights are replaced: later blocks may read anything else.
     """
     if isinstance(attention, StreamAttention) and len(attention.stream_components) > 1:
         return
     named = dict(zip(inspect.signature(attention.forward).parameters, leaf.args, strict=False)) | leaf.kwargs
     handed = next((value for name, value in named.items() if _CACHE.search(name)), None)
-    for node in [node for node in graph.nodes if is_tail(node)]:
+    for node in [node for node in graph.nodes if is_optional_output(node)]:
         outputs, flag, values = node.args
         kept = handed if isinstance(flag, fx.Node) and _CACHE_FLAG.search(str(flag.target)) else None
         assert isinstance(values, tuple | list)
@@ -63,7 +63,7 @@ def let_go(graph: fx.Graph, leaf: fx.Node, attention: nn.Module) -> None:
 
 @cache
 def _weights_of(cls: Any) -> frozenset[int]:
-    """Where an attention's weights are in what it returns, by what its forward calls them."""
+    """The position of the attention weights in an attention's result, found by the variable names in its forward."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
     except (OSError, TypeError, SyntaxError):
@@ -77,19 +77,19 @@ def _weights_of(cls: Any) -> frozenset[int]:
 
 
 def _made_by(value: Any, leaf: fx.Node) -> bool:
-    """Whether a value is a leaf's result, or a part of it."""
+    """Whether a value is the result of a leaf, or a part of it."""
     if not isinstance(value, fx.Node):
         return False
     return value is leaf or (getattr(value.target, "__name__", "") == "getitem" and value.args[0] is leaf)
 
 
 def _place(value: Any, leaf: fx.Node) -> Any:
-    """Which part of a leaf's result a value is; None where it is none."""
+    """The position of a value in a leaf's result; None if it is not part of it."""
     return value.args[1] if _made_by(value, leaf) and value is not leaf else None
 
 
-def added(node: ast.If, arguments: set[str], name: str) -> ast.stmt | None:
-    """`if flag: outputs += (x,)` as `outputs = name(outputs, flag, (x,))`; None where that is not what it is."""
+def parse_optional_output(node: ast.If, arguments: set[str], name: str) -> ast.stmt | None:
+    """Rewrite `if flag: outputs += (x,)` as `outputs = name(outputs, flag, (x,))`; None for other statements."""
     if node.orelse or len(node.body) != 1 or not isinstance(node.test, ast.Name) or node.test.id not in arguments:
         return None
     (statement,) = node.body

@@ -1,6 +1,6 @@
-"""What a leaf of the traced graph tells about itself: an attention, a feed-forward that was split.
+"""The interfaces of leaf modules that edits know: an attention, and a feed-forward that was split into experts.
 
-An attention is a leaf of the traced graph: how it mixes tokens stays its own business. A leaf that follows
+An attention is a leaf of the traced graph: how it mixes tokens is not traced. A leaf that follows
 `StreamAttention` says which Linears each stream owns and how heads lie in them; the generic edits then slice
 the Linears, and the leaf only updates its integers. Another leaf can still be dropped as a whole.
 
@@ -51,7 +51,7 @@ class StreamLayout:
         return self.key_value_groups * self.query_heads_per_group
 
     def first_row(self, start: int, group: int, head: int = 0, rows: int = 0) -> int:
-        """Where `rows` rows for each head (0: `head_dim` for each group) begin, of head `head` of a group."""
+        """The first row of head `head` of a group, with `rows` rows for each head (0: `head_dim` for each group)."""
         size = self.key_value_groups // (self.bundles or self.key_value_groups)
         bundle, place = divmod(group, size)
         whole = size * (self.query_heads_per_group + 2) * self.head_dim
@@ -59,7 +59,7 @@ class StreamLayout:
         return bundle * whole + start + own
 
     def kept_rows(self, groups: Sequence[int], heads: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Linear -> its rows that stay, in their new order. heads: of these groups only, equally many of each."""
+        """Map each Linear to the rows that stay, in order. heads: those of these groups, equally many of each."""
         per, each = len(heads) // len(groups), self.query_rows or self.head_dim
         size = len(groups) // (self.bundles or len(groups))
         found: dict[str, tuple[int, ...]] = {}
@@ -106,7 +106,7 @@ class StreamAttention(Protocol):
 
 @runtime_checkable
 class ExpertSizes(Protocol):
-    """What a split feed-forward is made of: names are last parts of the producers' and the consumer's.
+    """The sizes and names of a split feed-forward; names are the last parts of the linears' paths.
 
     A producer that is named k times gives k equal parts of its rows.
     """

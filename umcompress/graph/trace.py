@@ -1,9 +1,9 @@
-"""Trace a block into an fx graph. Attention, norms, modules without children are leaves; the rest is opened.
+"""Trace a block into an fx graph. Attentions, norms and modules without children are leaves.
 
-Tracing is symbolic where it can be: a block whose Python asks for a value is refused, so the graph is true of every
-call. Where that fails, arguments are assumed to be as their defaults say, and the graph holds every call to that
-(`graph.assume`). A part of a block that asks all the same is called as a whole; a block that asks for values of tensors
-itself is refused with the place that asked.
+Tracing is symbolic where possible, so the graph is valid for every call. Where Python control flow needs arguments,
+they are assumed to have their defaults, and guards in the graph check every call (`graph.guards`). A submodule whose
+control flow depends on values of tensors becomes a leaf; a block for which that is true itself is refused, with the
+line of code that asked.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from torch import fx, nn
 
 from umcompress.errors import ModelError
-from umcompress.graph.forward_source import asking
-from umcompress.graph.guards import Assuming, Refusing, hoist_guards
+from umcompress.graph.forward_source import traceable_forwards
+from umcompress.graph.guards import AssumedAnswers, SymbolicAnswers, hoist_guards
 from umcompress.graph.lower import EXTRA, lowered_graph
 from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
 
@@ -33,7 +33,7 @@ _CACHE = re.compile(r"^(past|layer_past|kv_cache|cache_params|cache$|use_cache$)
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is called as a whole. What merely wraps another part that mixes tokens is opened."""
+    """Whether a module is a leaf. One that merely wraps another module that mixes tokens is not."""
     if isinstance(module, StreamAttention | RoutedFeedForward) or not any(True for _ in module.children()):
         return True
     name = type(module).__name__
@@ -43,13 +43,13 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether a leaf mixes tokens: an attention, or what stands in its place."""
+    """Whether a leaf mixes tokens: an attention, or a state-space or convolution layer in its place."""
     named = isinstance(module, StreamAttention) or ATTENTION.search(type(module).__name__) is not None
     return named or is_mixer(module)
 
 
 def is_mixer(module: nn.Module) -> bool:
-    """Whether a module keeps a cache itself (Mamba, DeltaNet, short convolutions), and nothing inside it does."""
+    """Whether a module takes a cache (Mamba, DeltaNet, short convolutions), and none of its submodules does."""
     own: Any = type(module)
     if isinstance(module, nn.ModuleList) or not _takes_cache(own):
         return False
@@ -68,7 +68,7 @@ def _takes_cache(cls: Any) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, answers: Refusing, leaves: frozenset[str] = frozenset()) -> None:
+    def __init__(self, answers: SymbolicAnswers, leaves: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.answers, self.leaves = answers, leaves
         # Of the innermost opened module in which tracing failed.
@@ -97,16 +97,16 @@ class _Tracer(fx.Tracer):
         return super().create_node(kind, target, args, kwargs, *rest, **more)
 
 
-def _trace(block: nn.Module, answers: Refusing) -> fx.Graph:
-    """Trace; under assumptions, with those parts as leaves that ask for more."""
+def _trace(block: nn.Module, answers: SymbolicAnswers) -> fx.Graph:
+    """Trace a block; under assumptions, submodules that need values become leaves."""
     leaves: frozenset[str] = frozenset()
     while True:
         tracer = _Tracer(answers, leaves)
         try:
-            with asking(block, is_leaf, answers.table()):
+            with traceable_forwards(block, is_leaf, answers.table()):
                 return tracer.trace(block)
         except _QUESTIONS:
-            if tracer.failed is None or tracer.failed in leaves or not isinstance(answers, Assuming):
+            if tracer.failed is None or tracer.failed in leaves or not isinstance(answers, AssumedAnswers):
                 raise
             leaves |= {tracer.failed}
 
@@ -115,7 +115,7 @@ def _trace(block: nn.Module, answers: Refusing) -> fx.Graph:
 _QUESTIONS = (
     fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError, KeyError, IndexError,
 )  # fmt: skip
-_MODES: tuple[tuple[str, Refusing], ...] = (("symbolic", Refusing()), ("assumed", Assuming()))
+_MODES: tuple[tuple[str, SymbolicAnswers], ...] = (("symbolic", SymbolicAnswers()), ("assumed", AssumedAnswers()))
 
 
 def _who_asked(error: BaseException) -> str:
@@ -157,7 +157,7 @@ def trace_block(block: nn.Module, path: str = "") -> fx.Graph:
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Drop annotations (meaningless in generated code), unbake `training`, order in-place calls and guards."""
+    """Clean a traced graph: drop annotations, read `training` from the module, order in-place calls and guards."""
     hoist_guards(graph)
     for node in list(graph.nodes):
         node.type = None

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from umcompress.errors import UsageError
-from umcompress.evals.text._lm import Forwarding, language_model
+from umcompress.evals.text._lm import ForwardingLM, language_model
 from umcompress.models.source import open_source
 
 
-class Umcompress(Forwarding):
+class Umcompress(ForwardingLM):
     """`--model umcompress --model_args pretrained=PATH`: any model that umcompress opens, compressed or not."""
 
     def __init__(

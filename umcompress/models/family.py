@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from umcompress.checkpoint.layout import WeightFiles
-from umcompress.checkpoint.writer import Source
+from umcompress.checkpoint.writer import TensorToWrite
 from umcompress.documents.base import Component
 from umcompress.documents.plan import Plan
 from umcompress.errors import ModelError, UsageError
@@ -89,7 +89,7 @@ class Family(ABC):
         return {}
 
     def plain(
-        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
+        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, TensorToWrite] | None = None
     ) -> Plain | str:
         """A folder that holds `model` without the plans; else why there is none ("": nothing worth saying).
 

@@ -8,7 +8,7 @@ from math import prod
 from typing import Literal
 
 from umcompress.checkpoint.buffers import is_buffer
-from umcompress.checkpoint.writer import Source
+from umcompress.checkpoint.writer import TensorToWrite
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Plain:
     cut up. note: what to tell of it.
     """
 
-    weights: Mapping[str, Mapping[str, Source]]
+    weights: Mapping[str, Mapping[str, TensorToWrite]]
     texts: Mapping[str, str]
     dropped: frozenset[str] = frozenset()
     exact: bool = True

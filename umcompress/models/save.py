@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from umcompress.checkpoint.atomic import atomic_folder
-from umcompress.checkpoint.disk import OwnLayout
-from umcompress.checkpoint.fill import odd_names, sources
+from umcompress.checkpoint.disk import CustomWeightLayout
+from umcompress.checkpoint.fill import name_mismatches, sources
 from umcompress.checkpoint.layout import WeightFiles
-from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, Source, write_shards
+from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, TensorToWrite, write_shards
 from umcompress.documents.base import explain
 from umcompress.documents.plan import CompressionRecord
 from umcompress.errors import CheckError, ModelError
@@ -65,7 +65,7 @@ def write_compressed(
     record: CompressionRecord,
     source: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    values: Mapping[str, Source] | None = None,
+    values: Mapping[str, TensorToWrite] | None = None,
 ) -> list[Path]:
     """Write into an existing folder; returns the weight files. `source`: the folder of the original model.
 
@@ -73,18 +73,18 @@ def write_compressed(
     family does not say where some tensor goes.
     """
     files = family.weight_files(model)
-    if odd := odd_names(model, files):
+    if odd := name_mismatches(model, files):
         raise CheckError("write every tensor of the model once", f"not so for {', '.join(odd[:5])}")
     if source is not None:
         for path in side_files(source):
             shutil.copyfile(path, folder / path.name)
         for name, text in family.notes(source).items() if isinstance(family, KeepsNotes) else ():
             (folder / name).write_text(text, encoding="utf-8")
-    if source is not None and isinstance(family, OwnLayout):
+    if source is not None and isinstance(family, CustomWeightLayout):
         for name, text in family.texts(model, source).items():
             (folder / name).write_text(text, encoding="utf-8")
     weights: list[Path] = []
-    own = family if isinstance(family, OwnLayout) else None
+    own = family if isinstance(family, CustomWeightLayout) else None
     for file, tensors in (own.sources(model, values) if own else sources(model, files, values)).items():
         weights += write_shards(folder, tensors, file, max_shard_bytes)
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")

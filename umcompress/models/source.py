@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from umcompress.checkpoint.disk import Disk, OwnLayout, open_disk
+from umcompress.checkpoint.disk import CustomWeightLayout, DiskTensors, open_disk
 from umcompress.documents.base import Component
 from umcompress.documents.plan import CompressionRecord
 from umcompress.errors import UsageError
@@ -77,18 +77,18 @@ class Source:
         return digest.hexdigest()
 
 
-def located(source: Source) -> tuple[nn.Module, Disk]:
+def located(source: Source) -> tuple[nn.Module, DiskTensors]:
     """A skeleton, and where its tensors lie on disk; nothing is read but headers.
 
     ModelError where files are missing, or hold what only transformers can put together.
     """
     model, family = source.skeleton(), source.family
-    if isinstance(family, OwnLayout):
+    if isinstance(family, CustomWeightLayout):
         return model, family.open_disk(model, source.folder)
     return model, open_disk(model, source.folder, family.weight_files(model))
 
 
-def as_stored(model: nn.Module, disk: Disk) -> None:
+def as_stored(model: nn.Module, disk: DiskTensors) -> None:
     """Give the parameters of a skeleton the dtypes that they have on disk."""
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(disk.dtype(name))

@@ -18,7 +18,7 @@ from umcompress.errors import ModelError
 from umcompress.models.source import Source, as_stored, located
 from umcompress.recipe.recipe import Recipe
 from umcompress.rewrite.apply import shapes_only
-from umcompress.rewrite.tensors import Blob, Expression, Flip, Fold, Take
+from umcompress.rewrite.tensors import Expression, StackGroups, StoredValue, Take, Transpose
 
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -66,10 +66,10 @@ def _followed(
     return {name: tensor.dtype for name, tensor in state.items() if tensor.dtype in HALVES.values()}, tensors
 
 
-def _blob_of(expression: Expression) -> Blob | None:
-    while isinstance(expression, Take | Fold | Flip):
+def _blob_of(expression: Expression) -> StoredValue | None:
+    while isinstance(expression, Take | StackGroups | Transpose):
         expression = expression.source
-    return expression if isinstance(expression, Blob) else None
+    return expression if isinstance(expression, StoredValue) else None
 
 
 def _holds_halves(source: Source) -> bool:

@@ -11,7 +11,7 @@ from umcompress.documents.plan import DropBlock, DropBranch, KeepChannels, KeepH
 from umcompress.documents.previews import SiteChange, TensorChange
 from umcompress.graph.model_graph import ModelGraph
 from umcompress.graph.sites import AttentionSite, FeedForwardSite
-from umcompress.rewrite.tensors import Blob, Expression, Fold, TensorMap, source_of
+from umcompress.rewrite.tensors import Expression, StackGroups, StoredValue, TensorMap, source_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def site_changes(plan: Plan, graph: ModelGraph, measured: bool) -> Iterator[SiteChange]:
-    """One row an edit and component; an edit finds its site as the edits before it left it."""
+    """One row for each edit and component; an edit finds its site as earlier edits left it."""
     example = "for example: measuring decides which" if measured else ""
     blocks = {site.path: site for site in graph.blocks(stack="all")}
     heads = {(site.path, site.component): site for site in graph.attentions(stack="all")}
@@ -53,12 +53,12 @@ def site_changes(plan: Plan, graph: ModelGraph, measured: bool) -> Iterator[Site
         elif isinstance(edit, SplitExperts):
             place, shared = widths[edit.site], len(edit.shared)
             before = now.get((*_at(place), "channels"), place.width)
-            note = at_work(len(edit.experts), edit.width, edit.active, shared)
+            note = experts_in_words(len(edit.experts), edit.width, edit.active, shared)
             yield change(*_at(place), "channels at work", before, edit.active * edit.width + shared, note)
 
 
-def at_work(experts: int, width: int, active: int, shared: int) -> str:
-    """A split feed-forward in words."""
+def experts_in_words(experts: int, width: int, active: int, shared: int) -> str:
+    """A description of a split feed-forward."""
     return f"{experts} experts of {width}, {active} active" + (f", {shared} shared" if shared else "")
 
 
@@ -86,7 +86,7 @@ def tensor_changes(before: Shapes, tensors: TensorMap, after: Shapes) -> Iterato
 
 def _origin(name: str, expression: Expression, readers: Counter[str | None]) -> str:
     """What a tensor was called before; a new one, also one of several made of the same, goes by its own name."""
-    if isinstance(expression, Blob):
+    if isinstance(expression, StoredValue):
         return expression.name
     source = source_of(expression)
-    return name if source is None or readers[source] > 1 or isinstance(expression, Fold) else source
+    return name if source is None or readers[source] > 1 or isinstance(expression, StackGroups) else source

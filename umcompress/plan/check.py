@@ -1,4 +1,4 @@
-"""Whether a recipe fits the shapes of its model, before anything runs."""
+"""Check that a recipe fits the shapes of its model, before anything runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check(recipe: Recipe, source: Source) -> None:
-    """Look, before anything is run, for what will certainly fail.
+    """Raise for everything that will certainly fail.
 
     Raises ModelError where the weight files do not hold what the model needs; PlanError or UsageError where a step
     selects nothing, wants what is not legal or has no data, and where an evaluation has none.  What a pass decides by

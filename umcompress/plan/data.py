@@ -95,7 +95,7 @@ def _gate_problem(step: Step, evaluations: Sequence[Evaluation], runner: Any) ->
 
 
 def _calibrates(wanted: Calibration, giver: Evaluation, runner: Any) -> None:
-    """PlanError or UsageError where there are not the items that calibration is to run the model on."""
+    """PlanError or UsageError where calibration items are missing."""
     tasks = getattr(runner, "calibrates", runner.tasks)
     if wanted.task not in tasks:
         raise PlanError(
@@ -122,7 +122,7 @@ def _does_any(evaluation: Evaluation, runner: Any) -> None:
 
 
 def _can_read(name: str, pictured: bool, plain: bool, runner: Any) -> None:
-    """PlanError where calibration items show pictures or are plain text, and the model is not run on these."""
+    """PlanError where calibration items have pictures or text only, which the model is not run on."""
     asked = f"calibrate {_kind(runner)} on {name}"
     if pictured and not getattr(runner, "sees", True):
         raise PlanError(

@@ -1,4 +1,4 @@
-"""Whether the calibration data of a step go through what it measures: known from shapes, before weights are read."""
+"""Check that the calibration data of a step reach the modules that it measures, from shapes alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ReadsTexts(Protocol):
 
 
 def reach_problem(recipe: Recipe, planner: Pass, model: nn.Module, source: Source) -> PlanError | None:
-    """Why a step cannot measure what it needs: its data are texts, and texts do not go through a tower of pictures.
+    """Why a step cannot measure what it needs: its data are texts, and texts do not pass through a vision tower.
 
     model: a skeleton, as the step finds it.  What is wrong with the data as such is left out.
     """
@@ -68,7 +68,7 @@ def _text_reaches(stack: str, graph: ModelGraph, runner: ReadsTexts) -> bool:
 
 @contextmanager
 def _noticed(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Those of `modules` that are called inside."""
+    """Those of `modules` that are called within the context."""
     called: list[nn.Module] = []
 
     def note(module: nn.Module, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a recipe would do, and what a model is, from shapes alone: no weight is read."""
+"""Plan a recipe on shapes alone: no weight is read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from umcompress.calibrate.statistics import Measured, Statistics
-from umcompress.checkpoint.disk import OwnLayout
+from umcompress.checkpoint.disk import CustomWeightLayout
 from umcompress.checkpoint.fill import file_problems
 from umcompress.checkpoint.index import shards_of
 from umcompress.documents.plan import Plan
@@ -79,7 +79,7 @@ def _skeleton(source: Source) -> nn.Module:
     files = source.family.weight_files(model)
     if not any(shards_of(source.folder, file)[0].is_file() for file in files):
         return model
-    own = source.family if isinstance(source.family, OwnLayout) else None
+    own = source.family if isinstance(source.family, CustomWeightLayout) else None
     problems = own.file_problems(model, source.folder) if own else file_problems(model, source.folder, files)
     if problems:
         more = f"\n    and {len(problems) - 40} more" if len(problems) > 40 else ""
@@ -91,7 +91,7 @@ def _skeleton(source: Source) -> nn.Module:
 
 
 class _Dry:
-    """A skeleton that goes through the steps of a recipe."""
+    """A skeleton on which the steps of a recipe are planned and applied."""
 
     def __init__(self, source: Source) -> None:
         self.source, self.model = source, _skeleton(source)
@@ -105,7 +105,7 @@ class _Dry:
         return other
 
     def loads_with(self) -> tuple[Literal["transformers", "umcompress"], str]:
-        """What would load the model as it is now, and why it is not transformers, where there is more to say."""
+        """Which library would load the model as it is now, and why it is not transformers if it is not."""
         plain = self.source.family.plain(self.model, self.source.folder, self.plans)
         return ("umcompress", plain) if isinstance(plain, str) else (plain.loads_with, "")
 
@@ -146,7 +146,7 @@ def _data_problem(
 
 def _plan_step(step: Step, before: Weight, after: Weight, **found: Any) -> PlanStep:
     return PlanStep(
-        name=step.name, pass_=step.reference, options=step.pass_.plain(), before=before.parameters,
+        name=step.name, pass_=step.reference, options=step.pass_.json_values(), before=before.parameters,
         after=after.parameters, bytes_before=before.bytes.total, bytes_after=after.bytes.total,
         macs_before=before.macs_per_token, macs_after=after.macs_per_token, **found,
     )  # fmt: skip
@@ -167,14 +167,14 @@ def propose(planner: Pass, graph: ModelGraph, task: str) -> Plan:
 
 
 class _NotMeasured(Measured):
-    """Stands for a statistic that the pass declared and that a dry run does not collect."""
+    """A placeholder for a declared statistic, which a dry run does not collect."""
 
     def __getitem__(self, site: Any) -> NoReturn:
         _refuse(type(self._declaration).__name__, "it reads what was measured, and nothing is")
 
 
 class _NeedsValues(PlanError):
-    """The pass reads values, so it can be planned in earnest only."""
+    """The pass reads values, so it cannot be planned in a dry run."""
 
 
 def _refuse(name: str, found: str, cause: Exception | None = None) -> NoReturn:

@@ -12,7 +12,7 @@ from umcompress.graph.printer import print_graph
 from umcompress.graph.sites import AttentionSite, BlockSite, ExpertSite, FeedForwardSite
 from umcompress.models.measure import weigh
 from umcompress.models.source import open_source
-from umcompress.plan.changes import at_work
+from umcompress.plan.changes import experts_in_words
 from umcompress.plan.dry_run import _skeleton
 
 
@@ -54,7 +54,7 @@ def _sites(graph: ModelGraph) -> Iterator[SiteInfo]:
             kind = f"{'gated ' if place.gated else ''}{place.activation}"
             yield _info(place, "feed_forward", place.component, f"{place.width} channels, {kind}")
         for split in graph.block(block.path).experts:
-            parts = at_work(split.experts, split.width, split.active, split.shared_width)
+            parts = experts_in_words(split.experts, split.width, split.active, split.shared_width)
             yield _info(split, "experts", split.component, parts)
 
 

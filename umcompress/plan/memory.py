@@ -1,4 +1,4 @@
-"""How much memory a recipe will take, from shapes alone: with the model in memory, and out of core."""
+"""Predict the memory that a recipe needs from shapes alone: with the model in memory, and out of core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A first recipe for a model: what usually works, for the parts that this one has.
+"""Suggest a first recipe for a model: passes that usually work, for the parts that it has.
 
 Pure: what `inspect` found in, YAML out. Understanding is cut, generation is split into experts (the study's advice),
 a model of one part keeps widths that an ordinary configuration can say.

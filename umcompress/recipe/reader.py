@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from umcompress.documents.base import Document
 from umcompress.documents.schema import field_names, field_text, model_at
 from umcompress.errors import UmcompressError, did_you_mean, nearest
-from umcompress.recipe.yaml_lines import Path, Source
+from umcompress.recipe.yaml_lines import Path, YamlText
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 Resolver = Callable[[str], type[Document]]
@@ -24,7 +24,7 @@ _STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Reader:
     """Reads the parts of one recipe. Nothing raises for a bad recipe: problems gather in the source."""
 
-    def __init__(self, source: Source, head: type[Document], gate: type[Document]) -> None:
+    def __init__(self, source: YamlText, head: type[Document], gate: type[Document]) -> None:
         self.source = source
         self._head = head
         self._gate = gate
@@ -146,7 +146,7 @@ class Reader:
             return options
         if model_at(cls, ("calibration",)) is not type(common):
             return options
-        inherited = common.plain()
+        inherited = common.json_values()
         if own.keys() & {"source", "data"}:
             # An origin of its own takes the place of the recipe's, of whichever kind that is.
             inherited = {key: value for key, value in inherited.items() if key not in ("source", "data")}
@@ -161,7 +161,7 @@ class Reader:
         if not self._data.get("evaluate"):
             message = "needs a score, but the recipe evaluates nothing"
             self.source.problem(here, message, "add `evaluate: [scenes]`")
-        elif gate is not None and all(value is None for value in gate.plain().values()):
+        elif gate is not None and all(value is None for value in gate.json_values().values()):
             self.source.problem(here, "limits nothing", f"allowed: {', '.join(field_names(self._gate))}")
         return gate
 
@@ -229,7 +229,7 @@ class Reader:
             return None
 
     def _grouped(self, errors: list[ErrorDetails], data: Any) -> list[tuple[Path, list[ErrorDetails]]]:
-        """Errors by the place in the data that they speak of: a union gives one for each member."""
+        """Group validation errors by their place in the data: a union gives one for each member."""
         groups: dict[Path, list[ErrorDetails]] = {}
         for error in errors:
             where: Path = ()
@@ -286,6 +286,6 @@ class Reader:
 
 
 def shown(value: Any) -> str:
-    """A value as it looks in YAML or JSON, cut to one line."""
+    """A value as text in an error message, cut to one line."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -101,9 +101,9 @@ class Step(Document):
     after: str | None = None
 
     def resolved(self) -> dict[str, Any]:
-        gate = {"stop_if": self.stop_if.plain()} if self.stop_if else {}
+        gate = {"stop_if": self.stop_if.json_values()} if self.stop_if else {}
         after = {"after": self.after} if self.after else {}
-        return {"name": self.name, "pass": self.reference, **after, **self.pass_.plain(), **gate}
+        return {"name": self.name, "pass": self.reference, **after, **self.pass_.json_values(), **gate}
 
 
 class Recipe(RecipeHead):
@@ -127,14 +127,14 @@ class Recipe(RecipeHead):
         head = RecipeHead.model_validate({name: getattr(self, name) for name in RecipeHead.model_fields})
         named = zip(self.evaluation_names, self.evaluate, strict=True)
         return {
-            **head.plain(),
+            **head.json_values(),
             "evaluate": [{name: self._evaluated(evaluation)} for name, evaluation in named],
             "steps": [step.resolved() for step in self.steps],
         }
 
     def _evaluated(self, evaluation: Document) -> dict[str, Any]:
         """The options of an evaluation; the seed that it leaves open is the recipe's."""
-        plain = evaluation.plain()
+        plain = evaluation.json_values()
         open_seed = "seed" in plain and "seed" not in evaluation.model_fields_set
         return plain | {"seed": self.seed} if open_seed else plain
 
@@ -190,9 +190,9 @@ def parse_recipe(
     """
     # Here, because passes import this module for its documents, and listing them needs no YAML.
     from umcompress.recipe.reader import Reader
-    from umcompress.recipe.yaml_lines import Source
+    from umcompress.recipe.yaml_lines import YamlText
 
-    source = Source(text, file)
+    source = YamlText(text, file)
     for option in overrides:
         source.override(option)
     for key, value in (settings or {}).items():

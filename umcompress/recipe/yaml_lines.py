@@ -1,4 +1,4 @@
-"""YAML text with its line numbers, and `--set` overrides on top: plain data plus where each value came from.
+"""YAML text with its line numbers, and `--set` overrides on top: the data, and the line of each value.
 
 The text is composed to nodes and built here, not by a loader, so that every key keeps its line and a key that
 occurs twice is reported beside the other problems instead of ending the reading.
@@ -38,7 +38,7 @@ def dotted(path: Path) -> str:
     return ".".join(str(part) for part in path)
 
 
-class Source:
+class YamlText:
     """A parsed YAML text: `data` (plain values), the line of each path, and the problems met on the way."""
 
     def __init__(self, text: str, file: str) -> None:
@@ -159,7 +159,7 @@ class Source:
             self.problems.append(Problem(origin, None, "", "an override is PATH=VALUE", hint))
             return
         try:
-            read = Source(text, origin)
+            read = YamlText(text, origin)
         except RecipeError as error:
             self.problems.extend(Problem(origin, None, target, item.message) for item in error.problems)
             return

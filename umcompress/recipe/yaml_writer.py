@@ -1,4 +1,4 @@
-"""Plain values as YAML text that any reader takes back unchanged.
+"""Write values as YAML text that every YAML parser reads back unchanged.
 
 Written here because general emitters are too clever: some leave words such as `:0` unquoted that no parser,
 their own included, reads again.

@@ -1,4 +1,4 @@
-"""What the evaluations of a report say, one by one: the numbers that each publishes, parts, marks, time."""
+"""Tables for each evaluation of a report: its published numbers, parts, remarks, and time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from umcompress.documents.base import Task
 from umcompress.documents.report import StepReport
 from umcompress.documents.scores import KindScore, Score
-from umcompress.report.table import Table, numbers, seconds, words
+from umcompress.report.table import Table, number_columns, seconds, text_column
 
 # With margins, in 80 columns, and room for the names of numbers.
 _MOST_COLUMNS = 4
 
 
 def benchmarks_tables(steps: Sequence[StepReport]) -> list[Table]:
-    """Nothing where the scores table says it all: one evaluation without numbers of its own."""
+    """The tables; none for one evaluation without numbers of its own, which the scores table covers."""
     entries = _entries(steps)
     several = any(sum(task == other for _, other in entries) > 1 for _, task in entries)
     if not several and not any(_of(step, *entry).numbers for step in steps for entry in entries if _has(step, *entry)):
@@ -36,7 +36,7 @@ def _of(step: StepReport, name: str, task: Task) -> Score:
 
 
 def _values(steps: Sequence[StepReport], entries: Sequence[tuple[str, Task]]) -> Table:
-    """A row a number, a column a step; the last column: how many items, and whether that is all of them."""
+    """A row for each number, a column for each step; the last: how many items, and whether that is all of them."""
     shown = list(steps) if len(steps) <= _MOST_COLUMNS else [steps[0], *steps[1 - _MOST_COLUMNS :]]
     rows = []
     for name, task in entries:
@@ -56,7 +56,7 @@ def _values(steps: Sequence[StepReport], entries: Sequence[tuple[str, Task]]) ->
         for name, task in entries
         if _has(steps[-1], name, task) and (score := _of(steps[-1], name, task)).seconds is not None
     ]
-    return Table("Evaluations", (words("number"), *numbers(*heads, "items")), tuple(rows), (*notes, *took))
+    return Table("Evaluations", (text_column("number"), *number_columns(*heads, "items")), tuple(rows), (*notes, *took))
 
 
 def _parts(step: StepReport, entries: Sequence[tuple[str, Task]]) -> list[Table]:
@@ -68,7 +68,8 @@ def _parts(step: StepReport, entries: Sequence[tuple[str, Task]]) -> list[Table]
         kinds = _of(step, name, task).by_kind
         rows = tuple((kind, value_text(part), str(part.n)) for kind, part in kinds.items())
         if rows:
-            tables.append(Table(f"{name}, {task} by kind", (words("kind"), *numbers("score", "items")), rows))
+            columns = (text_column("kind"), *number_columns("score", "items"))
+            tables.append(Table(f"{name}, {task} by kind", columns, rows))
     return tables
 
 
@@ -86,7 +87,7 @@ def value_text(score: KindScore | None) -> str:
 
 
 def partial_notes(step: StepReport) -> list[str]:
-    """A line for each score that covers a part of its benchmark only, or was come by in another way."""
+    """A line for each score that covers only a part of its benchmark, or deviates from its protocol."""
     scores = [(name, score) for name, part in step.evaluations.items() for score in part.values()]
     partial = [
         f"~ a part of {name} only: {score.partial}; no score of the whole" for name, score in scores if score.partial

@@ -119,7 +119,7 @@ def _active(task: Task, step: StepReport) -> int | None:
 
 
 def _shifted(x: Callable[[float], float], shift: float, index: float) -> float:
-    """Side by side, so that dots of one height do not hide each other."""
+    """Shift the points of each series sideways, so that equal values do not hide each other."""
     return x(index) + shift
 
 
@@ -142,7 +142,7 @@ def axis(low: float, high: float) -> list[float]:
 
 
 def load_chart(experts: Experts) -> str:
-    """A row a layer, a cell an expert: the fuller, the more tokens it works for; a panel a task."""
+    """The load of experts: a panel for each task, a row for each layer, a cell for each expert."""
     tasks = [task for task in TASKS if any(task in site.by_task for site in experts.sites)]
     panels, width = [], 0.0
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Several reports side by side: which differ in what, by how much, and which are not beaten by another.
+"""Compare reports: differences in recipes and scores, and which runs are Pareto-optimal.
 
 Pure: reports in, one document out.
 """

@@ -10,7 +10,7 @@ from umcompress.documents.base import TASKS
 from umcompress.report.benchmarks_view import value_text
 from umcompress.report.compare import ComparedNumber, ComparedRun, Comparison
 from umcompress.report.report_view import change_text, loss_notes, score_text, speed_text, step_name
-from umcompress.report.table import Table, View, amount, numbers, words
+from umcompress.report.table import Table, View, number_columns, short_number, text_column
 
 # Beside each other in a table of 80 columns.
 _MOST_RUNS = 4
@@ -46,15 +46,16 @@ def _results(comparison: Comparison) -> tuple[Table, Table]:
         speeds = [speed_text(step, task) for task in TASKS]
         state = "not comparable" if run.reasons else marks[run.pareto]
         rows.append((run.label, *scores, state))
-        sizes.append((run.label, amount(step.parameters.total), *speeds))
+        sizes.append((run.label, short_number(step.parameters.total), *speeds))
         notes += [f"{run.label} is not comparable with A: {reason}" for reason in run.reasons]
         slow += [
             f"{run.label}'s speeds are not comparable with A's: {reason}" for reason in run.speed_reasons
         ]
     if comparison.objectives:
         notes.append(f"best: Pareto-optimal in {', '.join(comparison.objectives)}")
-    columns = (words("run"), *numbers("understanding", "change", "generation", "change"), words("Pareto"))
-    size_columns = (words("run"), *numbers("params", "speed u", "speed g"))
+    score_columns = number_columns("understanding", "change", "generation", "change")
+    columns = (text_column("run"), *score_columns, text_column("Pareto"))
+    size_columns = (text_column("run"), *number_columns("params", "speed u", "speed g"))
     return (
         Table("Results", columns, tuple(rows), tuple(notes)),
         Table("Size and speed of the results", size_columns, tuple(sizes), tuple(slow)),
@@ -71,7 +72,7 @@ def _evaluations(comparison: Comparison) -> list[Table]:
     for group in groups:
         shown = [0, *group]
         rows = tuple((_number_name(row), *(_number_cell(row, place) for place in shown)) for row in comparison.numbers)
-        columns = (words("number"), *numbers(*(comparison.runs[place].label for place in shown)))
+        columns = (text_column("number"), *number_columns(*(comparison.runs[place].label for place in shown)))
         tables.append(Table("Evaluations", columns, rows, (note,)))
     return tables
 
@@ -93,9 +94,10 @@ def _steps(run: ComparedRun) -> tuple[Table, Table]:
         name = step_name(step)
         pairs = [(score_text(step.scores.get(task)), change_text(step.changes.get(task))) for task in TASKS]
         scores.append((name, *(cell for pair in pairs for cell in pair)))
-        active = [amount(step.parameters.active[t]) if t in step.parameters.active else "-" for t in TASKS]
+        active = [short_number(step.parameters.active[t]) if t in step.parameters.active else "-" for t in TASKS]
         speeds = [speed_text(step, task) for task in TASKS]
-        sizes.append((name, amount(step.parameters.total), f"{amount(step.bytes.total)}B", *active, *speeds))
+        total = (short_number(step.parameters.total), f"{short_number(step.bytes.total)}B")
+        sizes.append((name, *total, *active, *speeds))
     score_names = ("understanding", "change", "generation", "change")
     size_names = ("params", "bytes", "act. u", "act. g", "speed u", "speed g")
     marked = any(flag.startswith("no_speed:") for step in run.steps for flag in step.flags)
@@ -103,15 +105,15 @@ def _steps(run: ComparedRun) -> tuple[Table, Table]:
     return (
         Table(
             f"{run.label}: scores, with the change from its baseline",
-            (words("step"), *numbers(*score_names)),
+            (text_column("step"), *number_columns(*score_names)),
             tuple(scores),
         ),
-        Table(f"{run.label}: size and speed", (words("step"), *numbers(*size_names)), tuple(sizes), notes),
+        Table(f"{run.label}: size and speed", (text_column("step"), *number_columns(*size_names)), tuple(sizes), notes),
     )
 
 
 def _differences(comparison: Comparison) -> Table:
-    columns = (words("key"), *(words(run.label) for run in comparison.runs))
+    columns = (text_column("key"), *(text_column(run.label) for run in comparison.runs))
     rows = tuple((row.key, *(_value(value) for value in row.values)) for row in comparison.differences)
     return Table("What the recipes say differently", columns, rows)
 

@@ -1,11 +1,11 @@
-"""The load of experts as strips: a block a feed-forward, a character an expert."""
+"""The load of experts as text: a strip for each feed-forward, a character for each expert."""
 
 from __future__ import annotations
 
 from umcompress.documents.base import TASKS
 from umcompress.documents.expert_load import ExpertLoad, Experts, Shares
 from umcompress.documents.report import StepReport
-from umcompress.report.table import Column, Table, amount, numbers, words
+from umcompress.report.table import Column, Table, number_columns, short_number, text_column
 
 LEVELS = "·▁▂▃▄▅▆▇█"
 # A strip is at most this long: two of them and the layer fit 80 columns; beside the numbers, half of it.
@@ -28,8 +28,8 @@ def _level(share: float) -> str:
     return LEVELS[max(1, min(8, round(share * 8)))]
 
 
-def moved(site: ExpertLoad) -> float | None:
-    """How far the load moves over denoising: half the summed change of shares from the first time bin to the last,
+def load_shift(site: ExpertLoad) -> float | None:
+    """How much the load changes over denoising: half the summed change of shares from the first time bin to the last,
     over the active experts.  0: always the same experts; 1: all others."""
     if len(site.by_time) < 2:
         return None
@@ -46,7 +46,7 @@ def experts_tables(experts: Experts, step: str) -> list[Table]:
 
 
 def training_views(steps: tuple[StepReport, ...]) -> list[Table]:
-    """What trainings came to, and the load of experts after the last step that has any."""
+    """The results of trainings, and the load of experts after the last step that has any."""
     tables = [_trainings(steps)] if any(step.training for step in steps) else []
     last = next((step for step in reversed(steps) if step.experts is not None and not step.stopped), None)
     if last is not None and last.experts is not None:
@@ -60,12 +60,13 @@ def _trainings(steps: tuple[StepReport, ...]) -> Table:
     for step in steps:
         if (training := step.training) is None:
             continue
-        facts = (step.name, str(training.steps), amount(training.parameters), f"{training.seconds_per_step:.2f}s")
+        facts = (step.name, str(training.steps), short_number(training.parameters), f"{training.seconds_per_step:.2f}s")
         names = [name for name in training.last if name != "loss"]
         for number, name in enumerate(names):
             ends = (f"{training.first.get(name, 0.0):.4f}", f"{training.last[name]:.4f}")
             rows.append((*(facts if number == 0 else ("",) * len(facts)), name, *ends))
-    columns = (words("step"), *numbers("steps", "learns", "a step"), _text("loss"), *numbers("first", "last"))
+    first = (text_column("step"), *number_columns("steps", "learns", "a step"))
+    columns = (*first, _text("loss"), *number_columns("first", "last"))
     notes = ("first and last: the mean over a tenth of the steps; losses without their weights",)
     return Table("Training", columns, tuple(rows), notes)
 
@@ -81,10 +82,10 @@ def _by_task(experts: Experts, step: str) -> Table:
     for site in experts.sites:
         shares = [share for task in tasks for share in site.by_task.get(task, ())]
         ends = (f"{min(shares):.2f}", f"{max(shares):.2f}") if shares else ("-", "-")
-        change = moved(site)
+        change = load_shift(site)
         strips = [strip(site.by_task[task], longest) if task in site.by_task else "-" for task in tasks]
         rows.append((_name(site), *strips, *ends, "-" if change is None else f"{change:.2f}"))
-    columns = (_text("layer"), *map(_text, tasks), *numbers("least", "most", "moves"))
+    columns = (_text("layer"), *map(_text, tasks), *number_columns("least", "most", "moves"))
     notes = (
         "share of the tokens that each expert works for, · none to █ all",
         "moves: share of the chosen experts that change from the first steps to the last",

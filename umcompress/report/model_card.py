@@ -1,11 +1,11 @@
-"""README.md of a compressed model: what it is, how it was made, what it cost."""
+"""The model card (README.md) of a compressed model: what it is, how it was made, what it scores."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from umcompress.checkpoint.atomic import write_text_atomic
-from umcompress.documents.report import Checkpoint, Report
+from umcompress.documents.report import CheckpointResult, Report
 from umcompress.recipe.yaml_writer import yaml_text
 from umcompress.report import markdown
 from umcompress.report.report_view import report_view
@@ -17,7 +17,7 @@ _TRANSFORMERS = (
 )  # fmt: skip
 
 
-def _loading(saved: Checkpoint | None) -> tuple[str, ...]:
+def _loading(saved: CheckpointResult | None) -> tuple[str, ...]:
     return _TRANSFORMERS if saved is not None and saved.loads_with == "transformers" else _OURS
 
 

@@ -11,7 +11,7 @@ from umcompress.documents.base import Document
 from umcompress.documents.previews import EvaluationInfo, EvaluationList, OptionInfo, PassInfo, PassList
 from umcompress.documents.schema import type_text
 from umcompress.extend.evaluation_base import Evaluation
-from umcompress.report.table import Table, View, words
+from umcompress.report.table import Table, View, text_column
 
 
 def list_passes(passes: Mapping[str, type[Document]]) -> PassList:
@@ -51,7 +51,7 @@ def _options(cls: type[Document]) -> tuple[OptionInfo, ...]:
 def passes_view(found: PassList) -> View:
     """One line a pass."""
     rows = tuple((one.name, one.about) for one in found.passes)
-    table = Table("Passes", (words("pass"), words("what it does")), rows)
+    table = Table("Passes", (text_column("pass"), text_column("what it does")), rows)
     return (table, "next: umcompress passes NAME shows the options of one")
 
 
@@ -64,7 +64,7 @@ def pass_view(found: PassInfo) -> View:
 def evaluations_view(found: EvaluationList) -> View:
     """One line an evaluation."""
     rows = tuple((one.name, " and ".join(one.tasks), one.about) for one in found.evaluations)
-    table = Table("Evaluations", (words("evaluation"), words("of"), words("what it scores")), rows)
+    table = Table("Evaluations", (text_column("evaluation"), text_column("of"), text_column("what it scores")), rows)
     return (table, "next: umcompress evaluations NAME shows the options of one")
 
 
@@ -87,7 +87,7 @@ def _options_table(options: Iterable[OptionInfo]) -> Table:
         (option.name, option.type, "required" if option.required else _default(option.default), option.meaning)
         for option in options
     )
-    return Table("", (words("option"), words("type"), words("default"), words("meaning")), rows)
+    return Table("", (text_column("option"), text_column("type"), text_column("default"), text_column("meaning")), rows)
 
 
 def summary(cls: type[Document]) -> str:

@@ -1,4 +1,4 @@
-"""What `plan` and `inspect` say, as tables."""
+"""The output of `plan` and `inspect` as tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from umcompress.documents.base import TASKS, Task
 from umcompress.documents.previews import Inspection, PlanReport, PlanStep
 from umcompress.documents.report import Size
 from umcompress.plan.suggest import Starter
-from umcompress.report.table import Table, View, amount, numbers, words
+from umcompress.report.table import Table, View, number_columns, short_number, text_column
 
 
 def plan_view(plan: PlanReport, recipe: str | None = None, settings: Sequence[str] = ()) -> View:
@@ -50,7 +50,7 @@ def _result(plan: PlanReport) -> list[str]:
 def _memory(plan: PlanReport) -> list[str]:
     if plan.memory is None:
         return []
-    whole, streamed = (f"{amount(count)}B" for count in (plan.memory.in_memory, plan.memory.out_of_core))
+    whole, streamed = (f"{short_number(count)}B" for count in (plan.memory.in_memory, plan.memory.out_of_core))
     return [f"memory, activations left out: about {whole}, or {streamed} with apply --out-of-core"]
 
 
@@ -61,16 +61,16 @@ def _sizes(plan: PlanReport) -> Table:
             rows.append(("(before)", *_size(step.before, step.bytes_before, step.macs_before), ""))
         edits = "-" if step.problem else str(step.edits)
         rows.append((step.name, *_size(step.after, step.bytes_after, step.macs_after), edits))
-    columns = (words("step"), *numbers("params", "bytes", "act. u", "act. g", "MACs u", "MACs g", "edits"))
+    columns = (text_column("step"), *number_columns("params", "bytes", "act. u", "act. g", "MACs u", "MACs g", "edits"))
     return Table(
         "Sizes", columns, tuple(rows), ("act. and MACs: per token, in understanding and generation",)
     )
 
 
 def _size(size: Size, stored: int, macs: Mapping[Task, int]) -> tuple[str, ...]:
-    active = [amount(size.active[task]) if task in size.active else "-" for task in TASKS]
-    work = [amount(macs[task]) if task in macs else "-" for task in TASKS]
-    return (amount(size.total), f"{amount(stored)}B", *active, *work)
+    active = [short_number(size.active[task]) if task in size.active else "-" for task in TASKS]
+    work = [short_number(macs[task]) if task in macs else "-" for task in TASKS]
+    return (short_number(size.total), f"{short_number(stored)}B", *active, *work)
 
 
 def _sites(step: PlanStep) -> Table:
@@ -78,14 +78,15 @@ def _sites(step: PlanStep) -> Table:
         (site.site, site.component, site.unit, str(site.before), str(site.after), site.note)
         for site in step.sites
     )
-    columns = (words("site"), words("component"), words("unit"), *numbers("before", "after"), words("note"))
+    names = map(text_column, ("site", "component", "unit"))
+    columns = (*names, *number_columns("before", "after"), text_column("note"))
     if not any(site.note for site in step.sites):
         return Table(f"{step.name} ({step.pass_})", columns[:-1], tuple(row[:-1] for row in rows))
     return Table(f"{step.name} ({step.pass_})", columns, rows)
 
 
 def by_layers(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-    """Rows that are alike but for the layer's number in the first cell, as one: `layers.0-3,7.mlp`."""
+    """Merge rows that differ only in the layer's number in the first cell: `layers.0-3,7.mlp`."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for site, *rest in rows:
         head, number, tail = re.match(r"(.*?)(?:\.(\d+)(?=\.|$)(.*))?$", site).groups()  # type: ignore[union-attr]
@@ -114,13 +115,14 @@ def inspection_view(found: Inspection) -> View:
         return (found.graph,)
     parts: list[Table | str] = [f"{found.model} ({found.family})", _components(found)]
     stacks = tuple((name, str(blocks)) for name, blocks in found.stacks.items())
-    parts.append(Table("Stacks", (words("stack"), *numbers("blocks")), stacks))
+    parts.append(Table("Stacks", (text_column("stack"), *number_columns("blocks")), stacks))
     rows = by_layers((site.path, site.kind, site.component, site.shape) for site in found.sites)
     if rows:
-        parts.append(Table("Sites", (words("path"), words("kind"), words("component"), words("shape")), rows))
+        columns = tuple(map(text_column, ("path", "kind", "component", "shape")))
+        parts.append(Table("Sites", columns, rows))
     gaps = by_layers((gap.path, gap.kind.replace("_", "-"), gap.reason) for gap in found.missing)
     if gaps:
-        parts.append(Table("Not found", (words("path"), words("what"), words("why")), gaps))
+        parts.append(Table("Not found", (text_column("path"), text_column("what"), text_column("why")), gaps))
     if not found.stacks:
         parts.append("no stack of blocks was found: no pass has anything to act on")
     return (*parts, "", f"next: umcompress init {shlex.quote(found.model)}")
@@ -133,7 +135,7 @@ def starter_view(found: Inspection, starter: Starter, file: Path) -> View:
         where = " ".join(str(one.step[key]) for key in ("component", "stack") if key in one.step)
         options = (f"{key} {value}" for key, value in one.step.items() if key not in ("pass", "component", "stack"))
         rows.append((str(one.step["pass"]), where, ", ".join(options), one.task))
-    columns = (words("pass"), words("part"), words("options"), words("calibrated on"))
+    columns = (text_column("pass"), text_column("part"), text_column("options"), text_column("calibrated on"))
     notes = tuple(f"left out: {note}" for note in starter.notes)
     named = shlex.quote(str(file))
     return (
@@ -144,20 +146,20 @@ def starter_view(found: Inspection, starter: Starter, file: Path) -> View:
 
 def _components(found: Inspection) -> Table:
     rows: list[tuple[str, str, str]] = [
-        (name, amount(count), f"{amount(found.bytes.by_component.get(name, 0))}B")
+        (name, short_number(count), f"{short_number(found.bytes.by_component.get(name, 0))}B")
         for name, count in found.parameters.by_component.items()
     ]
-    rows.append(("all", amount(found.parameters.total), f"{amount(found.bytes.total)}B"))
+    rows.append(("all", short_number(found.parameters.total), f"{short_number(found.bytes.total)}B"))
     for task in TASKS:
         if task in found.parameters.active:
             stored = found.bytes.active.get(task)
             rows.append(
                 (
                     f"at work in {task}",
-                    amount(found.parameters.active[task]),
-                    "-" if stored is None else f"{amount(stored)}B",
+                    short_number(found.parameters.active[task]),
+                    "-" if stored is None else f"{short_number(stored)}B",
                 )
             )
-    macs = (f"{amount(macs)} MACs per token in {task}" for task, macs in found.macs_per_token.items())
+    macs = (f"{short_number(macs)} MACs per token in {task}" for task, macs in found.macs_per_token.items())
     notes = ("bytes: as loaded in float32", *macs)
-    return Table("Components", (words("component"), *numbers("params", "bytes")), tuple(rows), notes)
+    return Table("Components", (text_column("component"), *number_columns("params", "bytes")), tuple(rows), notes)

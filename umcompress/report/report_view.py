@@ -10,7 +10,7 @@ from umcompress.documents.report import Report, StepReport
 from umcompress.documents.scores import Change, KindScore, Score
 from umcompress.report.benchmarks_view import benchmarks_tables, left_out, partial_notes
 from umcompress.report.experts_view import training_views
-from umcompress.report.table import Table, View, amount, numbers, seconds, words
+from umcompress.report.table import Table, View, number_columns, seconds, short_number, text_column
 
 _MOST_COLUMNS = 7
 _COMPONENTS = ("understanding", "generation", "shared")
@@ -73,7 +73,7 @@ def scores_table(steps: tuple[StepReport, ...]) -> Table:
     if any(level is not None for level in levels):
         chance = ["" if level is None else f"{level:.3f}       " for level in levels]
         rows.append(("chance", chance[0], "", chance[1], ""))
-    columns = (words("step"), *numbers("understanding", "change", "generation", "change"))
+    columns = (text_column("step"), *number_columns("understanding", "change", "generation", "change"))
     notes = ["± half of the 95 % interval; change from the baseline, * beyond noise (95 %)"]
     notes += loss_notes(steps)
     notes += dict.fromkeys(note for step in steps for note in partial_notes(step))
@@ -85,14 +85,15 @@ def size_table(steps: tuple[StepReport, ...]) -> Table:
     rows = []
     for step in steps:
         parameters = step.parameters
-        active = [amount(parameters.active[task]) if task in parameters.active else "-" for task in TASKS]
+        active = [short_number(parameters.active[task]) if task in parameters.active else "-" for task in TASKS]
         parts = [
-            amount(parameters.by_component[name]) if name in parameters.by_component else "-"
+            short_number(parameters.by_component[name]) if name in parameters.by_component else "-"
             for name in _COMPONENTS
         ]
-        total = (amount(parameters.total), f"{amount(step.bytes.total)}B")
+        total = (short_number(parameters.total), f"{short_number(step.bytes.total)}B")
         rows.append((step_name(step), *total, *active, *parts))
-    columns = (words("step"), *numbers("params", "bytes", "act. u", "act. g", "under.", "gener.", "shared"))
+    numbers = number_columns("params", "bytes", "act. u", "act. g", "under.", "gener.", "shared")
+    columns = (text_column("step"), *numbers)
     notes = ("act. u, act. g: parameters at work per token in understanding, in generation",)
     return Table("Size", columns, tuple(rows), notes)
 
@@ -100,10 +101,10 @@ def size_table(steps: tuple[StepReport, ...]) -> Table:
 def speed_table(steps: tuple[StepReport, ...]) -> Table:
     rows = []
     for step in steps:
-        macs = [amount(step.macs_per_token[task]) if task in step.macs_per_token else "-" for task in TASKS]
+        macs = [short_number(step.macs_per_token[task]) if task in step.macs_per_token else "-" for task in TASKS]
         ratios = [speed_text(step, task) for task in TASKS]
         rows.append((step_name(step), *macs, *ratios, seconds(step.seconds)))
-    columns = (words("step"), *numbers("MACs u", "MACs g", "speed u", "speed g", "step took"))
+    columns = (text_column("step"), *number_columns("MACs u", "MACs g", "speed u", "speed g", "step took"))
     notes = ["MACs per token; speed as a ratio to the baseline, above 1 is faster"]
     if any(flag.startswith("no_speed:") for step in steps for flag in step.flags):
         notes.append("! less work than in the row above, yet no faster beyond noise")
@@ -134,7 +135,7 @@ def _kind_table(steps: tuple[StepReport, ...], task: Task) -> Table | None:
     heads = [step.name if step.pass_ is None else step.name.partition("-")[0][:8] for step in shown]
     notes = (left_out(len(scored) - len(shown)),) if len(shown) < len(scored) else ()
     title = f"{task.capitalize()} by kind"
-    return Table(title, (words("kind"), *numbers(*heads, "chance")), tuple(rows), notes)
+    return Table(title, (text_column("kind"), *number_columns(*heads, "chance")), tuple(rows), notes)
 
 
 def _lines(report: Report, run: str | None) -> list[str]:
@@ -162,7 +163,7 @@ def _checkpoint_lines(report: Report, folder: str) -> list[str]:
     if saved is None:
         return []
     states = {True: "computes the same in a fresh process", False: "DIFFERS in a fresh process", None: ""}
-    facts = [f"{saved.parameters:,} parameters", f"{amount(saved.bytes)}B", states[saved.reload_equal]]
+    facts = [f"{saved.parameters:,} parameters", f"{short_number(saved.bytes)}B", states[saved.reload_equal]]
     facts.append(f"loads with {saved.loads_with}{' and trust_remote_code=True' if saved.own_code else ''}")
     lines = [f"model: {folder}{saved.path} ({', '.join(fact for fact in facts if fact)})"]
     return [*lines, saved.note] if saved.note else lines

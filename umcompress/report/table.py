@@ -1,4 +1,4 @@
-"""What a view is made of: tables and lines of text. Built from documents, printed in any format."""
+"""The parts of a view: tables and lines of text, built from documents and printed in any format."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Table:
 View = tuple[Table | str, ...]
 
 
-def words(name: str) -> Column:
-    """A column of text."""
+def text_column(name: str) -> Column:
+    """A left-aligned column of text."""
     return Column(name, right=False, fold=True)
 
 
-def numbers(*names: str) -> tuple[Column, ...]:
-    """Columns of numbers."""
+def number_columns(*names: str) -> tuple[Column, ...]:
+    """Right-aligned columns of numbers."""
     return tuple(Column(name) for name in names)
 
 
-def amount(count: float) -> str:
-    """Three digits and a unit: 6_312_000 -> 6.31M."""
+def short_number(count: float) -> str:
+    """A number with three digits and a unit: 6_312_000 -> 6.31M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size * 0.9995:
             scaled = count / size
@@ -46,7 +46,7 @@ def amount(count: float) -> str:
 
 
 def seconds(time: float) -> str:
-    """12.3s, 4m05s, 2h10m."""
+    """A duration: 12.3s, 4m05s, 2h10m."""
     if time < 99.95:
         return f"{time:.1f}s"
     minutes, rest = divmod(round(time), 60)

@@ -12,7 +12,7 @@ from umcompress.documents.plan import Plan
 from umcompress.errors import CheckError, PlanError
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.rewrite.structure import reshape
-from umcompress.rewrite.tensors import Blobs, Expression, Same, TensorMap, evaluate, source_of
+from umcompress.rewrite.tensors import Blobs, Expression, TensorMap, Unchanged, evaluate, source_of
 
 
 def rewrite(model: nn.Module, family: ModelFamily, plans: Sequence[Plan], blobs: Blobs = ()) -> nn.Module:
@@ -29,9 +29,9 @@ def rewrite(model: nn.Module, family: ModelFamily, plans: Sequence[Plan], blobs:
         for number, plan in enumerate(plans):
             reshape(model, family, plan, number, tensors)
     except PlanError:
-        _fill(model, tensors, source, blobs)
+        _set_values(model, tensors, source, blobs)
         raise
-    _fill(model, tensors, source, blobs)
+    _set_values(model, tensors, source, blobs)
     return model
 
 
@@ -56,20 +56,20 @@ def _check_blobs(plans: Sequence[Plan], blobs: Blobs) -> Blobs:
     return blobs
 
 
-def _fill(model: nn.Module, tensors: TensorMap, source: Mapping[str, Tensor], blobs: Blobs) -> None:
+def _set_values(model: nn.Module, tensors: TensorMap, source: Mapping[str, Tensor], blobs: Blobs) -> None:
     """Give every changed tensor of the model its value."""
     old = dict(source)
     readers = Counter(source_of(expression) for expression in tensors.entries.values())
     for name, now in model.state_dict(keep_vars=True).items():
         expression = tensors.entries[name]
-        if isinstance(expression, Same):
+        if isinstance(expression, Unchanged):
             # Unchanged tensors are never copied: they are still the model's own.
-            if not _is(now, source[expression.name]):
+            if not _shares_memory(now, source[expression.name]):
                 raise CheckError(f"keep the tensor {name} as it is", f"it is no longer {expression.name}")
             continue
         value = evaluate(expression, old.__getitem__, blobs)
         _check_value(name, expression, value, now)
-        _assign(model, name, value, now, _home(source))
+        _assign(model, name, value, now, _main_device(source))
         # Old tensors may be large: let go of each as soon as its last successor exists.
         read = source_of(expression)
         readers[read] -= 1
@@ -77,11 +77,11 @@ def _fill(model: nn.Module, tensors: TensorMap, source: Mapping[str, Tensor], bl
             del old[read]
 
 
-def _is(now: Tensor, before: Tensor) -> bool:
+def _shares_memory(now: Tensor, before: Tensor) -> bool:
     return now.is_meta == before.is_meta and (now.is_meta or now.data_ptr() == before.data_ptr())
 
 
-def _home(source: Mapping[str, Tensor]) -> torch.device:
+def _main_device(source: Mapping[str, Tensor]) -> torch.device:
     return next((t.device for t in source.values() if not t.is_meta), torch.device("cpu"))
 
 

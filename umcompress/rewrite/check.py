@@ -19,8 +19,8 @@ from umcompress.documents.plan import (
     plan_problems,
 )
 from umcompress.errors import did_you_mean
-from umcompress.graph.expert_place import find_part, place_of
-from umcompress.graph.model_graph import BlockGraph, ModelFamily, SettlingFamily, read_block
+from umcompress.graph.expert_place import find_part, module_path
+from umcompress.graph.model_graph import BlockCountingFamily, BlockGraph, ModelFamily, read_block
 from umcompress.graph.sites import ExpertSite, FeedForwardSite
 from umcompress.rewrite.experts import sparse_module
 
@@ -50,14 +50,14 @@ class Blocks:
         return self._read[path]
 
     def holding(self, site: str) -> str | None:
-        """The block that a site's path lies in."""
+        """The block that contains a site."""
         parts = site.split(".")
         paths = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
         return next((path for path in paths if path in self.paths), None)
 
 
     def feed_forward(self, path: str) -> FeedForwardSite:
-        """The feed-forward at a path that was checked."""
+        """The feed-forward at a path that `check_plan` has accepted."""
         holding = self.holding(path)
         assert holding is not None
         return next(site for site in self.read(holding).feed_forwards if site.path == path)
@@ -72,7 +72,7 @@ def check_plan(blocks: Blocks, plan: Plan) -> None:
     checker.problems += checker.emptied_stacks()
     if checker.problems:
         raise plan_problems(plan, checker.problems)
-    if isinstance(blocks.family, SettlingFamily) and (removed := checker.removed()):
+    if isinstance(blocks.family, BlockCountingFamily) and (removed := checker.removed()):
         blocks.family.check_removable(blocks.model, removed)
 
 
@@ -172,7 +172,7 @@ class _Checker:
         part = find_part(found.graph, block, site)
         if isinstance(part, str):
             return [f"{edit.site} cannot be split: {part}"]
-        place = f"{site.block}.{place_of(found.graph, block, site, part)}"
+        place = f"{site.block}.{module_path(found.graph, block, site, part)}"
         bias = f"{site.consumer}.bias" in self.tensors
         gone = tuple(f"{path}." for path in (*site.producers, site.consumer))
         self.tensors = {name for name in self.tensors if not name.startswith(gone)}
@@ -181,7 +181,7 @@ class _Checker:
         return _covering(edit, self.widths.get(edit.site, site.width))
 
     def _feed_forward(self, name: str) -> tuple[FeedForwardSite | None, list[str]]:
-        """A feed-forward that can still be cut or split; otherwise None and why not."""
+        """The feed-forward at a path if it can still be cut or split; otherwise None, with a problem noted."""
         path = self.blocks.holding(name)
         found = self.blocks.read(path) if path else None
         sites = found.feed_forwards if found else ()
@@ -198,7 +198,7 @@ class _Checker:
         return site, []
 
     def _gone(self, path: str, kind: str, component: str | None, site: str) -> list[str]:
-        """Whether the same plan drops what holds a site."""
+        """Whether the same plan drops the block or branch that contains a site."""
         if self.dropped[path]:
             return [f"{site} is in {path}, which the same plan drops"]
         for branch in self.blocks.read(path).branches:
@@ -215,7 +215,7 @@ class _Checker:
         return [f"no tensor {n} ({did_you_mean(n, _siblings(n, self.tensors))})" for n in unknown]
 
     def removed(self) -> dict[str, list[int]]:
-        """Stack -> positions of the blocks that go, as a whole or branch by branch."""
+        """Stack -> positions of the blocks that are dropped, as a whole or branch by branch."""
         found: dict[str, list[int]] = defaultdict(list)
         for path, (stack, index) in self.blocks.paths.items():
             if self.dropped[path] or self._hollow(path):
@@ -223,7 +223,7 @@ class _Checker:
         return dict(found)
 
     def emptied_stacks(self) -> list[str]:
-        """A stack must keep a block; one whose branches are all dropped does not count."""
+        """Stacks that would keep no block; a block whose branches are all dropped does not count."""
         left: dict[str, int] = defaultdict(int)
         for path, (stack, _) in self.blocks.paths.items():
             left[stack] += 0 if self.dropped[path] or self._hollow(path) else 1
@@ -237,7 +237,7 @@ class _Checker:
 
 
 def _siblings(name: str, known: set[str]) -> list[str]:
-    """Names under the deepest shared path: a model has too many to offer all."""
+    """Names that share the longest prefix with a wrong name: a model has too many to suggest them all."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         start = ".".join(parts[:end]) + "."
@@ -253,7 +253,7 @@ def _in_range(index: tuple[int, ...], size: int, what: str) -> list[str]:
 
 
 def _made_of(site: ExpertSite, name: str) -> bool:
-    """Whether experts came from the feed-forward of that name, or are meant by it."""
+    """Whether a name means these experts: their own path, or that of the feed-forward they were made from."""
     inside = name != site.block and site.path.startswith(f"{name}.")
     return inside or site.path in (name, f"{name}_experts")
 
@@ -264,7 +264,7 @@ def _already(name: str, into: str) -> str:
 
 
 def _covering(edit: SplitExperts, width: int) -> list[str]:
-    """Every channel must be in one expert or shared; that none is there twice, the edit has seen to."""
+    """Every channel must be in an expert or shared; that none occurs twice is checked by the edit itself."""
     given = {*itertools.chain(*edit.experts), *edit.shared}
     missing = sorted(set(range(width)) - given)
     problems = _in_range(tuple(sorted(given)), width, f"channels of {edit.site}")

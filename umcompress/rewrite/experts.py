@@ -1,8 +1,8 @@
-"""The edit SplitExperts: a feed-forward's nodes become one call of a module with its channels in stacks.
+"""The edit SplitExperts: the nodes of a feed-forward become one call of a mixture-of-experts module.
 
 Shapes: H hidden, I inner channels, E experts of m channels, S shared channels. Producers (I, H) become
 (E, m, H) and (S, H), the consumer (H, I) becomes (E, H, m) and (H, S). A producer of k parts (k I, H) becomes
-(E, k m, H) and (k S, H). Weights that lie the other way round (Conv1D) are turned: the new ones are (out, in).
+(E, k m, H) and (k S, H). Weights of Conv1D are transposed: the new ones are (out, in).
 """
 
 from __future__ import annotations
@@ -11,22 +11,32 @@ import torch
 from torch import fx, nn
 
 from umcompress.documents.plan import SplitExperts
-from umcompress.graph.expert_place import FeedForwardPart, find_part, inside, linear_names, linear_of, place_of
-from umcompress.graph.linears import Matrix, is_conv1d, outputs
+from umcompress.graph.expert_place import (
+    FeedForwardPart,
+    find_part,
+    linear_names,
+    linear_of,
+    module_path,
+    path_in_block,
+)
+from umcompress.graph.linears import MatrixModule, is_conv1d, output_size
 from umcompress.graph.sites import FeedForwardSite
 from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
-from umcompress.rewrite.tensors import Expression, Flip, Fold, Take, TensorMap, Zeros
+from umcompress.rewrite.tensors import Expression, StackGroups, Take, TensorMap, Transpose, Zeros
 
 
 def sparse_module(
     block: nn.Module, site: FeedForwardSite, part: FeedForwardPart, edit: SplitExperts, bias: bool | None = None
 ) -> SparseFeedForward:
-    """The module, its parameters on meta. `bias`: whether the consumer will have one (None: as it is now)."""
+    """The mixture-of-experts module, its parameters on the meta device.
+
+    bias: whether the consumer will have one; None: as it is now.
+    """
     *producers, consumer = (linear_of(block, node) for node in (*part.producers, part.consumer))
     names = linear_names(site)
     biases = dict(zip(dict.fromkeys(names[:-1]), (linear.bias is not None for linear in producers), strict=True))
     shape = ExpertShape(
-        hidden=outputs(consumer),
+        hidden=output_size(consumer),
         experts=len(edit.experts),
         active=edit.active,
         width=edit.width,
@@ -43,7 +53,7 @@ def sparse_module(
 
 
 def _pointwise(block: nn.Module, part: FeedForwardPart) -> fx.GraphModule:
-    """What lies between the linears, as a function of the producers' outputs."""
+    """The computation between the linears, as a function of the producers' outputs."""
     graph, parts = fx.Graph(), dict[str, object]()
     copies = {node: graph.placeholder(f"channels_{i}") for i, node in enumerate(part.producers)}
     copies[part.entry] = copies[part.producers[0]]
@@ -62,14 +72,14 @@ def _pointwise(block: nn.Module, part: FeedForwardPart) -> fx.GraphModule:
 def split(
     graph: fx.Graph, block: nn.Module, site: FeedForwardSite, edit: SplitExperts, tensors: TensorMap
 ) -> str:
-    """Put the experts in place of the feed-forward, in block, graph and tensors; returns where they are.
+    """Replace a feed-forward by its experts, in block, graph and tensor map; returns the path of the new module.
 
-    The nodes that they replace are left without users.
+    The replaced nodes stay in the graph, without users.
     """
     part = find_part(graph, block, site)
     assert not isinstance(part, str)
-    place, module = place_of(graph, block, site, part), sparse_module(block, site, part, edit)
-    _as_before(module, linear_of(block, part.producers[0]), linear_of(block, part.consumer))
+    place, module = module_path(graph, block, site, part), sparse_module(block, site, part, edit)
+    _like_linears(module, linear_of(block, part.producers[0]), linear_of(block, part.consumer))
     values = _values(block, site, module, edit, tensors)
     for path in (*site.producers, site.consumer):
         tensors.forget(path)
@@ -83,8 +93,8 @@ def split(
     return place
 
 
-def _as_before(module: SparseFeedForward, producer: Matrix, consumer: Matrix) -> None:
-    """Parameters of the dtype of the linears, trained if they were; the selector never is."""
+def _like_linears(module: SparseFeedForward, producer: MatrixModule, consumer: MatrixModule) -> None:
+    """Parameters with the dtype and requires_grad of the linears; the selector is never trained."""
     last = module.shape.consumer
     for name, parameter in list(module.named_parameters()):
         path, _, leaf = name.rpartition(".")
@@ -101,7 +111,7 @@ def _as_before(module: SparseFeedForward, producer: Matrix, consumer: Matrix) ->
 def _values(
     block: nn.Module, site: FeedForwardSite, module: SparseFeedForward, edit: SplitExperts, tensors: TensorMap
 ) -> dict[str, Expression]:
-    """Each tensor of the module from those of the linears; the router starts as zeros."""
+    """Where each tensor of the module comes from; the router starts as zeros."""
     parameters, old, shape = dict(module.named_parameters()), tensors.entries, module.shape
     linears = dict(zip((*shape.producers, shape.consumer), (*site.producers, site.consumer), strict=True))
     made: dict[str, Expression] = {}
@@ -114,17 +124,18 @@ def _values(
         else:
             linear, leaf = rest.rsplit(".", 1)
             source, last = old[f"{linears[linear]}.{leaf}"], linear == shape.consumer
-            if leaf == "weight" and is_conv1d(block.get_submodule(inside(site, linears[linear]))):
-                source = Flip(source)
+            if leaf == "weight" and is_conv1d(block.get_submodule(path_in_block(site, linears[linear]))):
+                source = Transpose(source)
             parts = 1 if last else shape.producers.count(linear)
             if home == "experts":
-                made[name] = Fold(source, int(last), tuple(_rows(expert, edit, parts) for expert in edit.experts))
+                groups = tuple(_rows(expert, edit, parts) for expert in edit.experts)
+                made[name] = StackGroups(source, int(last), groups)
             else:
                 made[name] = Take(source, int(last), _rows(edit.shared, edit, parts))
     return made
 
 
 def _rows(channels: tuple[int, ...], edit: SplitExperts, parts: int) -> tuple[int, ...]:
-    """Where these channels lie in a linear of so many parts, each of which has all channels."""
+    """The rows of these channels in a linear with so many parts, each of which has all channels."""
     width = len(edit.experts) * edit.width + len(edit.shared)
     return tuple(part * width + channel for part in range(parts) for channel in channels)

@@ -16,11 +16,11 @@ from torch import fx, nn
 from umcompress.checkpoint.layout import tied_names
 from umcompress.documents.plan import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors, SplitExperts
 from umcompress.graph.branches import find_branches
-from umcompress.graph.guards import holds_something, is_guard
-from umcompress.graph.linears import Matrix, inputs, is_conv1d, is_matrix, out_axis, outputs, restate
+from umcompress.graph.guards import checks_used_value, is_guard
+from umcompress.graph.linears import MatrixModule, input_size, is_conv1d, is_matrix, output_axis, output_size, set_sizes
 from umcompress.graph.lower import lower
-from umcompress.graph.model_graph import ModelFamily, SettlingFamily
-from umcompress.graph.optional_outputs import is_tail, let_go, without_tail
+from umcompress.graph.model_graph import BlockCountingFamily, ModelFamily
+from umcompress.graph.optional_outputs import detach_attention, is_optional_output, without_optional_outputs
 from umcompress.graph.protocol import StreamAttention, StreamLayout
 from umcompress.rewrite.check import Blocks, check_plan
 from umcompress.rewrite.experts import split
@@ -34,7 +34,7 @@ def reshape(model: nn.Module, family: ModelFamily, plan: Plan, number: int, tens
     """
     blocks = Blocks(model, family)
     check_plan(blocks, plan)
-    work = _Work(blocks, number, tensors)
+    work = _StructureEdits(blocks, number, tensors)
     for edit in plan.edits:
         if isinstance(edit, DropBlock):
             work.removed.add(edit.block)
@@ -52,11 +52,11 @@ def reshape(model: nn.Module, family: ModelFamily, plan: Plan, number: int, tens
     work.finish()
 
 
-# Other names under which modules keep the number of their layer.
+# Other attribute names under which modules hold the number of their layer.
 LAYER_NUMBERS = ("layer_id", "layer_number", "layer_index", "block_idx")
 
 
-class _Work:
+class _StructureEdits:
     def __init__(self, blocks: Blocks, number: int, tensors: TensorMap) -> None:
         self.blocks, self.number, self.tensors = blocks, number, tensors
         self.model = blocks.model
@@ -73,7 +73,7 @@ class _Work:
         branch.add.replace_all_uses_with(branch.stream)
         graph.erase_node(branch.add)
         if branch.leaf is not None and branch.kind == "attention":
-            let_go(graph, branch.leaf, block.get_submodule(str(branch.leaf.target)))
+            detach_attention(graph, branch.leaf, block.get_submodule(str(branch.leaf.target)))
         remove_dead(graph)
         if branch.leaf is not None and branch.leaf in graph.nodes:
             self._leave_joint_attention(block, branch.leaf, edit.component)
@@ -82,7 +82,7 @@ class _Work:
 
     @staticmethod
     def _leave_joint_attention(block: nn.Module, leaf: fx.Node, component: str) -> None:
-        """The attention goes on for its other streams; this one's rows are no longer given to it."""
+        """Take one stream out of an attention that goes on for the others."""
         attention = block.get_submodule(str(leaf.target))
         if not isinstance(attention, StreamAttention) or len(attention.stream_components) < 2:
             return
@@ -98,7 +98,7 @@ class _Work:
         kept = _heads_of_groups(layout, groups) if groups is not None else heads or ()
         if len(kept) == layout.query_heads:
             return
-        query = _rows(kept, layout.head_dim)
+        query = _rows_of_heads(kept, layout.head_dim)
         every = groups if groups is not None else tuple(range(layout.key_value_groups))
         for name, rows in layout.kept_rows(every, kept).items():
             self._narrow(f"{edit.site}.{name}", rows=rows)
@@ -110,14 +110,14 @@ class _Work:
         attention.keep_heads(edit.component, groups, heads)
 
     def _narrow_norm(self, path: str, heads: tuple[int, ...]) -> None:
-        """A norm with a row of weights for each head."""
+        """Keep the rows of these heads in a norm with a row of weights for each head."""
         norm = self.model.get_submodule(path)
         for name, parameter in list(norm.named_parameters(recurse=False)):
             if len(heads) < parameter.shape[0]:
                 self._take(path, norm, name, 0, heads)
 
     def _keep_modules(self, path: str, stay: tuple[int, ...]) -> None:
-        """Keep these of a list of modules; the others go with their tensors."""
+        """Keep these modules of a ModuleList; the others are deleted with their tensors."""
         modules = self.model.get_submodule(path)
         assert isinstance(modules, nn.ModuleList)
         for index in sorted(set(range(len(modules))) - set(stay), reverse=True):
@@ -128,14 +128,14 @@ class _Work:
     def keep_channels(self, edit: KeepChannels) -> None:
         site = self.blocks.feed_forward(edit.site)
         for producer, times in Counter(site.producers).items():
-            width = outputs(self._linear(producer)) // times
+            width = output_size(self._linear(producer)) // times
             rows = tuple(part * width + row for part in range(times) for row in edit.keep)
             self._narrow(producer, rows=rows)
         self._narrow(site.consumer, columns=edit.keep)
         consumer = self._linear(site.consumer)
         if edit.bias and consumer.bias is None:
-            shape, dtype = (outputs(consumer),), consumer.weight.dtype
-            consumer.bias = _empty(shape, consumer.weight)
+            shape, dtype = (output_size(consumer),), consumer.weight.dtype
+            consumer.bias = _empty_parameter(shape, consumer.weight)
             self.tensors.zeros(f"{site.consumer}.bias", shape, dtype)
 
     def split_experts(self, edit: SplitExperts) -> None:
@@ -150,7 +150,7 @@ class _Work:
         delete_unused(block, outside, _references(graph))
 
     def set_tensors(self, edit: SetTensors) -> None:
-        """A tied parameter changes under all its names."""
+        """Set tensors from the values of the plan; a tied parameter changes under all its names."""
         tied = tied_names(self.model)
         for name in edit.names:
             first = tied.get(name, name)
@@ -159,7 +159,7 @@ class _Work:
                 if other.endswith(".weight") and is_conv1d(self.model.get_submodule(other.rpartition(".")[0])):
                     self.tensors.flip(other)
 
-    def _linear(self, path: str) -> Matrix:
+    def _linear(self, path: str) -> MatrixModule:
         linear = self.model.get_submodule(path)
         assert is_matrix(linear)
         return linear
@@ -169,24 +169,24 @@ class _Work:
     ) -> None:
         """Keep these outputs or inputs of a linear. Keeping all of them changes nothing."""
         linear = self._linear(path)
-        axis = out_axis(linear)
-        if rows is not None and len(rows) < outputs(linear):
-            restate(linear, gives=len(rows))
+        axis = output_axis(linear)
+        if rows is not None and len(rows) < output_size(linear):
+            set_sizes(linear, gives=len(rows))
             self._take(path, linear, "weight", axis, rows)
             if linear.bias is not None:
                 self._take(path, linear, "bias", 0, rows)
-        if columns is not None and len(columns) < inputs(linear):
-            restate(linear, takes=len(columns))
+        if columns is not None and len(columns) < input_size(linear):
+            set_sizes(linear, takes=len(columns))
             self._take(path, linear, "weight", 1 - axis, columns)
 
     def _take(self, path: str, module: nn.Module, name: str, dim: int, index: tuple[int, ...]) -> None:
         old = getattr(module, name)
         shape = (*old.shape[:dim], len(index), *old.shape[dim + 1 :])
-        setattr(module, name, _empty(shape, old))
+        setattr(module, name, _empty_parameter(shape, old))
         self.tensors.take(f"{path}.{name}", dim, index)
 
     def finish(self) -> None:
-        """Lower the changed graphs, then take hollow and dropped blocks out and number the rest."""
+        """Lower the changed graphs, then remove dropped blocks and those without branches, and renumber the rest."""
         for path, graph in self.graphs.items():
             if is_identity(graph):
                 self.removed.add(path)
@@ -198,11 +198,11 @@ class _Work:
             if any(block.rpartition(".")[0] == path for block in self.removed)
         }  # fmt: skip
         self.tensors.keep_only(self.model.state_dict(keep_vars=True))
-        if isinstance(self.blocks.family, SettlingFamily):
-            self.blocks.family.settle(self.model, gone)
+        if isinstance(self.blocks.family, BlockCountingFamily):
+            self.blocks.family.update_block_counts(self.model, gone)
 
     def _renumber(self, stack: str, path: str) -> list[int]:
-        """Take removed blocks out of a stack; the positions that they had."""
+        """Delete removed blocks from a stack and renumber the rest; returns the positions that were removed."""
         modules = self.blocks.modules(stack)
         gone = [i for i in range(len(modules)) if f"{path}.{i}" in self.removed]
         stay = [i for i in range(len(modules)) if i not in gone]
@@ -212,12 +212,12 @@ class _Work:
         for index in reversed(gone):
             del modules[index]
         for index, block in enumerate(modules):
-            _number(block, index, stay[index])
+            _set_layer_number(block, index, stay[index])
         return gone
 
 
-def _number(block: nn.Module, index: int, before: int) -> None:
-    """Tell all parts of a block its new number. A block with several slots of a cache has as many numbers, in a row."""
+def _set_layer_number(block: nn.Module, index: int, before: int) -> None:
+    """Set the layer number in all modules of a block. One with several cache slots has as many consecutive numbers."""
     holders: list[Any] = [module for module in block.modules() if type(vars(module).get("layer_idx")) is int]
     slots = sorted({module.layer_idx for module in holders if module is not block})
     several = len(slots) > 1 and slots == list(range(before * len(slots), (before + 1) * len(slots)))
@@ -231,30 +231,30 @@ def _number(block: nn.Module, index: int, before: int) -> None:
 
 
 def remove_dead(graph: fx.Graph) -> None:
-    """Erase calls whose results nothing uses. Modules are taken to have no effects but their results.
+    """Erase calls whose results are not used. Modules are assumed to have no side effects.
 
-    A guard stays as long as something else than guards uses what it guards, or if that is an argument.
+    A guard stays if it checks an argument, or a value that something other than guards uses.
     """
     for node in reversed(list(graph.nodes)):
         if node.users or node.op in ("placeholder", "output"):
             continue
-        if not is_guard(node) or not holds_something(node):
+        if not is_guard(node) or not checks_used_value(node):
             graph.erase_node(node)
 
 
 def is_identity(graph: fx.Graph) -> bool:
-    """Whether the forward returns its first arguments as they are, in their order."""
+    """Whether the forward returns its first arguments unchanged, in their order."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     idle = ("placeholder", "output")
-    if any(node.op not in idle and not is_guard(node) and not is_tail(node) for node in graph.nodes):
+    if any(node.op not in idle and not is_guard(node) and not is_optional_output(node) for node in graph.nodes):
         return False
-    returned = without_tail(graph.output_node().args[0])
+    returned = without_optional_outputs(graph.output_node().args[0])
     outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
     return outputs == inputs[: len(outputs)]
 
 
 def delete_unused(block: nn.Module, before: Iterable[str], after: Iterable[str]) -> None:
-    """Delete the largest modules of which the graph used something before and uses nothing now."""
+    """Delete modules that the graph used before and does not use now, each at the highest level possible."""
     used = set(after)
     for target in before:
         parts = target.split(".")
@@ -272,7 +272,7 @@ def _references(graph: fx.Graph) -> list[str]:
     ]
 
 
-def _empty(shape: tuple[int, ...], like: torch.Tensor) -> nn.Parameter:
+def _empty_parameter(shape: tuple[int, ...], like: torch.Tensor) -> nn.Parameter:
     data = torch.empty(shape, dtype=like.dtype, device="meta")
     return nn.Parameter(data, requires_grad=like.requires_grad)
 
@@ -282,5 +282,5 @@ def _heads_of_groups(layout: StreamLayout, groups: tuple[int, ...]) -> tuple[int
     return tuple(group * per + j for group in groups for j in range(per))
 
 
-def _rows(heads: tuple[int, ...], head_dim: int) -> tuple[int, ...]:
+def _rows_of_heads(heads: tuple[int, ...], head_dim: int) -> tuple[int, ...]:
     return tuple(head * head_dim + d for head in heads for d in range(head_dim))

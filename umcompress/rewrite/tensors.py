@@ -1,7 +1,7 @@
 """The tensor half of an edit: each new tensor as a lazy expression of old ones.
 
-Nothing is read until `evaluate`; where old tensors come from (the live model, shards on disk) is the reader's
-business, so every use of a plan computes the same bits.
+Nothing is read until `evaluate`, which gets old tensors from a function that is passed to it (of the live model, of
+shards on disk). So every use of a plan computes the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from umcompress.errors import CheckError
 
 
 @dataclass(frozen=True)
-class Same:
+class Unchanged:
     """An old tensor, unchanged."""
 
     name: str
@@ -33,8 +33,8 @@ class Take:
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Entries of `source` along `dim` in equal groups, one after the other on a new first axis."""
+class StackGroups:
+    """Entries of `source` along `dim` in groups of equal size, stacked on a new first axis."""
 
     source: Expression
     dim: int
@@ -42,7 +42,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Flip:
+class Transpose:
     """`source` transposed: plans speak of every weight as (out, in)."""
 
     source: Expression
@@ -55,23 +55,23 @@ class Zeros:
 
 
 @dataclass(frozen=True)
-class Blob:
-    """A tensor stored next to plan number `plan`."""
+class StoredValue:
+    """A tensor that is stored next to plan number `plan`."""
 
     plan: int
     name: str
 
 
-Expression = Same | Take | Fold | Flip | Zeros | Blob
+Expression = Unchanged | Take | StackGroups | Transpose | Zeros | StoredValue
 Reader = Callable[[str], Tensor]
 Blobs = Sequence[Mapping[str, Tensor]]
 
 
 class TensorMap:
-    """New name -> expression over old names. Plans applied in turn compose by applying to the same map."""
+    """New name -> expression over old names. Plans applied in turn update the same map."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.entries: dict[str, Expression] = {name: Same(name) for name in names}
+        self.entries: dict[str, Expression] = {name: Unchanged(name) for name in names}
 
     def take(self, name: str, dim: int, index: tuple[int, ...]) -> None:
         self.entries[name] = Take(self.entries[name], dim, index)
@@ -80,17 +80,17 @@ class TensorMap:
         self.entries[name] = Zeros(shape, dtype)
 
     def blob(self, name: str, plan: int, stored_as: str) -> None:
-        self.entries[name] = Blob(plan, stored_as)
+        self.entries[name] = StoredValue(plan, stored_as)
 
     def flip(self, name: str) -> None:
-        self.entries[name] = Flip(self.entries[name])
+        self.entries[name] = Transpose(self.entries[name])
 
     def forget(self, path: str) -> None:
-        """A module is gone, its tensors with it."""
+        """Remove the tensors of a module that was deleted."""
         self.entries = {n: e for n, e in self.entries.items() if not n.startswith(f"{path}.")}
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Forget tensors that the model no longer has. CheckError if one has no expression."""
+        """Remove tensors that the model no longer has. CheckError if one that it has got no expression."""
         wanted = list(names)
         if unknown := [name for name in wanted if name not in self.entries]:
             raise CheckError("follow every tensor through the plan", f"no value for {', '.join(unknown[:5])}")
@@ -114,23 +114,23 @@ class TensorMap:
 
 def source_of(expression: Expression) -> str | None:
     """The old tensor at the root of an expression, if there is one."""
-    while isinstance(expression, Take | Fold | Flip):
+    while isinstance(expression, Take | StackGroups | Transpose):
         expression = expression.source
-    return expression.name if isinstance(expression, Same) else None
+    return expression.name if isinstance(expression, Unchanged) else None
 
 
 def evaluate(expression: Expression, read: Reader, blobs: Blobs = ()) -> Tensor:
     """Compute one new tensor. The result shares no memory with a blob."""
-    if isinstance(expression, Same):
+    if isinstance(expression, Unchanged):
         return read(expression.name)
     if isinstance(expression, Take):
         return _select(evaluate(expression.source, read, blobs), expression.dim, expression.index)
-    if isinstance(expression, Fold):
+    if isinstance(expression, StackGroups):
         groups, dim = expression.groups, expression.dim
         flat = _select(evaluate(expression.source, read, blobs), dim, tuple(itertools.chain(*groups)))
         stacked = flat.reshape(*flat.shape[:dim], len(groups), len(groups[0]), *flat.shape[dim + 1 :])
         return stacked.movedim(dim, 0).contiguous()
-    if isinstance(expression, Flip):
+    if isinstance(expression, Transpose):
         return evaluate(expression.source, read, blobs).t().contiguous()
     if isinstance(expression, Zeros):
         return torch.zeros(expression.shape, dtype=expression.dtype)

@@ -171,9 +171,9 @@ def keep_tensors(plan: Plan, tensors: Mapping[str, Tensor], work: Path) -> Plan:
     """Write what a plan sets next to it; the plan with the file's digest."""
     if not plan.tensor_names():
         return plan
-    from umcompress.checkpoint.writer import held, write_file
+    from umcompress.checkpoint.writer import in_memory, write_file
 
-    write_file(work / TENSORS, {name: held(tensor) for name, tensor in sorted(tensors.items())})
+    write_file(work / TENSORS, {name: in_memory(tensor) for name, tensor in sorted(tensors.items())})
     digest = sha256_file(work / TENSORS)
     edits = [
         edit.model_copy(update={"digest": digest, "file": TENSORS}) if isinstance(edit, SetTensors) else edit

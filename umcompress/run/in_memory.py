@@ -225,7 +225,7 @@ class Pipeline:
             return report
         step, plan = done
         return report.model_copy(update={
-            "pass_": step.reference, "options": step.pass_.plain(), "edits": len(plan.edits),
+            "pass_": step.reference, "options": step.pass_.json_values(), "edits": len(plan.edits),
             "declined": plan.declined,
         })
 

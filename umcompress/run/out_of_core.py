@@ -21,12 +21,12 @@ from umcompress.calibrate.collect import collect
 from umcompress.calibrate.statistics import Statistics
 from umcompress.checkpoint.atomic import atomic_folder
 from umcompress.checkpoint.buffers import saved_buffers
-from umcompress.checkpoint.disk import Disk
-from umcompress.checkpoint.writer import Source as Written
+from umcompress.checkpoint.disk import DiskTensors
+from umcompress.checkpoint.writer import TensorToWrite as Written
 from umcompress.checkpoint.writer import in_parts
 from umcompress.data.sources import calibration_source
 from umcompress.documents.plan import CompressionRecord, Plan
-from umcompress.documents.report import Checkpoint, StepReport, step_report
+from umcompress.documents.report import CheckpointResult, StepReport, step_report
 from umcompress.errors import CheckError, PlanError
 from umcompress.extend.pass_base import Pass, Proposal
 from umcompress.graph.model_graph import trace_model
@@ -57,7 +57,7 @@ class OnDisk:
 
     source: Source
     model: nn.Module
-    disk: Disk
+    disk: DiskTensors
     tensors: TensorMap
     dtype: str | None = None
     blobs: list[Mapping[str, Tensor]] = field(default_factory=list)
@@ -146,7 +146,7 @@ class OutOfCore:
         self.say(f"{place}: {describe(plan)}")
         model.apply(plan, proposal.tensors)
         report = self._weighed(model, step.name, started).model_copy(update={
-            "pass_": step.reference, "options": step.pass_.plain(), "edits": len(plan.edits),
+            "pass_": step.reference, "options": step.pass_.json_values(), "edits": len(plan.edits),
             "declined": plan.declined,
         })
         report = step_report(report, self.steps[0], self.steps[-1])
@@ -198,7 +198,7 @@ def write(model: OnDisk, folder: Path, record: CompressionRecord) -> Plain | str
     return plain
 
 
-def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
+def verify(model: OnDisk, folder: Path, plain: Plain | str) -> CheckpointResult:
     """Compare what a fresh process computes from the written files, a block at a time, with the plan on the old ones.
 
     Raises CheckError where it is anything else.
@@ -226,7 +226,7 @@ def verify(model: OnDisk, folder: Path, plain: Plain | str) -> Checkpoint:
             f"({found['parameters']} parameters stored, {counted} in the report)",
             "the run folder keeps all steps; report this as a bug",
         )
-    return Checkpoint(
+    return CheckpointResult(
         path=folder.name, parameters=found["parameters"],
         bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")), reload_equal=True if exact else None,
         loads_with="umcompress" if isinstance(plain, str) else plain.loads_with, own_code=model.source.own_code,

@@ -60,7 +60,7 @@ def _report(
     model: str, steps: Sequence[Any], source: Any, evaluations: Sequence[Evaluation], seed: int
 ) -> Report:
     return Report(
-        model=model, steps=tuple(steps), evaluations={e.name: e.plain() for e in evaluations}, seed=seed,
+        model=model, steps=tuple(steps), evaluations={e.name: e.json_values() for e in evaluations}, seed=seed,
         device=source.device, dtype=source.dtype, hardware=_hardware(source.device), versions=_versions(),
         commit=_commit(), command=tuple(sys.argv), created=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=_own_code(source),

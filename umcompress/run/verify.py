@@ -1,6 +1,7 @@
 """Reload a written model in a fresh process and compare what it computes, bit for bit.
 
-`python -m umcompress.run.verify FOLDER EXPECTED DTYPE DEVICE THREADS BAR TRUST` prints one JSON object; the parent judges.
+`python -m umcompress.run.verify FOLDER EXPECTED DTYPE DEVICE THREADS BAR TRUST` prints one JSON object, which the parent
+judges.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umcompress.checkpoint.buffers import is_buffer, saved_buffers
-from umcompress.documents.report import Checkpoint
+from umcompress.documents.report import CheckpointResult
 from umcompress.errors import CheckError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def in_fresh_process(module: str, arguments: Sequence[str]) -> subprocess.Comple
 
 def verify(
     model: nn.Module, source: Source, folder: Path, plain: Plain | None = None, written: Sequence[str] = ()
-) -> Checkpoint:
+) -> CheckpointResult:
     """Raises CheckError when the fresh process computes anything else, or counts other parameters.
 
     plain: what was written, if it is not `model` and its plans but a folder that needs none. written: the dtypes of
@@ -75,7 +76,7 @@ def verify(
         notes.append(f"weights as they were stored: {', '.join(written)}")
     if bar:
         notes.append(f"outputs in a fresh process differ by rounding only (at most {bar:g})")
-    return Checkpoint(
+    return CheckpointResult(
         path=folder.name, parameters=found["parameters"], bytes=size, reload_equal=None if bar else True,
         loads_with=plain.loads_with if plain else "umcompress", own_code=source.own_code, note="; ".join(notes),
     )

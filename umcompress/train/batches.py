@@ -1,4 +1,4 @@
-"""What each step trains on.  Everything follows from the seed and the step, whatever the number of processes."""
+"""The batches of each training step.  They depend on the seed and the step, not on the number of processes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Draw = Callable[[Task, int, int], list[TrainingItem]]
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Rows of a whole step, over all its batches and processes: what means are taken over."""
+class StepTotals:
+    """Numbers of rows in a whole step, over all its batches and processes: the denominators of means."""
 
     rows: Mapping[str, int]
     block_rows: tuple[int, ...]
 
     @classmethod
-    def of(cls, batches: Sequence[TrainingBatch]) -> Totals:
+    def of(cls, batches: Sequence[TrainingBatch]) -> StepTotals:
         return cls.merge([cls(batch.rows, batch.block_rows) for batch in batches])
 
     @classmethod
-    def merge(cls, parts: Sequence[Totals]) -> Totals:
+    def merge(cls, parts: Sequence[StepTotals]) -> StepTotals:
         names = sorted({name for part in parts for name in part.rows})
         rows = {name: sum(part.rows.get(name, 0) for part in parts) for name in names}
         return cls(rows, tuple(map(sum, zip(*(part.block_rows for part in parts), strict=True))))
@@ -42,7 +42,7 @@ class Feed:
         rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
         self.options, self.draw, self.trainer, self.rank, self.world = options, draw, trainer, rank, world
-        self.counts = spread(options.batch_size, shares)
+        self.counts = split_by_share(options.batch_size, shares)
         parts = world * options.gradient_accumulation
         if options.batch_size % parts:
             raise UsageError(
@@ -79,7 +79,7 @@ class Feed:
         return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
 
 
-def spread(count: int, shares: Mapping[Task, float]) -> dict[Task, int]:
+def split_by_share(count: int, shares: Mapping[Task, float]) -> dict[Task, int]:
     """`count` items over the tasks in these proportions, by largest remainders; each task gets at least one."""
     tasks = [task for task in TASKS if task in shares]
     if count < len(tasks):

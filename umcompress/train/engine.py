@@ -1,4 +1,4 @@
-"""Run a training: one process, several, or sharded, as `accelerate launch` has it.
+"""Run a training in one process, in several, or sharded, as `accelerate launch` configures it.
 
 The weights change in place on the model that is given; what a step keeps are the returned tensors, the running mean
 if there is one.  All random numbers follow from the seed and the step, so a training that was killed and goes on from
@@ -26,17 +26,17 @@ from umcompress.documents.training_options import TrainingOptions
 from umcompress.errors import CheckError, UsageError
 from umcompress.models.trainer import Trainer
 from umcompress.rewrite.nn.experts import SparseFeedForward
-from umcompress.train.batches import Draw, Feed, Totals
+from umcompress.train.batches import Draw, Feed, StepTotals
 from umcompress.train.losses import BlockOutputs, Routers, Student, Teacher
 from umcompress.train.progress import CURVE, Curve, Display
-from umcompress.train.schedule import decay, highest, rate
-from umcompress.train.state import MOMENTS, State, whole
+from umcompress.train.schedule import average_decay, learning_rate, peak_rate
+from umcompress.train.state import MOMENTS, State, full_tensor
 
 BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
-class Subject:
+class TrainableModel:
     """A model with its trainer, and its blocks in order."""
 
     model: nn.Module
@@ -45,15 +45,15 @@ class Subject:
 
 
 @dataclass
-class Job:
+class TrainingJob:
     """One training.  `blocks`: which of the blocks are compared with the teacher's, None: none."""
 
     options: TrainingOptions
     names: Sequence[str]
     shares: Mapping[Task, float]
     draw: Draw
-    student: Subject
-    teacher: Subject | None
+    student: TrainableModel
+    teacher: TrainableModel | None
     folder: Path
     say: Callable[[str], None]
     title: str = "training"
@@ -64,12 +64,12 @@ class Job:
         self.curve = Curve(self.folder / CURVE)
 
 
-def train(job: Job) -> dict[str, Tensor]:
+def train(job: TrainingJob) -> dict[str, Tensor]:
     """The new values of the parameters that learn, by name, of their old dtype and on the CPU; in every process."""
     model = job.student.model
     dtypes = {name: tensor.dtype for name, tensor in model.named_parameters() if name in set(job.names)}
     with _learning(model, job.names), _attention_kernel(model):
-        running = _Running(job)
+        running = _TrainingRun(job)
         try:
             running.run()
             values = running.values()
@@ -78,10 +78,10 @@ def train(job: Job) -> dict[str, Tensor]:
     return {name: value.to("cpu", dtypes[name], copy=True) for name, value in values.items()}
 
 
-class _Running:
+class _TrainingRun:
     """The objects of a training while it runs."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         self.job, self.options = job, job.options
         self.accelerator = _accelerator(job.student.model)
         self.device = next(job.student.model.parameters()).device
@@ -99,7 +99,7 @@ class _Running:
         # What is sharded one by one, where a launch shards: accelerate looks for it under this name.
         student._no_split_modules = sorted({type(block).__name__ for block in job.student.blocks})
         learn = [tensor for tensor in student.parameters() if tensor.requires_grad]
-        self.rate = highest(job.options, max(tensor.shape[-1] for tensor in learn))
+        self.rate = peak_rate(job.options, max(tensor.shape[-1] for tensor in learn))
         optimizer = torch.optim.AdamW(learn, lr=self.rate, betas=BETAS, weight_decay=0.0)
         self.student, self.optimizer = self.accelerator.prepare(student, optimizer)
         self.learned = self._learned()
@@ -128,7 +128,7 @@ class _Running:
         return {name: found[name] for name in self.job.names}
 
     def _state(self) -> State:
-        """Needs the optimizer's moments: there from the first step on, made as zeros before."""
+        """What a checkpoint holds.  Optimizer moments exist from the first step on and are created as zeros before."""
         moments = self.optimizer.state
         for tensor in self.learned.values():
             if not moments[tensor]:
@@ -158,9 +158,9 @@ class _Running:
     def _step(self, step: int) -> dict[str, Any]:
         began = time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(step, self.options, self.rate)
+            group["lr"] = learning_rate(step, self.options, self.rate)
         batches = self.feed.step(step)
-        totals = Totals.merge(processes.gather(Totals.of(batches)))
+        totals = StepTotals.merge(processes.gather(StepTotals.of(batches)))
         losses: dict[str, float] = {}
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
@@ -179,7 +179,7 @@ class _Running:
     def _clip(self) -> float:
         longest = float("inf") if self.options.clip is None else self.options.clip
         norm = self.accelerator.clip_grad_norm_(list(self.learned.values()), longest)
-        length = float(whole(norm)) if isinstance(norm, Tensor) else 0.0
+        length = float(full_tensor(norm)) if isinstance(norm, Tensor) else 0.0
         if length != length or length == float("inf"):
             raise CheckError(
                 f"{self.job.title}: a gradient", "it is not a finite number", "lower learning_rate, or leave bf16 out"
@@ -188,7 +188,7 @@ class _Running:
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
-        weight = 1 - decay(step, self.options.ema)
+        weight = 1 - average_decay(step, self.options.ema)
         for name, average in self.average.items():
             average.lerp_(self.learned[name], weight)
 
@@ -209,16 +209,16 @@ class _Running:
             found.zero_()
         load = None if not shares else (min(float(s.min()) for s in shares), max(float(s.max()) for s in shares))
         return {
-            "step": step, "losses": summed, "rate": rate(step, self.options, self.rate), "norm": norm, "load": load,
-            "seconds": round(seconds, 4),
+            "step": step, "losses": summed, "rate": learning_rate(step, self.options, self.rate), "norm": norm,
+            "load": load, "seconds": round(seconds, 4),
         }  # fmt: skip
 
     def values(self) -> dict[str, Tensor]:
         kept = self.average or self.learned
-        return {name: whole(tensor) for name, tensor in kept.items()}
+        return {name: full_tensor(tensor) for name, tensor in kept.items()}
 
     def close(self) -> None:
-        """Leave no hook behind."""
+        """Remove all hooks."""
         self.routers.remove()
         if self.blocks is not None:
             self.blocks.remove()
@@ -256,7 +256,7 @@ def _autocast(options: TrainingOptions, model: nn.Module) -> torch.dtype | None:
 
 
 def _checkpointing(blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """Let each block compute its activations again going back; undone by deleting the instance's forward."""
+    """Gradient checkpointing: each block recomputes its activations in the backward pass."""
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return list(blocks)
@@ -264,7 +264,7 @@ def _checkpointing(blocks: Sequence[nn.Module]) -> list[nn.Module]:
 
 @contextmanager
 def _learning(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Only `names` ask for gradients, as float32 copies of their own; afterwards all is as it was but the values."""
+    """Within, only `names` require gradients, as float32 copies; afterwards everything is restored but their values."""
     wanted = set(names)
     before = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
     for name, tensor in model.named_parameters():
@@ -282,7 +282,7 @@ def _learning(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _attention_kernel(model: nn.Module) -> Iterator[None]:
-    """On the CPU the fused attention is slow going back: plain products take half the time at short lengths."""
+    """The attention kernel to train with: on the CPU the fused one has a slow backward pass at short lengths."""
     if next(model.parameters()).device.type != "cpu":
         yield
         return

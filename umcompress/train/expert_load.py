@@ -1,4 +1,4 @@
-"""How often each expert is chosen, by task and by denoising time, watched over a few calibration items."""
+"""Measure how often each expert is chosen, by task and denoising time, over a few calibration items."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Counts:
 
 
 def expert_load(model: nn.Module, family: Family, runner: Runner, items: dict[Task, list[Any]]) -> Experts | None:
-    """Feed the items and count.  None where no feed-forward is split."""
+    """Run the model on the items and count chosen experts.  None where no feed-forward is split."""
     modules = {path: module for path, module in model.named_modules() if isinstance(module, SparseFeedForward)}
     if not modules:
         return None

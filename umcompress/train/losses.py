@@ -17,7 +17,7 @@ from torch.nn import functional
 from umcompress.documents.training_options import LossWeights
 from umcompress.models.trainer import Trainer, TrainingBatch
 from umcompress.rewrite.nn.experts import SparseFeedForward
-from umcompress.train.batches import Totals
+from umcompress.train.batches import StepTotals
 
 # How much of the load that the balance loss goes by is that of the steps before the last.
 LOAD_DECAY = 0.9
@@ -25,7 +25,7 @@ _TINY = 1e-12
 
 
 class BlockOutputs:
-    """What blocks return while this listens: `heard[i]` are the (R, H) tensors of block i, call after call."""
+    """Records the outputs of blocks: `heard[i]` are the (R, H) tensors of block i, one for each call."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.heard: dict[int, list[tuple[Tensor, ...]]] = {}
@@ -44,7 +44,7 @@ class BlockOutputs:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Forget what was heard, and hear."""
+        """Record outputs within this context, starting from nothing."""
         self.heard = {}
         self._on = True
         try:
@@ -53,7 +53,7 @@ class BlockOutputs:
             self._on = False
 
     def take(self, batch: TrainingBatch) -> dict[int, tuple[Tensor, ...]]:
-        """The tokens of `batch` as they were heard, given away: they must not outlive their step."""
+        """Return the recorded tokens of `batch` and drop them here: they must not outlive their step."""
         heard, self.heard = self.heard, {}
         return {
             index: tuple(_tokens(parts, batch) for parts in zip(*calls, strict=True)) for index, calls in heard.items()
@@ -65,7 +65,7 @@ class BlockOutputs:
 
 
 def _tokens(parts: Sequence[Tensor], batch: TrainingBatch) -> Tensor:
-    """Rows of all calls without the padding.  What has other rows than the main stack (a vision tower) keeps all."""
+    """The rows of all calls without padding.  Blocks with other rows than the main stack (a vision tower) keep all."""
     rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     if batch.kept is None or len(batch.kept) != len(rows):
         return rows
@@ -73,7 +73,7 @@ def _tokens(parts: Sequence[Tensor], batch: TrainingBatch) -> Tensor:
 
 
 class Routers:
-    """Watches split feed-forwards: how often each expert is chosen, and the balance loss.
+    """Observes split feed-forwards: how often each expert is chosen, and the load-balancing loss.
 
     `load[path]` (E,) is each expert's share of the work, a running mean; it is part of a checkpoint.
     """
@@ -116,7 +116,7 @@ class Routers:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear one forward; not what is computed again going back."""
+        """Record one forward, but not what gradient checkpointing recomputes."""
         self._seen = {}
         self._on = True
         try:
@@ -124,7 +124,7 @@ class Routers:
         finally:
             self._on = False
 
-    def balance(self, batch: TrainingBatch, totals: Totals) -> Tensor | None:
+    def balance(self, batch: TrainingBatch, totals: StepTotals) -> Tensor | None:
         """E * sum of load times mean probability, mean over the feed-forwards: 1 where all is even.
 
         Counts what was chosen, too.
@@ -140,7 +140,7 @@ class Routers:
         return torch.stack(terms).sum() / len(self.modules) if terms else None
 
     def end_step(self) -> None:
-        """Take the step's counts, by now those of all processes, into the load."""
+        """Update the running mean of the load with the step's counts over all processes."""
         for path, counts in self.counts.items():
             if float(counts.sum()) > 0:
                 self.load[path].lerp_(counts / counts.sum(), 1 - LOAD_DECAY)
@@ -152,7 +152,7 @@ class Routers:
             module.watcher = None
 
 
-def _whole(tokens: int, batch: TrainingBatch, totals: Totals) -> float:
+def _whole(tokens: int, batch: TrainingBatch, totals: StepTotals) -> float:
     """The tokens of a stream in the whole step, given those in this batch."""
     for mine, whole in zip(batch.block_rows, totals.block_rows, strict=True):
         if mine == tokens:
@@ -162,7 +162,7 @@ def _whole(tokens: int, batch: TrainingBatch, totals: Totals) -> float:
 
 @dataclass
 class Teacher:
-    """The unpruned model: what it says of a batch, and the spread of what its blocks put out."""
+    """The unpruned model as a teacher: its outputs for a batch, and the variance of its blocks' outputs."""
 
     trainer: Trainer
     blocks: BlockOutputs
@@ -188,7 +188,7 @@ class Teacher:
 
 
 class Student(nn.Module):
-    """The model that learns, wrapped so that one forward gives all losses (what accelerate wraps in turn)."""
+    """The model that is trained, as a module whose forward returns all losses (which accelerate wraps in turn)."""
 
     def __init__(
         self, model: nn.Module, trainer: Trainer, teacher: Teacher | None, blocks: BlockOutputs | None,
@@ -200,7 +200,7 @@ class Student(nn.Module):
         self.trainer, self.teacher, self.blocks, self.routers = trainer, teacher, blocks, routers
         self.weights, self.autocast = weights, autocast
 
-    def forward(self, batch: TrainingBatch, totals: Totals) -> dict[str, Tensor]:
+    def forward(self, batch: TrainingBatch, totals: StepTotals) -> dict[str, Tensor]:
         """The weighted sum as `loss`, and its parts, detached and unweighted."""
         device = next(self.model.parameters()).device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
@@ -241,7 +241,7 @@ class Student(nn.Module):
         with self.blocks.listening():
             yield
 
-    def _blocks(self, taught: dict[int, tuple[Tensor, ...]], batch: TrainingBatch, totals: Totals) -> Tensor:
+    def _blocks(self, taught: dict[int, tuple[Tensor, ...]], batch: TrainingBatch, totals: StepTotals) -> Tensor:
         """Mean over the blocks of the squared error over the teacher's variance; a block's tensors add up."""
         assert self.blocks is not None and self.teacher is not None
         terms = []

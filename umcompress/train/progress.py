@@ -1,4 +1,4 @@
-"""What people see of a training while it runs, and the file that keeps its curve."""
+"""The progress display of a training, and the file with its loss curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINES = 10
 
 
 class Curve:
-    """One line of JSON a step."""
+    """The loss curve of a training: a file with one line of JSON for each step."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

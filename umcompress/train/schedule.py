@@ -1,4 +1,4 @@
-"""The learning rate and the running mean's decay of each step; plain numbers."""
+"""The schedules of a training: learning rate and decay of the weight average at each step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ FLOOR = 0.02
 PER_INPUT = 0.2
 
 
-def highest(options: TrainingOptions, inputs: int) -> float:
+def peak_rate(options: TrainingOptions, inputs: int) -> float:
     """The rate after the warm-up.  A step of Adam moves an output by the rate times the number of inputs: what works
     at one width is divided by another."""
     return PER_INPUT / inputs if options.learning_rate is None else options.learning_rate
 
 
-def rate(step: int, options: TrainingOptions, highest: float) -> float:
+def learning_rate(step: int, options: TrainingOptions, highest: float) -> float:
     """The rate of step `step` (from 0): a linear rise over `warm_up`, then half a cosine down to FLOOR, or constant."""
     if step < options.warm_up:
         return highest * (step + 1) / options.warm_up
@@ -28,6 +28,6 @@ def rate(step: int, options: TrainingOptions, highest: float) -> float:
     return highest * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def decay(step: int, ema: float) -> float:
+def average_decay(step: int, ema: float) -> float:
     """The decay after step `step`: less at the start, where the mean would else hold on to the first weights."""
     return min(ema, (step + 1) / (step + 10))

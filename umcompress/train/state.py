@@ -1,4 +1,4 @@
-"""What a training needs to go on exactly where it was: one safetensors file, replaced as a whole."""
+"""The checkpoint of a training, from which it resumes exactly: one safetensors file, written atomically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from umcompress.checkpoint.writer import held, write_file
+from umcompress.checkpoint.writer import in_memory, write_file
 from umcompress.errors import CheckError
 
 FILE = "training.safetensors"
@@ -18,7 +18,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class State:
-    """Live tensors by kind (`parameter`, `average`, `step`, `exp_avg`, `exp_avg_sq`, `load`) and name.
+    """Live tensors to save, by kind (`parameter`, `average`, `step`, `exp_avg`, `exp_avg_sq`, `load`) and name.
 
     Saving reads them; loading writes into them.  Sharded ones are gathered, so every process must take part.
     """
@@ -26,15 +26,16 @@ class State:
     tensors: Mapping[str, Mapping[str, Tensor]]
 
     def save(self, folder: Path, steps: int, writes: bool) -> None:
-        """`steps` are done.  Only the process that `writes` does."""
+        """Save the state after `steps` steps.  Only the process with `writes` writes."""
         flat = {f"{kind}/{name}": tensor for kind, part in self.tensors.items() for name, tensor in part.items()}
-        found = {name: whole(tensor) for name, tensor in flat.items()}
+        found = {name: full_tensor(tensor) for name, tensor in flat.items()}
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
-            write_file(folder / FILE, {name: held(tensor) for name, tensor in found.items()}, {"steps": str(steps)})
+            tensors = {name: in_memory(tensor) for name, tensor in found.items()}
+            write_file(folder / FILE, tensors, {"steps": str(steps)})
 
     def load(self, folder: Path) -> int:
-        """How many steps were done: 0 where there is no checkpoint.  CheckError where it is of other tensors."""
+        """Restore the state; returns the steps done, 0 without a checkpoint.  CheckError if it does not fit."""
         file = folder / FILE
         if not file.is_file():
             return 0
@@ -54,8 +55,8 @@ class State:
         return steps
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded over processes."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor, gathered where it is sharded over processes."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor.detach() if gather is None else gather().detach()
 

@@ -1,4 +1,4 @@
-"""A training step of a recipe: who is the teacher, what is fed, where the checkpoints lie."""
+"""A training step of a recipe: builds teacher, data and checkpoint folder, and runs the training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from umcompress.models.items import TrainingItem
 from umcompress.models.runner import Runner
 from umcompress.models.source import Source
 from umcompress.rewrite.nn.experts import SparseFeedForward
-from umcompress.train.engine import Job, Subject, train
+from umcompress.train.engine import TrainableModel, TrainingJob, train
 from umcompress.train.expert_load import expert_load
 from umcompress.train.progress import CURVE, Curve
 
@@ -33,7 +33,7 @@ WATCHED_ITEMS = 16
 
 
 def check_trainable(planner: TrainingPass, source: Source, data: Evaluation) -> None:
-    """Find out before hours are spent that a kind of model cannot be trained, or that there is no data."""
+    """Check, before hours are spent, that the model can be trained and that there is data."""
     if type(source.family).trainer is Family.trainer:
         source.family.trainer(nn.Module(), source.folder)
     data.check()
@@ -77,7 +77,7 @@ def run_training(
     shares = {task: shares[task] for task in _offered(planner, data, shares)}
     say(f"{title}: training {_many(names, model)} on {' and '.join(shares)}, {planner.steps} steps")
     first = _from_block(planner, names, student, teacher, source, say, title)
-    job = Job(
+    job = TrainingJob(
         options=planner, names=names, shares=shares, draw=data.training_items, student=student, teacher=teacher,
         folder=folder, say=say, title=title, from_block=first,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def sharded(model: nn.Module) -> bool:
 
 
 def summary(folder: Path, plan: Plan, model: nn.Module) -> TrainingSummary | None:
-    """Of the training whose curve lies in `folder`, if there was one."""
+    """Summarise the training whose curve lies in `folder`, if there was one."""
     curve = Curve(folder / CURVE)
     if not curve.file.is_file() or not plan.tensor_names():
         return None
@@ -122,10 +122,10 @@ def feed_experts(
     return expert_load(model, family, runner, items)
 
 
-def _subject(model: nn.Module, source: Source) -> Subject:
+def _subject(model: nn.Module, source: Source) -> TrainableModel:
     stack = model.get_submodule(source.family.stacks(model)[source.family.main_stack])
     assert isinstance(stack, nn.ModuleList)
-    return Subject(model, source.family.trainer(model, source.folder), list(stack))
+    return TrainableModel(model, source.family.trainer(model, source.folder), list(stack))
 
 
 def _many(names: Sequence[str], model: nn.Module) -> str:
@@ -134,8 +134,8 @@ def _many(names: Sequence[str], model: nn.Module) -> str:
 
 
 def _from_block(
-    planner: TrainingPass, names: Sequence[str], student: Subject, teacher: Subject | None, source: Source,
-    say: Callable[[str], None], title: str,
+    planner: TrainingPass, names: Sequence[str], student: TrainableModel, teacher: TrainableModel | None,
+    source: Source, say: Callable[[str], None], title: str,
 ) -> int | None:  # fmt: skip
     """The first block whose output what learns can change; None where blocks do not correspond."""
     if teacher is None or not planner.losses.distill_blocks:
@@ -152,7 +152,7 @@ def _from_block(
 
 
 def _offered(planner: TrainingPass, data: Evaluation, tasks: Iterable[Task]) -> Iterable[Task]:
-    """Of `tasks` those that there is data for, or all where the recipe names some.  PlanError where there is none."""
+    """Those of `tasks` for which there is data, or all where the recipe names some.  PlanError where there is none."""
     if planner.tasks is not None:
         return tasks
     found, refusals = [], []

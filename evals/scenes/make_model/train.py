@@ -104,7 +104,7 @@ def final_scores(folder: Path, out: Path, log: Log) -> dict[str, Any]:
     evaluation = Scenes(prompts=1000, questions=2000, seed=7)
     scores = evaluation.run(family.runner(family.load(folder), folder), out / "scores", print)
     log.write("scores", 0, {str(task): score.value for task, score in scores.items()})
-    return {task: score.plain() for task, score in scores.items()}
+    return {task: score.json_values() for task, score in scores.items()}
 
 
 def main() -> None:

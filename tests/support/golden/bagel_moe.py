@@ -26,7 +26,7 @@ from umcompress.models.bagel.layers import GatedMLP
 from umcompress.models.bagel.load import disk_names, load_bagel
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.sampling import Contexts, denoise
-from umcompress.passes._partition import serpentine
+from umcompress.passes._partition import importance_partition
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.nn.experts import SparseFeedForward
 
@@ -127,7 +127,7 @@ class Block:
 
     def deal(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
         scores = self.common["importance_scores"].tolist()
-        return serpentine(scores, self.case["E"], int(len(scores) * self.case["shared_ratio"]))
+        return importance_partition(scores, self.case["E"], int(len(scores) * self.case["shared_ratio"]))
 
     def check_deal(self) -> None:
         shared, experts = self.deal()
@@ -277,7 +277,7 @@ def check_conversion(scores: Tensor, model: Bagel, folder: Path, checker: Checke
     sparse = load_file(folder / "model" / "ema.safetensors")
     for layer in (layer for layer in model.config.experts if layer.component == "generation"):
         path = f"language_model.model.layers.{layer.layer}.mlp_moe_gen"
-        shared, experts = serpentine(scores[layer.layer].tolist(), layer.experts, layer.shared_width)
+        shared, experts = importance_partition(scores[layer.layer].tolist(), layer.experts, layer.shared_width)
         parts = {f"experts.{e}": expert for e, expert in enumerate(experts)}
         if shared:
             parts["shared_expert"] = shared

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from umcompress.checkpoint.layout import WeightFiles
-from umcompress.checkpoint.writer import Source
+from umcompress.checkpoint.writer import TensorToWrite
 from umcompress.documents.base import Component
 from umcompress.documents.plan import Plan
 from umcompress.models.bagel.config import BagelConfig
@@ -64,7 +64,7 @@ class BagelFamily(Family):
         return {NOTES: json.dumps(layers, indent=1) + "\n"} if layers else {}
 
     def plain(
-        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
+        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, TensorToWrite] | None = None
     ) -> Plain | str:
         if has_experts(model):
             return plain_folder(model, folder, plans, values)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from umcompress.checkpoint.fill import sources
-from umcompress.checkpoint.writer import Source, held
+from umcompress.checkpoint.writer import TensorToWrite, in_memory
 from umcompress.documents.plan import Plan
 from umcompress.models.bagel.expert_layout import MODULES, NOTES
 from umcompress.models.bagel.experts import BagelExperts
@@ -34,14 +34,14 @@ def has_experts(model: nn.Module) -> bool:
 
 
 def plain_folder(
-    model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
+    model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, TensorToWrite] | None = None
 ) -> Plain | str:
     """The plain folder of a model with experts, or why there is none."""
     modules = {path: m for path, m in model.named_modules() if isinstance(m, SparseFeedForward)}
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if reasons := [*_edits(plans), *_modules(modules, config["intermediate_size"])]:
         return f"model/ needs umcompress: no plain BAGEL-MoE folder can hold it, since {'; '.join(reasons)}"
-    given = values if values is not None else {name: held(t) for name, t in model.state_dict().items()}
+    given = values if values is not None else {name: in_memory(t) for name, t in model.state_dict().items()}
     weights = sources(model, disk_names(model, SparseFeedForward), given)
     for path, module in modules.items():
         if not isinstance(module, BagelExperts):
@@ -100,9 +100,9 @@ def _fields(modules: Mapping[str, SparseFeedForward]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _further_routers(path: str, gate: Source) -> dict[str, Source]:
+def _further_routers(path: str, gate: TensorToWrite) -> dict[str, TensorToWrite]:
     """What the fork has beside the router: a shared expert's scale, zero for 1, and vision rows' own router."""
     shape = (1, gate.shape[1])
-    scale = Source(gate.dtype, shape, lambda: torch.zeros(shape, dtype=gate.dtype))
+    scale = TensorToWrite(gate.dtype, shape, lambda: torch.zeros(shape, dtype=gate.dtype))
     further = {f"{path}.gate_shared.weight": scale}
     return further if path.endswith("_moe_gen") else further | {f"{path}.gate_img.weight": gate}

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from umcompress.checkpoint.fill import sources
-from umcompress.checkpoint.writer import Source, held
+from umcompress.checkpoint.writer import TensorToWrite, in_memory
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.load import disk_names, skeleton
 from umcompress.models.plain_folder import Plain
@@ -27,7 +27,7 @@ NOTE = "model/ is an ordinary BAGEL folder with {layers} blocks of width {width}
 
 
 def ordinary_folder(
-    model: nn.Module, folder: Path, values: Mapping[str, Source] | None = None
+    model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None
 ) -> Plain | str:
     """The ordinary folder of `model`, or the reason why its layout cannot hold it.
 
@@ -41,7 +41,7 @@ def ordinary_folder(
     width = widths["understanding"][0]
     if (layers, width) == (before.text.num_hidden_layers, before.text.intermediate_size):
         return ""
-    given = values if values is not None else {name: held(t) for name, t in model.state_dict().items()}
+    given = values if values is not None else {name: in_memory(t) for name, t in model.state_dict().items()}
     weights = sources(model, disk_names(model), given)
     texts = _texts(folder, before, layers, width)
     if (folder / INDEX).is_file():
@@ -129,7 +129,7 @@ def _text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def _index(weights: Mapping[str, Mapping[str, Source]]) -> str:
+def _index(weights: Mapping[str, Mapping[str, TensorToWrite]]) -> str:
     """Tensor name -> weight file, over both files."""
     names = {name: file for file, tensors in weights.items() for name in tensors}
     return _text({"metadata": {}, "weight_map": dict(sorted(names.items()))})

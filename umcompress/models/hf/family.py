@@ -21,9 +21,9 @@ from umcompress.models.runner import Runner
 from umcompress.models.trainer import Trainer
 
 if TYPE_CHECKING:
-    from umcompress.checkpoint.disk import Disk
+    from umcompress.checkpoint.disk import DiskTensors
     from umcompress.checkpoint.layout import WeightFiles
-    from umcompress.checkpoint.writer import Source
+    from umcompress.checkpoint.writer import TensorToWrite
     from umcompress.documents.plan import Plan
     from umcompress.models.plain_folder import Plain
 
@@ -101,13 +101,13 @@ class TransformersFamily(Family):
         return disk.problems(_of_transformers(model), folder)
 
     def sources(
-        self, model: nn.Module, values: Mapping[str, Source] | None = None
-    ) -> dict[str, dict[str, Source]]:
+        self, model: nn.Module, values: Mapping[str, TensorToWrite] | None = None
+    ) -> dict[str, dict[str, TensorToWrite]]:
         from umcompress.models.hf.load import weights as disk
 
         return {WEIGHTS: disk.sources(_of_transformers(model), values)}
 
-    def open_disk(self, model: nn.Module, folder: Path) -> Disk:
+    def open_disk(self, model: nn.Module, folder: Path) -> DiskTensors:
         from umcompress.models.hf.load import weights as disk
 
         return disk.open_disk(_of_transformers(model), folder)
@@ -118,7 +118,7 @@ class TransformersFamily(Family):
         return own_config.own_configs(_of_transformers(model), self, folder)
 
     def plain(
-        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, Source] | None = None
+        self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, TensorToWrite] | None = None
     ) -> Plain | str:
         from umcompress.models.hf.export import mixtures as moe_export
         from umcompress.models.hf.export import ordinary as plain
@@ -139,10 +139,10 @@ class TransformersFamily(Family):
 
         staying.check_removable(_of_transformers(model), self.stacks(model), removed)
 
-    def settle(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        from umcompress.models.hf.layers import renumber as settle
+    def update_block_counts(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
+        from umcompress.models.hf.layers import renumber as update_block_counts
 
-        settle.settle(_of_transformers(model), self.stacks(model), removed)
+        update_block_counts.update_block_counts(_of_transformers(model), self.stacks(model), removed)
 
     def component_of(self, path: str) -> Component:
         return component_of(path, self.components)

@@ -1,6 +1,6 @@
 """The products of `dispatch` on a CPU: one matrix product for each expert that has tokens.
 
-They are operators of their own, so that a compiled graph holds them whole. Each expert's tokens are gathered
+They are registered as operators, so that a compiled graph calls them as a whole. Each expert's tokens are gathered
 just before its product and added just after it: the (T*k, H) copy that would otherwise be made costs more
 than the products of a small expert. Shapes as in `dispatch`; `token` (M,) is the token of each sorted row.
 """
@@ -34,13 +34,13 @@ def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _through_onednn(a: Tensor, b: Tensor) -> bool:
-    """On AMD processors, MKL's float32 products take twice the time of oneDNN's."""
+    """Whether to multiply by oneDNN: on AMD processors MKL's float32 products take twice as long."""
     large = min(a.shape) > 1 and a.numel() * b.shape[0] >= _LARGE
     return large and a.dtype == torch.float32 and torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
 
 
 def _groups(ends: Tensor, rows: int) -> Iterator[tuple[int, int, int, int]]:
-    """Expert, start, end, padded end of each expert that has rows.
+    """(expert, start, end, padded end) of each expert that has rows.
 
     oneDNN prepares each size once and remembers only so many: sizes from 64 up are rounded up to 8 in each
     octave, by taking rows of the next expert along.

@@ -1,7 +1,7 @@
-"""Bring tokens to their experts and back: sort by expert, one product per group of rows, sum per token.
+"""Dispatch tokens to experts and combine the results: sort by expert, one product per group of rows, sum per token.
 
 Shapes: T tokens, E experts, k of them chosen by each token, M = T*k rows sorted by expert, K in, N out.
-On an accelerator nothing here asks for a value: all counts stay on the device.
+On an accelerator nothing here synchronises: all counts stay on the device.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from umcompress.rewrite.nn import cpu
 
 
 @dataclass(frozen=True)
-class Order:
-    """Where each pair of token and chosen expert goes: M rows, each expert's next to each other.
+class ExpertOrder:
+    """The pairs of token and chosen expert as M rows sorted by expert.
 
     `expert`, `token`, `pair` (M,): of each row; `position` (T, k): the row of each pair; `ends` (E,) int32:
     where each expert's rows end.
@@ -32,7 +32,7 @@ class Order:
     ends: Tensor
 
 
-def sort_by_expert(chosen: Tensor, experts: int) -> Order:
+def sort_by_expert(chosen: Tensor, experts: int) -> ExpertOrder:
     """chosen (T, k) -> the order of its T*k pairs by expert, then by token."""
     expert, pair = torch.sort(chosen.reshape(-1), stable=True)
     position = torch.empty_like(pair)
@@ -40,17 +40,17 @@ def sort_by_expert(chosen: Tensor, experts: int) -> Order:
     numbers = torch.arange(experts, device=chosen.device)
     ends = torch.searchsorted(expert, numbers, right=True, out_int32=True)
     token = torch.div(pair, chosen.shape[1], rounding_mode="floor")
-    return Order(expert, token, pair, position.view_as(chosen), ends)
+    return ExpertOrder(expert, token, pair, position.view_as(chosen), ends)
 
 
-def spread_linear(x: Tensor, weights: Sequence[Tensor], order: Order) -> tuple[Tensor, ...]:
-    """x (T, K), weights of (E, N, K) -> for each weight (M, N): each token through the linears of its experts."""
+def spread_linear(x: Tensor, weights: Sequence[Tensor], order: ExpertOrder) -> tuple[Tensor, ...]:
+    """Apply to each token the linears of its experts: x (T, K), weights of (E, N, K) -> for each weight (M, N)."""
     x, *weights = _autocast(x, *weights)
     return _Spread.apply(x, order, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def sum_linear(rows: Tensor, weight: Tensor, order: Order) -> Tensor:
-    """rows (M, K), weight (E, N, K) -> (T, N): the sum of what each token's experts make of its rows."""
+def sum_linear(rows: Tensor, weight: Tensor, order: ExpertOrder) -> Tensor:
+    """Apply a linear of each row's expert and sum per token: rows (M, K), weight (E, N, K) -> (T, N)."""
     rows, weight = _autocast(rows, weight)
     return _Sum.apply(rows, weight, order)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -64,7 +64,7 @@ def _autocast(*tensors: Tensor) -> list[Tensor]:
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Order, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, order: ExpertOrder, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.order = order
         ctx.save_for_backward(x, *weights)
         return tuple(_spread(x, weights, order))
@@ -81,7 +81,7 @@ class _Spread(torch.autograd.Function):
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, order: Order) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, order: ExpertOrder) -> Tensor:
         ctx.order = order
         ctx.save_for_backward(rows, weight)
         return _sum([rows], [weight], order)
@@ -104,7 +104,7 @@ def _grouped(x: Tensor, *sides: int) -> bool:
     return x.is_cuda and x.dtype == torch.bfloat16 and all(side % 8 == 0 for side in sides)
 
 
-def _spread(x: Tensor, weights: Sequence[Tensor], order: Order) -> list[Tensor]:
+def _spread(x: Tensor, weights: Sequence[Tensor], order: ExpertOrder) -> list[Tensor]:
     """The kernel of `spread_linear`, and of the gradient of `sum_linear` with respect to its rows."""
     if _on_cpu(x):
         spread: list[Tensor] = cpu.spread_products(x, weights, order.token, order.ends)
@@ -115,7 +115,7 @@ def _spread(x: Tensor, weights: Sequence[Tensor], order: Order) -> list[Tensor]:
     return [torch.einsum("tk,enk->ten", x, w)[order.token, order.expert] for w in weights]
 
 
-def _sum(rows: Sequence[Tensor], weights: Sequence[Tensor], order: Order) -> Tensor:
+def _sum(rows: Sequence[Tensor], weights: Sequence[Tensor], order: ExpertOrder) -> Tensor:
     """The kernel of `sum_linear`, and of the gradient of `spread_linear` with respect to x."""
     if _on_cpu(rows[0]):
         out: Tensor = cpu.sum_products(rows, weights, order.token, order.ends, order.position.shape[0])
@@ -128,7 +128,7 @@ def _sum(rows: Sequence[Tensor], weights: Sequence[Tensor], order: Order) -> Ten
     return sum(full[1:], full[0])
 
 
-def _outer(rows: Sequence[Tensor], x: Tensor, order: Order, rows_last: bool = False) -> list[Tensor]:
+def _outer(rows: Sequence[Tensor], x: Tensor, order: ExpertOrder, rows_last: bool = False) -> list[Tensor]:
     """Gradients with respect to weights: rows of (M, N), x (T, K) -> (E, N, K), or (E, K, N) if `rows_last`."""
     if _on_cpu(x):
         outer: list[Tensor] = cpu.outer_products(rows, x, order.token, order.ends, rows_last)
@@ -141,7 +141,7 @@ def _outer(rows: Sequence[Tensor], x: Tensor, order: Order, rows_last: bool = Fa
     return [torch.einsum(into, _all_experts(row, order), x) for row in rows]
 
 
-def _all_experts(rows: Tensor, order: Order) -> Tensor:
-    """rows (M, N) -> (T, E, N), zero where an expert was not chosen: no grouped product, but no loop either."""
+def _all_experts(rows: Tensor, order: ExpertOrder) -> Tensor:
+    """Scatter rows (M, N) to (T, E, N), zero where an expert was not chosen: no grouped product, but no loop either."""
     full = rows.new_zeros(order.position.shape[0], order.ends.shape[0], rows.shape[1])
     return full.index_put((order.token, order.expert), rows)

@@ -22,7 +22,7 @@ Weighting = Literal["one_plus_logit", "softmax"]
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """All that is needed to build the module, also on the meta device.
+    """The sizes and names from which the module is built, also on the meta device.
 
     A producer that is named k times gives k equal parts of its rows, in their order.
     """
@@ -41,7 +41,7 @@ class ExpertShape:
 
     @property
     def first(self) -> tuple[str, ...]:
-        """The producers, each once."""
+        """The names of the producers, without repetition."""
         return tuple(dict.fromkeys(self.producers))
 
 
@@ -127,7 +127,7 @@ class SparseFeedForward(nn.Module):
         return sum_linear(inner, self._stacked(self.shape.consumer).weight, order)
 
     def _inner(self, made: Sequence[Tensor], expert: Tensor) -> Tensor:
-        """The producers' outputs, without bias, of rows of these experts -> what goes into the consumer."""
+        """Compute the consumer's input from the producers' outputs (without bias) of rows of these experts."""
         biases = [self._stacked(name).bias for name in self.shape.first]
         out: Tensor = self.inner(
             *(
@@ -138,7 +138,7 @@ class SparseFeedForward(nn.Module):
         return out
 
     def _may_decode(self, x: Tensor) -> bool:
-        """One token on a CPU, without gradients, in a plain call: nothing to sort."""
+        """Whether the input is one token on a CPU, without gradients or compilation: then nothing needs sorting."""
         if x.shape[0] != 1 or not x.is_cpu or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return False
         return type(x) is Tensor and not torch.compiler.is_compiling()

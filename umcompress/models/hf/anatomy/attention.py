@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from umcompress.graph.linears import inputs, is_matrix, outputs
+from umcompress.graph.linears import input_size, is_matrix, output_size
 from umcompress.graph.protocol import StreamLayout
 from umcompress.graph.trace import is_attention
 from umcompress.models.hf.anatomy import alibi as slopes
@@ -116,8 +116,8 @@ def layout_of(module: nn.Module) -> Layout:
     query, key, value = names
     if query is None or key is None or value is None:
         return "queries, keys and values are made by linears that are laid out otherwise"
-    sizes = [outputs(children[name]) for name in (query, key, value)]
-    width = inputs(children[output])
+    sizes = [output_size(children[name]) for name in (query, key, value)]
+    width = input_size(children[output])
     gated = sizes[0] == 2 * width and makes_gates(kind)
     if any(size % head_dim for size in sizes) or sizes[1] != sizes[2] or not (gated or sizes[0] == width):
         return _ODD_SIZES
@@ -132,9 +132,9 @@ def layout_of(module: nn.Module) -> Layout:
 def _fused(module: nn.Module, name: str, output: str, head_dim: int, bundles: int) -> Layout:
     """Rows of a bundle: its queries, its keys, its values."""
     children = dict(module.named_children())
-    width = inputs(children[output])
-    heads, groups = width // head_dim, (outputs(children[name]) - width) // 2 // head_dim
-    whole = (heads + 2 * groups) * head_dim == outputs(children[name]) and heads * head_dim == width
+    width = input_size(children[output])
+    heads, groups = width // head_dim, (output_size(children[name]) - width) // 2 // head_dim
+    whole = (heads + 2 * groups) * head_dim == output_size(children[name]) and heads * head_dim == width
     if not whole or groups == 0 or heads % groups or groups % (bundles or groups):
         return _ODD_SIZES
     size = groups // (bundles or groups)

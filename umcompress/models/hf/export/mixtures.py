@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from umcompress.checkpoint.fill import part_of
 from umcompress.checkpoint.layout import tied_names
 from umcompress.checkpoint.parts import joined
-from umcompress.checkpoint.writer import Source, held
+from umcompress.checkpoint.writer import TensorToWrite, in_memory
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.models.hf.export import ordinary as plain
 from umcompress.models.hf.export.old_fields import with_old_fields
@@ -65,7 +65,7 @@ class Mixture:
             content[self.dense_field] = sorted(set(range(dense["num_hidden_layers"])) - layers)
         return content
 
-    def tensors(self, ours: Mapping[str, Source], splits: Mapping[int, ExpertShape]) -> dict[str, Source]:
+    def tensors(self, ours: Mapping[str, TensorToWrite], splits: Mapping[int, ExpertShape]) -> dict[str, TensorToWrite]:
         """`ours` by names in the module -> by names on disk."""
         written = {}
         for name, source in ours.items():
@@ -112,7 +112,7 @@ def is_split(model: PreTrainedModel) -> bool:
 
 
 def plain_folder(
-    model: PreTrainedModel, family: ModelFamily, source: Path, values: Mapping[str, Source] | None = None
+    model: PreTrainedModel, family: ModelFamily, source: Path, values: Mapping[str, TensorToWrite] | None = None
 ) -> Plain | str:
     """A folder that AutoModelForCausalLM loads, or why there is none.
 
@@ -137,7 +137,7 @@ def plain_folder(
     if reasons:
         return f"model/ needs umcompress: no {mixture.architecture} can hold it, since {'; '.join(reasons)}"
     assert built is not None
-    given = values if values is not None else {name: held(tensor) for name, tensor in model.state_dict().items()}
+    given = values if values is not None else {name: in_memory(tensor) for name, tensor in model.state_dict().items()}
     ours = {name: source for name, source in given.items() if name not in tied_names(model)}
     text = plain.as_text(with_old_fields(built.config.to_diff_dict(), source))
     return Plain(
@@ -211,7 +211,7 @@ def filled(width: int) -> int:
     return -(-width // WHOLE) * WHOLE
 
 
-def _filled(source: Source, axis: int, factor: int) -> Source:
+def _filled(source: TensorToWrite, axis: int, factor: int) -> TensorToWrite:
     """The tensor times `factor`, with zeros after its channels, which lie along `axis`."""
     shape = list(source.shape)
     missing = filled(shape[axis]) - shape[axis]
@@ -224,4 +224,4 @@ def _filled(source: Source, axis: int, factor: int) -> Source:
         if axis == 0 and missing:
             yield torch.zeros(missing, *shape[1:], dtype=source.dtype)
 
-    return Source(source.dtype, tuple(shape), lambda: joined(pieces()), pieces)
+    return TensorToWrite(source.dtype, tuple(shape), lambda: joined(pieces()), pieces)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from umcompress.checkpoint.writer import Source
+from umcompress.checkpoint.writer import TensorToWrite
 from umcompress.errors import ModelError
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.models.hf.anatomy import attention
@@ -35,7 +35,7 @@ _SHOWN = 4
 
 
 def plain_folder(
-    model: PreTrainedModel, family: ModelFamily, source: Path, values: Mapping[str, Source] | None = None
+    model: PreTrainedModel, family: ModelFamily, source: Path, values: Mapping[str, TensorToWrite] | None = None
 ) -> Plain | str:
     """A folder that transformers loads by itself, or why there is none.
 

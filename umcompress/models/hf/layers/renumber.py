@@ -32,7 +32,9 @@ from umcompress.models.hf.layers.read_layers import _feed_again, _tap_again, _ta
 from umcompress.models.hf.names import MAIN_STACK
 
 
-def settle(model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[str, Sequence[int]]) -> None:
+def update_block_counts(
+    model: PreTrainedModel, stacks: Mapping[str, str], removed: Mapping[str, Sequence[int]]
+) -> None:
     """`removed`: positions that blocks had before they were taken out of their stacks, which is done."""
     for stack, path in stacks.items():
         blocks = model.get_submodule(path)

@@ -27,12 +27,12 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
-from umcompress.checkpoint.disk import DTYPES, Disk, Files, OnFile, with_tied
+from umcompress.checkpoint.disk import DTYPES, DiskTensors, FileTensor, OpenFiles, with_tied
 from umcompress.checkpoint.fill import aligned
-from umcompress.checkpoint.index import Checkpoint, open_folder, shards_of
+from umcompress.checkpoint.index import StoredTensors, open_folder, shards_of
 from umcompress.checkpoint.layout import tied_names
-from umcompress.checkpoint.recorder import CannotFollow, Recorder
-from umcompress.checkpoint.writer import NAMES, Source, held, in_parts
+from umcompress.checkpoint.recorder import CannotReplay, Recorder
+from umcompress.checkpoint.writer import NAMES, TensorToWrite, in_memory, in_parts
 from umcompress.errors import ModelError
 from umcompress.models.hf.load.skeleton import kept_float32
 from umcompress.models.hf.names import WEIGHTS
@@ -160,16 +160,16 @@ def names_on_disk(model: PreTrainedModel) -> dict[str, str]:
     return names | {name: name for name in state.keys() - set(names.values())}
 
 
-def sources(model: PreTrainedModel, values: Mapping[str, Source] | None = None) -> dict[str, Source]:
+def sources(model: PreTrainedModel, values: Mapping[str, TensorToWrite] | None = None) -> dict[str, TensorToWrite]:
     """What to write: name on disk -> tensor. Tied parameters are stored once. values: the tensors of a skeleton."""
     tied = tied_names(model)
     if values is not None:
         return _recorded_sources(model, {name: source for name, source in values.items() if name not in tied})
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    return {disk: held(tensor) for disk, tensor in revert_weight_conversion(model, state).items()}
+    return {disk: in_memory(tensor) for disk, tensor in revert_weight_conversion(model, state).items()}
 
 
-def _recorded_sources(model: PreTrainedModel, values: Mapping[str, Source]) -> dict[str, Source]:
+def _recorded_sources(model: PreTrainedModel, values: Mapping[str, TensorToWrite]) -> dict[str, TensorToWrite]:
     recorder = Recorder()
     state = {name: recorder.watch(source.parts) for name, source in values.items() if source.parts is not None}
     assert state.keys() == values.keys()
@@ -178,14 +178,15 @@ def _recorded_sources(model: PreTrainedModel, values: Mapping[str, Source]) -> d
     return {disk: in_parts(recorder.made(tensor)) for disk, tensor in on_disk.items()}
 
 
-def open_disk(model: PreTrainedModel, folder: Path) -> Disk:
+def open_disk(model: PreTrainedModel, folder: Path) -> DiskTensors:
     """Where the tensors of a model lie; what conversions make of several is made when a part of it is asked for."""
     raise_problems(model, folder)
-    files, stored, recorder = Files(), _open(folder), Recorder()
+    files, stored, recorder = OpenFiles(), _open(folder), Recorder()
     with _followed(recorder, "read"):
         layout = Layout(model, stored.entries)
-        found = dict(layout.tensors(lambda disk: recorder.watch(OnFile(stored.entry(disk), files))))
-    return Disk(with_tied({name: recorder.made(tensor) for name, tensor in found.items()}, tied_names(model)), files)
+        found = dict(layout.tensors(lambda disk: recorder.watch(FileTensor(stored.entry(disk), files))))
+    places = {name: recorder.made(tensor) for name, tensor in found.items()}
+    return DiskTensors(with_tied(places, tied_names(model)), files)
 
 
 @contextmanager
@@ -193,7 +194,7 @@ def _followed(recorder: Recorder, verb: str) -> Iterator[None]:
     try:
         with recorder:
             yield
-    except (CannotFollow, RuntimeError) as error:
+    except (CannotReplay, RuntimeError) as error:
         found = f"transformers converts them otherwise: {str(error).splitlines()[0]}"
         raise ModelError(
             f"{verb} the weights a tensor at a time", found,
@@ -247,7 +248,7 @@ def _remember(model: Any, layout: Layout) -> None:
     model._weight_conversions = layout.used() or None
 
 
-def _open(folder: Path) -> Checkpoint:
+def _open(folder: Path) -> StoredTensors:
     if not shards_of(folder, WEIGHTS)[0].is_file():
         raise ModelError(
             f"load the weights of the model in {folder}", f"no {WEIGHTS} and no {WEIGHTS}.index.json",
@@ -256,7 +257,7 @@ def _open(folder: Path) -> Checkpoint:
     return open_folder(folder, WEIGHTS)
 
 
-def _shape(stored: Checkpoint, disk: str) -> Tensor:
+def _shape(stored: StoredTensors, disk: str) -> Tensor:
     entry = stored.entry(disk)
     return torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype, torch.float32), device="meta")
 
