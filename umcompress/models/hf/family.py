@@ -140,9 +140,9 @@ class TransformersFamily(Family):
         staying.check_removable(_of_transformers(model), self.stacks(model), removed)
 
     def update_block_counts(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        from umcompress.models.hf.layers import renumber as update_block_counts
+        from umcompress.models.hf.layers import renumber
 
-        update_block_counts.update_block_counts(_of_transformers(model), self.stacks(model), removed)
+        renumber.update_block_counts(_of_transformers(model), self.stacks(model), removed)
 
     def component_of(self, path: str) -> Component:
         return component_of(path, self.components)
