@@ -1,7 +1,7 @@
 """Reload a written model in a fresh process and compare what it computes, bit for bit.
 
-`python -m umcompress.run.verify FOLDER EXPECTED DTYPE DEVICE THREADS BAR TRUST` prints one JSON object, which the parent
-judges.
+`python -m umcompress.run.verify FOLDER EXPECTED DTYPE DEVICE THREADS BAR TRUST` prints one JSON object, which
+the parent judges.
 """
 
 from __future__ import annotations
