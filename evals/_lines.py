@@ -83,7 +83,7 @@ class ResumableLines:
     def append(self, *rows: Row) -> None:
         """Write rows and see them onto the disk.  A key that is there already keeps its first row."""
         new = [row for row in rows if row[self.key] not in self.rows]
-        with self._own.open("a", encoding="utf-8") as file:
+        with files.naming(self._own), self._own.open("a", encoding="utf-8") as file:
             file.write("".join(_line(row) for row in new))
             file.flush()
         self.rows |= {row[self.key]: row for row in new}

@@ -10,7 +10,8 @@ import errno
 import json
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path))
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say of which file it is when the system refuses to go on writing: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def within(folder: Path, name: Any) -> Path:
     """A file that a document in `folder` names.  ValueError for a name that leads out of the folder, or is none."""
     if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -82,5 +94,5 @@ def within(folder: Path, name: Any) -> Path:
 
 
 __all__: Sequence[str] = (
-    "is_regular", "parse_json", "read_bytes", "read_json", "read_text", "regular", "within",
+    "is_regular", "naming", "parse_json", "read_bytes", "read_json", "read_text", "regular", "within",
 )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from umcompress.errors import UsageError
+from umcompress.files import naming
 
 _CHUNK = 1 << 20
 
@@ -56,7 +57,7 @@ def atomic_folder(target: Path, replace: bool = False, sync: bool = True) -> Ite
 def write_text_atomic(file: Path, text: str) -> None:
     """Write a text file atomically."""
     work = file.with_name(f".{file.name}.partial")
-    with work.open("w", encoding="utf-8") as stream:
+    with naming(file), work.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

@@ -21,6 +21,7 @@ from torch import Tensor
 from umcompress.checkpoint.parts import FileRange, PartialTensor, joined, pieces, whole
 from umcompress.checkpoint.read_ahead import read_ahead
 from umcompress.errors import CheckError
+from umcompress.files import naming
 
 NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -82,7 +83,7 @@ def write_file(
     # Data starts on a multiple of 64 bytes, so that most tensors can be used straight from a memory map.
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     work = file.with_name(f".{file.name}.partial")
-    with work.open("wb", buffering=0) as stream:
+    with naming(file), work.open("wb", buffering=0) as stream:
         _write(stream, memoryview(struct.pack("<Q", len(text)) + text))
         for name in order:
             source = tensors[name]

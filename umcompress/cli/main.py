@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
+import traceback
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +22,44 @@ if TYPE_CHECKING:
     from umcompress.documents.base import Document
     from umcompress.report.table import View
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 # What a file system says, and what to do about it. Any other OSError is an error of ours.
 _ROOM, _RIGHTS = "make room", "see that it can be read and written"
 REFUSALS = {
     errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "write where files may be larger", errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS, errno.EROFS: _RIGHTS, errno.EIO: "look after the disk", errno.ESTALE: "look after the disk",
+    errno.ENAMETOOLONG: "give it a shorter name", errno.ELOOP: "see where its links lead",
 }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0 (done), 1 (a pass, evaluation or check failed), 2 (wrong usage), 130."""
+    """Run one command. Returns 0 (done), 1 (a pass, evaluation or check failed), 2 (wrong usage), 130, 143."""
+    with _terminable():
+        return _main(arguments)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: from here on as Ctrl-C, so that files are closed, processes ended and nothing is left half."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread, where signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options = None
     try:
         options = cli_parser.parse(arguments)
         if options.version:
@@ -48,11 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UmcompressError as error:
         # Of several processes all find the same; the first says so.
         if processes.rank() == 0:
+            if options is not None and options.debug:
+                traceback.print_exception(error)
             print(f"umcompress: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("umcompress: interrupted; the same command resumes where it stopped", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, _Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone. Without this, Python complains again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,15 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if (do := REFUSALS.get(error.errno or 0)) is None:
             raise
-        print(f"umcompress: use {error.filename2 or error.filename or 'a file'}\n  found: {error.strerror}\n"
+        print(f"umcompress: use {error.filename2 or error.filename or 'the disk'}\n  found: {error.strerror}\n"
               f"  do: {do} and give the same command again; the steps that are done are kept", file=sys.stderr)
         return 1
 
 
 def _ended(error: SystemExit) -> UmcompressError:
     """Code that is not ours (a pass of the user's, a library) leaves the process: nothing here does."""
-    import traceback
-
     last = traceback.extract_tb(error.__traceback__)[-1]
     return UmcompressError(
         "run the command to its end", f"sys.exit({error.code!r}) in {last.filename}, line {last.lineno}",

@@ -11,6 +11,7 @@ from typing import NoReturn
 from umcompress.errors import UsageError, did_you_mean, nearest
 
 FORMATS = ("table", "md", "json")
+_DEBUG_HELP = "show where in the code an error arose"
 _SET_HELP = "override one value of the recipe; list indices count from 0, values are YAML; repeatable"
 
 
@@ -200,9 +201,13 @@ def build() -> Parser:
     about = "Make unified multimodal models smaller and faster, and see what it costs."
     parser = Parser(prog="umcompress", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--debug", action="store_true", help=_DEBUG_HELP)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, (summary, fill) in COMMANDS.items():
-        fill(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False))
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        fill(command)
+        # Said before the command it must not be unsaid by its absence after it.
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG_HELP)
     return parser
 
 

@@ -10,6 +10,7 @@ from umcompress.data.sources import calibration_source, seeded, training_source
 from umcompress.errors import PlanError, UsageError
 from umcompress.extend.evaluation_base import Evaluation
 from umcompress.extend.pass_base import Pass, TrainingPass
+from umcompress.extend.users_code import call
 from umcompress.models.source import Source
 from umcompress.recipe.recipe import Calibration, Recipe, Step, Task
 from umcompress.train.step import check_learning, check_trainable
@@ -58,9 +59,9 @@ def _problems(
 ) -> Iterator[tuple[str, Problem]]:
     for name, evaluation in zip(recipe.evaluation_names, evaluations, strict=True):
         try:
-            evaluation.check()
+            call(evaluation, "check")
             _does_any(evaluation, runner)
-            evaluation.suits(runner)
+            call(evaluation, "suits", runner)
         except (PlanError, UsageError) as error:
             yield f"evaluate {name}", error
     checked: set[Calibration] = set()
@@ -72,7 +73,7 @@ def _problems(
         try:
             if isinstance(planner, TrainingPass):
                 check_trainable(planner, source, training_source(recipe, planner, evaluations))
-            elif isinstance(planner, Pass) and planner.needs() and wanted not in checked:
+            elif isinstance(planner, Pass) and call(planner, "needs") and wanted not in checked:
                 _calibrates(wanted, calibration_source(recipe, wanted, evaluations), runner)
                 checked.add(wanted)
         except (PlanError, UsageError) as error:
@@ -106,7 +107,7 @@ def _calibrates(wanted: Calibration, giver: Evaluation, runner: Any) -> None:
         rows = giver.drawn(wanted.task, wanted.samples, wanted.seed)
         _can_read(str(giver.data), any("image" in row for row in rows), any("text" in row for row in rows), runner)
         return
-    items = giver.calibration_items(wanted.task, wanted.samples, wanted.seed)
+    items = call(giver, "calibration_items", wanted.task, wanted.samples, wanted.seed)
     pictured = any(getattr(item, "image", None) is not None for item in items)
     _can_read(giver.name, pictured, any(hasattr(item, "text") for item in items), runner)
 

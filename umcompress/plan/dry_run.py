@@ -12,8 +12,9 @@ from umcompress.checkpoint.fill import file_problems
 from umcompress.checkpoint.index import shards_of
 from umcompress.documents.plan import Plan
 from umcompress.documents.previews import PlanReport, PlanStep
-from umcompress.errors import ModelError, PlanError, UsageError
-from umcompress.extend.pass_base import Pass, TrainingPass
+from umcompress.errors import ModelError, PlanError, UmcompressError, UsageError
+from umcompress.extend.pass_base import Pass, Proposal, TrainingPass
+from umcompress.extend.users_code import call
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.models.measure import Weight, weigh
 from umcompress.models.source import DTYPES, Source, as_stored, located, open_source
@@ -157,13 +158,15 @@ def _plan_step(step: Step, before: Weight, after: Weight, **found: Any) -> PlanS
 
 def propose(planner: Pass, graph: ModelGraph, task: str) -> Plan:
     """The plan of a pass on a skeleton.  PlanError where it reads values although there are none."""
-    values = {needed: _NotMeasured(needed, {}, task) for needed in planner.needs()}
+    values = {needed: _NotMeasured(needed, {}, task) for needed in call(planner, "needs")}
     try:
-        return planner.plan(graph, Statistics(values, task, dry=True)).plan
-    except (RuntimeError, TypeError) as error:
-        if not _NO_VALUES.search(str(error)):
+        proposal: Proposal = call(planner, "plan", graph, Statistics(values, task, dry=True))
+        return proposal.plan
+    except (RuntimeError, TypeError, UmcompressError) as error:
+        cause = error.__cause__ if isinstance(error, UmcompressError) else error
+        if not isinstance(cause, RuntimeError | TypeError) or not _NO_VALUES.search(str(cause)):
             raise
-        _refuse(planner.name, f"it reads values of weights ({str(error).splitlines()[0]})", error)
+        _refuse(planner.name, f"it reads values of weights ({str(cause).splitlines()[0]})", cause)
 
 
 class _NotMeasured(Measured):

@@ -12,6 +12,7 @@ from umcompress.checkpoint.parts import PIECE
 from umcompress.documents.previews import Memory
 from umcompress.extend import Calibration, ChannelMoments
 from umcompress.extend.pass_base import Pass
+from umcompress.extend.users_code import call
 from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.models.streamed import block_paths, large_layers
 
@@ -34,7 +35,7 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
     embedding or head, and what else lies outside of the blocks, all of which are there when the result is compared.
     """
     graph = trace_model(model, family)
-    needs = [(list(one.needs()), calibration.memory * 1e9, share) for one, calibration, share in steps]
+    needs = [(list(call(one, "needs")), calibration.memory * 1e9, share) for one, calibration, share in steps]
     statistics = max((_held(graph, of_step, memory) for of_step, memory, _ in needs), default=0)
     refitted = [
         _refitted(graph, need, share)

@@ -11,6 +11,7 @@ from umcompress.documents.base import Task
 from umcompress.documents.report import Report, write_report
 from umcompress.documents.scores import Score, headline
 from umcompress.extend.evaluation_options import chosen
+from umcompress.extend.users_code import call
 from umcompress.progress import say
 from umcompress.run.folder import make_folder
 from umcompress.run.provenance import _report
@@ -35,7 +36,7 @@ def evaluate(
     from umcompress.run.reference import require_reference, scored
 
     for evaluation in wanted:
-        evaluation.check()
+        call(evaluation, "check")
         require_reference(evaluation)
     if output:
         make_folder(Path(output), f"the output folder {output}")

@@ -24,6 +24,7 @@ from umcompress.documents.report import StepReport, Stopped, check_gate, step_re
 from umcompress.documents.scores import Score, headline
 from umcompress.errors import PlanError
 from umcompress.extend.pass_base import Pass, Proposal, TrainingPass
+from umcompress.extend.users_code import call
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.models.measure import Stopwatch, own_speed, weigh
 from umcompress.models.runner import Runner
@@ -148,7 +149,7 @@ class Pipeline:
         return Proposal(proposal.plan, rounded(self.source, self.recipe, plans, proposal.tensors))
 
     def _train(self, index: int, step: Step, planner: TrainingPass, model: nn.Module, work: Path) -> Proposal:
-        proposal = planner.plan(trace_model(model, self.source.family), Statistics())
+        proposal: Proposal = call(planner, "plan", trace_model(model, self.source.family), Statistics())
         values = run_training(
             planner, proposal.plan.tensor_names(), model, self.source,
             training_source(self.recipe, planner, self.evaluations), work / TRAINING,
@@ -161,7 +162,7 @@ class Pipeline:
         assert isinstance(planner, Pass)
         graph = trace_model(model, self.source.family)
         wanted = getattr(planner, "calibration", None) or self.recipe.calibration
-        needs = planner.needs()
+        needs = call(planner, "needs")
         statistics = Statistics(task=wanted.task)
         if needs:
             self.say(
@@ -173,7 +174,8 @@ class Pipeline:
                 lambda edits: self._rework(planner.name, model, edits, items), wanted.memory,
                 lambda text: self.say(f"{self._place(index)} {step.name}: {text}"),
             )
-        return planner.plan(graph, statistics)
+        proposal: Proposal = call(planner, "plan", graph, statistics)
+        return proposal
 
     def _rework(
         self, name: str, model: nn.Module, edits: Sequence[Edit], items: list[Any]
@@ -191,7 +193,8 @@ class Pipeline:
         if isinstance(source, CalibrationFile):
             for line in source.overlaps((wanted.task, wanted.samples, wanted.seed), self.evaluations):
                 self.say(line)
-        return source.calibration_items(wanted.task, wanted.samples, wanted.seed)
+        items: list[Any] = call(source, "calibration_items", wanted.task, wanted.samples, wanted.seed)
+        return items
 
     def _measured(
         self, model: nn.Module, index: int, name: str, work: Path, done: tuple[Step, Plan] | None, started: float

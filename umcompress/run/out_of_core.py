@@ -29,7 +29,8 @@ from umcompress.documents.plan import CompressionRecord, Plan
 from umcompress.documents.report import CheckpointResult, StepReport, step_report
 from umcompress.errors import CheckError, PlanError
 from umcompress.extend.pass_base import Pass, Proposal
-from umcompress.graph.model_graph import trace_model
+from umcompress.extend.users_code import call
+from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.models.lockstep import Lockstep
 from umcompress.models.measure import weigh
 from umcompress.models.save import save_plain, write_compressed
@@ -159,9 +160,9 @@ class OutOfCore:
         assert isinstance(planner, Pass)
         graph = trace_model(model.model, self.source.family, model.read)
         wanted = getattr(planner, "calibration", None) or self.recipe.calibration
-        needs = planner.needs()
+        needs = call(planner, "needs")
         if not needs:
-            return planner.plan(graph, Statistics(task=wanted.task))
+            return self._planned(planner, graph, Statistics(task=wanted.task))
         self.say(f"{place}: calibrating on {wanted.samples} {wanted.task} samples, a block at a time")
         items = calibration_source(self.recipe, wanted, ()).calibration_items(
             wanted.task, wanted.samples, wanted.seed
@@ -175,7 +176,11 @@ class OutOfCore:
         statistics = collect(
             graph, needs, feed, wanted.task, memory=wanted.memory, say=lambda text: self.say(f"{place}: {text}")
         )
-        return planner.plan(graph, statistics)
+        return self._planned(planner, graph, statistics)
+
+    def _planned(self, planner: Pass, graph: ModelGraph, statistics: Statistics) -> Proposal:
+        proposal: Proposal = call(planner, "plan", graph, statistics)
+        return proposal
 
     def _weighed(self, model: OnDisk, name: str, started: float) -> StepReport:
         weight = weigh(model.model, self.source.family, self.source.runner(model.model))

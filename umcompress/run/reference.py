@@ -10,6 +10,7 @@ from umcompress.documents.base import Task
 from umcompress.documents.scores import Score
 from umcompress.errors import UsageError
 from umcompress.extend.evaluation_base import Evaluation
+from umcompress.extend.users_code import call
 from umcompress.models.source import Source, open_source
 
 REFERENCE = "reference"
@@ -26,14 +27,18 @@ def scored(
     named = getattr(evaluation, "reference", None)
     if baseline is not None:
         reference = baseline / REFERENCE
-        return evaluation.compare(runner, out, say, reference if reference.is_dir() else baseline)
+        return _scores(evaluation, "compare", runner, out, say, reference if reference.is_dir() else baseline)
     if named is None:
-        return evaluation.run(runner, out, say)
+        return _scores(evaluation, "run", runner, out, say)
     say(f"{evaluation.name}: the reference {named}")
     trust = source.trust_remote_code
     other = open_source(named, source.dtype, source.device, trust_remote_code=trust)
-    evaluation.run(other.runner(other.load()), out / REFERENCE, say)
-    return evaluation.compare(runner, out, say, out / REFERENCE)
+    _scores(evaluation, "run", other.runner(other.load()), out / REFERENCE, say)
+    return _scores(evaluation, "compare", runner, out, say, out / REFERENCE)
+
+
+def _scores(evaluation: Evaluation, method: str, *arguments: Any) -> dict[Task, Score]:
+    return dict(call(evaluation, method, *arguments))
 
 
 def require_reference(evaluation: Evaluation) -> None:

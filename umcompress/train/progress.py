@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from umcompress.files import naming
+
 CURVE = "training.jsonl"
 # Where there is no terminal: so many lines in all.
 LINES = 10
@@ -33,7 +35,7 @@ class Curve:
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        with self.file.open("a", encoding="utf-8") as stream:
+        with naming(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
 
