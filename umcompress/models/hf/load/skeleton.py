@@ -17,12 +17,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from umcompress.errors import ModelError
 from umcompress.files import read_json
 from umcompress.models import remote_code as code
+from umcompress.models.hf.load import leftovers
 from umcompress.models.hf.load import own_code as remote
 from umcompress.models.hf.names import CONFIG
 
@@ -54,7 +55,7 @@ def read_config(folder: Path, trust: bool = False) -> PreTrainedConfig:
     if (own := remote.own_config(content, file, trust)) is not None:
         return own
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=False)
+        config = leftovers.config_of(file, content)
     except WRONG as error:
         raise _refused(file, error) from error
     return config
