@@ -70,6 +70,7 @@ class PlanReport(Document):
     problems: tuple[str, ...] = ()
     loads_with: Literal["transformers", "umcompress"] | None = None
     why: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class OptionInfo(Document):

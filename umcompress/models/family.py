@@ -88,6 +88,10 @@ class Family(ABC):
         """
         return {}
 
+    def left_aside(self, folder: Path) -> Sequence[str]:
+        """In words, which tensors of the weight files the model has no use for; no result has them."""
+        return ()
+
     def plain(
         self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, TensorToWrite] | None = None
     ) -> Plain | str:

@@ -57,6 +57,7 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     return PlanReport(
         model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory,
         problems=tuple(f"{place}: {error}" for place, error in data), loads_with=loads_with, why=why,
+        notes=tuple(source.family.left_aside(source.folder)),
     )
 
 

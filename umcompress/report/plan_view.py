@@ -29,6 +29,7 @@ def plan_view(plan: PlanReport, recipe: str | None = None, settings: Sequence[st
         refused = by_layers((item.site, item.reason) for item in step.declined)
         parts += [f"{step.name} leaves {site} alone: {reason}" for site, reason in refused]
         parts += [f"{step.name} CANNOT be done: {step.problem}"] if step.problem else []
+    parts += plan.notes
     parts += [f"apply CANNOT run this: {problem}" for problem in plan.problems]
     possible = recipe is not None and not plan.problems and not any(step.problem for step in plan.steps)
     following = [f"next: umcompress apply {shlex.join([str(recipe), *settings])}"] if possible else []

@@ -63,7 +63,7 @@ def _report(
         model=model, steps=tuple(steps), evaluations={e.name: e.json_values() for e in evaluations}, seed=seed,
         device=source.device, dtype=source.dtype, hardware=_hardware(source.device), versions=_versions(),
         commit=_commit(), command=tuple(sys.argv), created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=_own_code(source),
+        notes=(*_own_code(source), *source.family.left_aside(source.folder)),
     )
 
 

@@ -95,6 +95,11 @@ class TransformersFamily(Family):
 
         return {WEIGHTS: disk.names_on_disk(_of_transformers(model))}
 
+    def left_aside(self, folder: Path) -> Sequence[str]:
+        from umcompress.models.hf.load import weights as disk
+
+        return disk.left_aside(_of_transformers(self.skeleton(folder)), folder)
+
     def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
         from umcompress.models.hf.load import weights as disk
 

@@ -28,6 +28,7 @@ from umcompress.models.hf.layers.known_fields import SHARED_WIDTH, owner_of, uns
 from umcompress.models.hf.load import own_code as remote
 from umcompress.models.hf.load import weights as disk
 from umcompress.models.hf.load.skeleton import BASE_CONFIG, WRONG, build_own, parameters_on_meta
+from umcompress.models.hf.load.unused import forget_predictors
 from umcompress.models.hf.names import CONFIG, WEIGHTS
 from umcompress.models.plain_folder import Plain
 
@@ -131,6 +132,7 @@ def _settled(model: PreTrainedModel) -> Any:
     config.__class__ = unsaid(type(config))
     config.dtype = model.dtype
     config.architectures = [type(model).__name__]
+    forget_predictors(model, config)
     return config
 
 

@@ -7,7 +7,6 @@ what it would write. Checks run the same conversions on shapes from the files' h
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from umcompress.checkpoint.recorder import CannotReplay, Recorder
 from umcompress.checkpoint.writer import NAMES, TensorToWrite, in_memory, in_parts
 from umcompress.errors import ModelError
 from umcompress.models.hf.load.skeleton import kept_float32
+from umcompress.models.hf.load.unused import in_words, unused
 from umcompress.models.hf.names import WEIGHTS
 
 Read = Callable[[str], Tensor]
@@ -57,6 +57,8 @@ class Layout:
         self.conversions: list[WeightTransform] = get_model_conversion_mapping(model)
         self.groups: dict[str, _Group] = {}
         self.unexpected: list[str] = []
+        # Of the files, what the model has no use for: read by none, and in no result.
+        self.left_aside: list[str] = []
         renamings = [entry for entry in self.conversions if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self.conversions if isinstance(entry, WeightConverter)]
         self._converters = {pattern: entry for entry in converters for pattern in entry.source_patterns}
@@ -67,7 +69,9 @@ class Layout:
                 name, pattern = rename_source_key(disk, [], [], prefix, state)
             if name in state:
                 self._add(disk, name, pattern)
-            elif not _ignored(model, name):
+            elif unused(model, name):
+                self.left_aside.append(disk)
+            else:
                 self.unexpected.append(disk)
 
     def _add(self, disk: str, name: str, pattern: str | None) -> None:
@@ -138,6 +142,14 @@ def fill(model: PreTrainedModel, folder: Path, dtype: torch.dtype, device: str) 
         setattr(model.get_submodule(path), leaf, model.get_parameter(first))
     _remember(model, layout)
     nn.Module.to(model, device)
+
+
+def left_aside(model: PreTrainedModel, folder: Path) -> list[str]:
+    """In words, which tensors of a folder's files the model has no use for."""
+    if not shards_of(folder, WEIGHTS)[0].is_file():
+        return []
+    with _open(folder) as stored:
+        return in_words(model, Layout(model, stored.entries).left_aside)
 
 
 def raise_problems(model: PreTrainedModel, folder: Path) -> None:
@@ -269,12 +281,6 @@ def _excused(model: PreTrainedModel, found: Iterable[str]) -> set[str]:
     for name, first in tied.items():
         same.setdefault(first, {first}).add(name)
     return {name for names in same.values() if names & there for name in names}
-
-
-def _ignored(model: PreTrainedModel, name: str) -> bool:
-    """Left over from older versions: buffers that are computed now."""
-    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
-    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _assign(model: nn.Module, name: str, value: Tensor) -> None:
