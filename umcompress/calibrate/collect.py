@@ -105,7 +105,7 @@ class _Sweep:
         self.sums: dict[Declaration, dict[Key, _Accumulator]] = {}
         # block path -> (branch whose incoming stream is "before", branch whose add is "after", sum)
         self.streams: dict[str, list[tuple[Branch, Branch, SimilaritySum]]] = {}
-        # Blocks of which nothing inside is known: what goes in and what comes out.
+        # Blocks with one stream: what goes in and what comes out, whatever the block does to it inside.
         self.wholes: list[tuple[str, SimilaritySum]] = []
         self.inputs: list[tuple[str, Callable[[Tensor], None]]] = []
 
@@ -117,9 +117,10 @@ class _Sweep:
         query = declaration.scope.query()
         if isinstance(declaration, BlockSimilarity | BranchSimilarity):
             for block in self.graph.blocks(**query):
-                if isinstance(declaration, BlockSimilarity) and not block.branches:
-                    sums[site_key(block, block.component)] = whole = SimilaritySum()
+                if isinstance(declaration, BlockSimilarity) and len(block.components) == 1:
+                    sums[site_key(block, *block.components)] = whole = SimilaritySum()
                     self.wholes.append((block.path, whole))
+                    continue
                 for key, first, last in self._spans(block.path, declaration):
                     sums[key] = similarity = SimilaritySum()
                     self.streams.setdefault(block.path, []).append((first, last, similarity))
@@ -186,7 +187,8 @@ class _Sweep:
             for path, watched in self.streams.items():
                 undo.enter_context(lowered(model.get_submodule(path), self._instrumented(path, watched)))
             for path, whole in self.wholes:
-                undo.callback(watch_block(model.get_submodule(path), whole).remove)
+                for hook in watch_block(model.get_submodule(path), whole):
+                    undo.callback(hook.remove)
             for path, add in self.inputs:
                 hook = model.get_submodule(path).register_forward_pre_hook(partial(_pass_input, add))
                 undo.callback(hook.remove)

@@ -43,14 +43,24 @@ class SimilaritySum:
         return Similarity(self.total / max(self.tokens, 1), self.tokens)
 
 
-def watch_block(block: nn.Module, total: SimilaritySum) -> RemovableHandle:
-    """Observe a block that cannot be traced: its stream is its first argument and its (first) result."""
+def watch_block(block: nn.Module, total: SimilaritySum) -> tuple[RemovableHandle, RemovableHandle]:
+    """Watch a block from outside: its stream is what it takes first, and what it gives, or gives first."""
+    entered: list[Tensor] = []
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        before = args[0] if args else kwargs["hidden_states"]
-        total.add(before, output[0] if isinstance(output, tuple) else output)
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream = args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else first_of(kwargs)
+        # A copy: the block may add to it in place.
+        entered.append(stream.detach().clone())
 
-    return block.register_forward_hook(note, with_kwargs=True)
+    def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        total.add(entered.pop(), output[0] if isinstance(output, tuple | list) else output)
+
+    return block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)
+
+
+def first_of(kwargs: dict[str, Any]) -> Tensor:
+    """The first tensor of a call by names."""
+    return next(value for value in kwargs.values() if isinstance(value, Tensor))
 
 
 class ChannelSum:
