@@ -140,14 +140,14 @@ class TransformersFamily(Family):
         return dict(kept) if isinstance(kept, dict) else stacks.find_stacks(_of_transformers(model))
 
     def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        from umcompress.models.hf.layers import must_stay as staying
+        from umcompress.models.hf.layers.rules import check_removable
 
-        staying.check_removable(_of_transformers(model), self.stacks(model), removed)
+        check_removable(_of_transformers(model), self.stacks(model), removed)
 
     def update_block_counts(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
-        from umcompress.models.hf.layers import renumber
+        from umcompress.models.hf.layers.rules import update_block_counts
 
-        renumber.update_block_counts(_of_transformers(model), self.stacks(model), removed)
+        update_block_counts(_of_transformers(model), self.stacks(model), removed)
 
     def component_of(self, path: str) -> Component:
         return component_of(path, self.components)

@@ -24,7 +24,8 @@ from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.models.hf.anatomy import attention
 from umcompress.models.hf.export.old_fields import with_old_fields
 from umcompress.models.hf.inputs import config_parts
-from umcompress.models.hf.layers.known_fields import SHARED_WIDTH, owner_of, unsaid, width_field
+from umcompress.models.hf.layers.config_fields import class_before, owner_of, width_field
+from umcompress.models.hf.layers.known_fields import SHARED_WIDTH
 from umcompress.models.hf.load import own_code as remote
 from umcompress.models.hf.load import weights as disk
 from umcompress.models.hf.load.skeleton import BASE_CONFIG, WRONG, build_own, parameters_on_meta
@@ -129,7 +130,7 @@ def _set_layers(config: Any, path: str, layers: int) -> None:
 def _settled(model: PreTrainedModel) -> Any:
     """The model's configuration: numbers of layers are right already."""
     config = copy.deepcopy(model.config)
-    config.__class__ = unsaid(type(config))
+    config.__class__ = class_before(type(config))
     config.dtype = model.dtype
     config.architectures = [type(model).__name__]
     forget_predictors(model, config)

@@ -18,7 +18,8 @@ from umcompress.graph.sites import AttentionSite
 from umcompress.models.hf.export.old_fields import with_old_fields
 from umcompress.models.hf.export.ordinary import as_text, content_of, plain_config
 from umcompress.models.hf.inputs import config_parts
-from umcompress.models.hf.layers.known_fields import SHARED_WIDTH, WIDTHS, owner_of, width_field
+from umcompress.models.hf.layers.config_fields import owner_of, width_field
+from umcompress.models.hf.layers.known_fields import SHARED_WIDTH, WIDTHS
 from umcompress.models.hf.load.skeleton import BASE_CONFIG, config_file
 from umcompress.models.hf.names import CONFIG
 

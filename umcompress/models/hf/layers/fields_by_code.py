@@ -1,6 +1,6 @@
 """What a model's own code looks up by the number of a layer.
 
-Names of fields tell most (`update_block_counts`). But a field may be called anything, and it is the code that reads
+Names of fields tell most (`known_fields`). But a field may be called anything, and it is the code that reads
 it: in `config.layer_rope_theta[i]` a list has an entry for each layer, `layer_idx in
 config.rope_scaling_layers` asks a list of layer numbers.
 """

@@ -1,112 +1,99 @@
-"""Configuration fields that count or list layers. Extend these tables for a new architecture."""
+"""Tables of what architectures call the fields that count, list or name layers. A new architecture extends these.
+
+Nothing here computes: the rules that read the tables are in the other files of this folder.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-from torch import nn
-from transformers import PreTrainedModel
-
-from umcompress.graph.trace import is_attention
+# -- widths ---------------------------------------------------------------------------------------------------
 
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "mlp_dim", "ffn_hidden_size", "ffn_config", "d_ff")
-
-
 # Of the expert beside a mixture that every token uses.
 SHARED_WIDTH = "shared_expert_intermediate_size"
+# Attributes of a feed-forward that repeat its width; its last linear, which has it as its input.
+MODULE_WIDTHS = ("intermediate_size", "ffn_dim", "hidden_features")
+LAST_LINEARS = ("down_proj", "fc2", "c_proj", "w2", "linear2", "dense_4h_to_h")
 
-
-def width_field(config: Any) -> str | None:
-    return next((name for name in WIDTHS if hasattr(config, name)), None)
-
+# -- how many layers ------------------------------------------------------------------------------------------
 
 COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers",
           "num_blocks")  # fmt: skip
+# Attributes of the module that runs the blocks.
+OWNER_COUNTS = (*COUNTS, "layers")
+# Parts of a path that have a count of their own beside that of the other side: `{side}_layers`, `num_{side}_layers`.
+SIDES = ("encoder", "decoder")
+# Stacks above another one of the same configuration, and the count that is theirs (Llama 3.2 Vision: all tiles).
+SECOND_STACKS = {"global_transformer": "num_global_layers"}
 
+# -- lists by layer -------------------------------------------------------------------------------------------
 
 # One entry a layer.
-_BY_LAYER = re.compile(r"_types?$|^no_rope_layers$|_per_layer$|_pattern$|^attention_layers$|_layers_mask$|^layers_")
-
-
+BY_LAYER = re.compile(r"_types?$|^no_rope_layers$|_per_layer$|_pattern$|^attention_layers$|_layers_mask$|^layers_")
 # Layer numbers.
-_NUMBERS = re.compile(
+LAYER_NUMBERS = re.compile(
     r"^(mlp_only_layers|fullatt_block_indexes|deepstack_visual_indexes|cross_attention_layers|global_attn_layers|"
     r"look_ahead_layers|look_backward_layers)$|"
     r"layer_(indices|indexes|ids)$"
 )
-
-
-# What some configurations compute from other fields: a word for each layer.
-_KINDS = ("layer_types", "layers_block_type")
-
-
-# How many layers from the bottom differ from those above.
-_BOUNDARIES = ("max_window_layers", "first_k_dense_replace")
-
-
-# How many layers at the top do.
-_FROM_THE_TOP = ("num_kv_shared_layers",)
-
-
+# A word for each layer, which some configurations compute from other fields.
+LAYER_KINDS = ("layer_types", "layers_block_type")
+# How many layers from the bottom differ from those above; how many at the top do.
+FROM_THE_BOTTOM = ("max_window_layers", "first_k_dense_replace")
+FROM_THE_TOP = ("num_kv_shared_layers",)
 # Of the module that runs the blocks: where those above begin.
-_EDGES = ("first_kv_shared_layer_idx",)
+OWNER_BOUNDARIES = ("first_kv_shared_layer_idx",)
+# Set where each block reads its own columns of an embedding, which stay as they are (Gemma).
+PER_LAYER_EMBEDDING = "hidden_size_per_layer_input"
+
+# -- layers that lend something to layers above ---------------------------------------------------------------
+
+# Of a module in a block: the layer whose keys and values it uses.
+LENDING_LAYER = ("kv_shared_layer_index",)
+# The same of a configuration: one entry a layer, which may be its own number.
+LENDING_LAYERS = "kv_source_layers"
+# Kinds of a list with one entry a layer: "shared" uses the tokens that the last other one below has chosen (GLM-5).
+CHOOSING_KINDS, CHOOSES_NOTHING = "indexer_types", "shared"
+# Of a module in a block: it makes the position biases for the blocks above, which have none of their own (T5).
+MAKES_BIASES = "has_relative_attention_bias"
+
+# -- layers that are read from outside of their stack ---------------------------------------------------------
 
 
-_COMPUTED = "_umcompress_computed"
+@dataclass(frozen=True)
+class ReadField:
+    """A field that says after which block of a stack its hidden states are read: one number or a list of them.
+
+    part: the sub-configuration that has the field; "": the configuration itself. counts: of "states" 0 goes into the
+    first block and 1 comes out of it, of "blocks" 0 comes out of the first block; -1 is in both what comes out of the
+    last. stays: whether these blocks have to stay.
+    """
+
+    name: str
+    part: str = ""
+    counts: Literal["states", "blocks"] = "states"
+    stays: bool = False
 
 
-_LAST = ("down_proj", "fc2", "c_proj", "w2", "linear2", "dense_4h_to_h")
-
-
-def owner_of(model: PreTrainedModel, path: str) -> tuple[nn.Module, Any]:
-    """The module that runs the blocks of a stack, and the configuration that it reads."""
-    parent = path.rpartition(".")[0]
-    while parent and not hasattr(model.get_submodule(parent), "config"):
-        parent = parent.rpartition(".")[0]
-    owner = model.get_submodule(path.rpartition(".")[0])
-    return owner, model.get_submodule(parent).config
-
-
-def count_field(config: Any, path: str, layers: int) -> str | None:
-    """The field of a configuration that says how many blocks the stack at `path` has."""
-    sides = [name for name in ("encoder", "decoder") if name in path.split(".")]
-    side = [field for name in sides for field in (f"{name}_layers", f"num_{name}_layers")]
-    side += ["num_global_layers"] if _is_second(path) else []
-    fields = [*side, *COUNTS]
-    return next((name for name in fields if getattr(config, name, None) == layers), None)
-
-
-def _is_second(path: str) -> bool:
-    """Whether a stack works on all tiles of a picture, above another one of the same configuration (Llama 3.2)."""
-    return "global_transformer" in path.split(".")
-
-
-def say(config: Any, name: str, value: list[str]) -> None:
-    """Set a field. Where the configuration computes it from others, which no longer say it, this instance says it."""
-    if getattr(config, name, value) == value:
-        return
-    own: Any = type(config)
-    where = own.attribute_map.get(name, name)
-    if not isinstance(computed := getattr(own, where, None), property) or computed.fset is not None:
-        setattr(config, name, value)
-        return
-    kept = tuple(value)
-    config.__class__ = type(own.__name__, (own,), {where: property(lambda _: list(kept)), _COMPUTED: unsaid(own)})
-
-
-def unsaid(own: Any) -> Any:
-    """The class of a configuration as transformers has it, which computes what `say` has set."""
-    return getattr(own, _COMPUTED, own)
-
-
-def _mixers(block: nn.Module) -> list[Any]:
-    """The parts of a block that have a slot of the cache."""
-    return [
-        module for module in block.modules()
-        if isinstance(getattr(module, "layer_idx", None), int)
-        and module is not block and is_attention(module)
-    ]  # fmt: skip
-
-
-_ELSEWHERE = "leave these blocks out: `layers` of the step says which may go"
+# In the whole model's configuration, of its vision tower.
+VISION_READ = (
+    ReadField("vision_feature_layer"), ReadField("vision_feature_layers"), ReadField("spatial_vision_layer"),
+    # Molmo 2
+    ReadField("vision_feature_layer", "adapter_config", "blocks", stays=True),
+)  # fmt: skip
+# In the whole model's configuration, of its language model: what a talker reads (Qwen3-Omni).
+LANGUAGE_READ = (ReadField("accept_hidden_layer", "talker_config"),)
+# In a tower's own configuration (Phi-4); the modules above it keep the number as the attribute `OWN_READ_ATTRIBUTE`.
+OWN_READ = ReadField("feature_layer")
+OWN_READ_ATTRIBUTE = "layer_idx"
+# In a tower's own configuration and in the modules above it: blocks that are read beside the last (Llama 3.2 Vision).
+READ_BESIDE = "intermediate_layers_indices"
+# Pairs (hidden state of the tower, language block that it is added to); language blocks alone (Granite Vision).
+READ_PAIRS, LANGUAGE_TARGETS = "deepstack_layer_map", "spatial_target_layers"
+# Vision blocks whose outputs are added to the first language blocks, in this order (Qwen3-VL).
+ADDED_IN_ORDER = "deepstack_visual_indexes"
+# Sub-configurations of towers that the fields of `VISION_READ` do not speak of.
+OTHER_TOWERS = ("audio_config",)

@@ -1,72 +1,70 @@
-"""Layers that lend their keys and values, or their position biases, to other layers."""
+"""Layers that lend something to layers above: keys and values, a choice of tokens, position biases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from umcompress.errors import PlanError
-from umcompress.models.hf.layers.known_fields import _ELSEWHERE, _mixers
-
-# A layer that others take keys and values from.
-SOURCES = ("kv_shared_layer_index",)
-
-
-# The same of a configuration: for each layer the one whose keys and values it uses, which may be itself.
-SOURCES_BY_LAYER = "kv_source_layers"
+from umcompress.models.hf.layers.config_fields import cached_attentions
+from umcompress.models.hf.layers.known_fields import (
+    CHOOSES_NOTHING,
+    CHOOSING_KINDS,
+    LENDING_LAYER,
+    LENDING_LAYERS,
+    MAKES_BIASES,
+)
+from umcompress.models.hf.layers.removal import Removal
 
 
-def _renumber_sources(config: Any, new: Mapping[int, int]) -> None:
-    """None of those that go is a source of one that stays: this was asked before."""
-    if isinstance(sources := getattr(config, SOURCES_BY_LAYER, None), list):
-        setattr(config, SOURCES_BY_LAYER, [new[source] for layer, source in enumerate(sources) if layer in new])
+def check(removal: Removal) -> None:
+    """PlanError where a block goes that one which stays borrows from."""
+    lent = _lent(removal)
+    if lost := sorted(removal.gone & set(lent)):
+        raise removal.refused(lost, f"blocks above use their {lent[lost[0]]}")
+    made = [any(vars(part).get(MAKES_BIASES) is True for part in block.modules()) for block in removal.blocks]
+    lost = [index for index in sorted(removal.gone) if made[index]]
+    if lost and not all(made[index] for index in removal.kept):
+        raise removal.refused(lost, "the blocks above use the biases of positions that it makes")
 
 
-def _renumber_slots(config: Any, blocks: nn.ModuleList, kept: list[int], before: int) -> None:
-    """What others borrow from or look up by layer; and how many slots there are where a block has several (LongCat)."""
-    new = {old: position for position, old in enumerate(kept)}
-    for module in set(blocks.modules()):
-        for name in SOURCES:
+def _lent(removal: Removal) -> dict[int, str]:
+    """Position of a block that one which stays borrows from -> what it lends."""
+    lent = {
+        vars(module)[name]: "keys and values"
+        for index, block in enumerate(removal.blocks) if index not in removal.gone
+        for module in block.modules() for name in LENDING_LAYER if type(vars(module).get(name)) is int
+    }  # fmt: skip
+    for index, source in enumerate(getattr(removal.config, LENDING_LAYERS, None) or ()):
+        if index not in removal.gone:
+            lent[source] = "keys and values"
+    chosen = 0
+    for index, kind in enumerate(getattr(removal.config, CHOOSING_KINDS, None) or ()):
+        if kind != CHOOSES_NOTHING:
+            chosen = index
+        elif index not in removal.gone:
+            lent[chosen] = "choice of tokens"
+    return lent
+
+
+def renumber(removal: Removal) -> None:
+    """Let the layers that are left borrow from the same ones by their new numbers."""
+    config, new = removal.config, removal.new
+    # None of those that are gone lends to one that stays: `check` refuses that.
+    if isinstance(sources := getattr(config, LENDING_LAYERS, None), list):
+        setattr(config, LENDING_LAYERS, [new[source] for layer, source in enumerate(sources) if layer in new])
+    for module in set(removal.blocks.modules()):
+        for name in LENDING_LAYER:
             if type(source := vars(module).get(name)) is int and source in new:
                 setattr(module, name, new[source])
-        for name, table in vars(module).items():
-            known = type(table) is dict and "layer" in name and table and all(type(key) is int for key in table)
-            if known and set(table) <= set(range(before)):
-                setattr(module, name, {new[old]: value for old, value in table.items() if old in new})
-    slots = max((len({module.layer_idx for module in _mixers(block)}) for block in blocks), default=1)
-    if slots > 1 and getattr(config, "num_hidden_layers", None) == before * slots:
-        config.num_hidden_layers = len(kept) * slots
+        _renumber_tables(module, removal)
+    slots = max((len({module.layer_idx for module in cached_attentions(block)}) for block in removal.blocks), default=1)
+    # Blocks with several attentions count each of them as a layer of the cache (LongCat).
+    if slots > 1 and getattr(config, "num_hidden_layers", None) == removal.before * slots:
+        config.num_hidden_layers = len(removal.kept) * slots
 
 
-def _lend(blocks: nn.ModuleList, config: Any, path: str, gone: set[int]) -> None:
-    """Blocks above use its keys and values (Gemma), or the tokens that its indexer chose (GLM-5)."""
-    sources = {
-        vars(module)[name]: "keys and values"
-        for index, block in enumerate(blocks) if index not in gone
-        for module in block.modules() for name in SOURCES if type(vars(module).get(name)) is int
-    }  # fmt: skip
-    for index, source in enumerate(getattr(config, SOURCES_BY_LAYER, None) or ()):
-        if index not in gone:
-            sources[source] = "keys and values"
-    kinds, chosen = getattr(config, "indexer_types", None) or [], 0
-    for index, kind in enumerate(kinds):
-        if kind != "shared":
-            chosen = index
-        elif index not in gone:
-            sources[chosen] = "choice of tokens"
-    if lost := sorted(gone & set(sources)):
-        asked = f"drop blocks {', '.join(map(str, lost))} of {path}"
-        raise PlanError(asked, f"blocks above use their {sources[lost[0]]}", _ELSEWHERE)
-
-
-def _make_biases(blocks: nn.ModuleList, path: str, gone: set[int]) -> None:
-    """T5: the first block makes the biases of positions for those above, which have none of their own."""
-    made = [any(vars(part).get("has_relative_attention_bias") is True for part in block.modules()) for block in blocks]
-    lost = [index for index in sorted(gone) if made[index]]
-    if lost and not all(own for index, own in enumerate(made) if index not in gone):
-        raise PlanError(
-            f"drop blocks {', '.join(map(str, lost))} of {path}",
-            "the blocks above use the biases of positions that it makes", _ELSEWHERE,
-        )
+def _renumber_tables(module: Any, removal: Removal) -> None:
+    """Dictionaries of a module by layer number, whose names say so."""
+    for name, table in vars(module).items():
+        by_number = type(table) is dict and "layer" in name and table and all(type(key) is int for key in table)
+        if by_number and set(table) <= set(range(removal.before)):
+            setattr(module, name, {removal.new[old]: value for old, value in table.items() if old in removal.new})

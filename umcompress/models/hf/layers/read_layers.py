@@ -1,100 +1,117 @@
-"""Layers whose output is read by something other than the next layer."""
+"""Layers whose output is read by something other than the next layer.
+
+A connector may read a vision tower after another block than its last; what a vision block sees may be added to a
+language block. Such a place is a number in a configuration, and goes on meaning the same block.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
-
-from umcompress.errors import PlanError
-from umcompress.models.hf.layers.known_fields import _ELSEWHERE, _is_second
+from umcompress.models.hf.layers.config_fields import is_second_stack
+from umcompress.models.hf.layers.known_fields import (
+    ADDED_IN_ORDER,
+    LANGUAGE_READ,
+    LANGUAGE_TARGETS,
+    OTHER_TOWERS,
+    OWN_READ,
+    OWN_READ_ATTRIBUTE,
+    READ_BESIDE,
+    READ_PAIRS,
+    VISION_READ,
+    ReadField,
+)
+from umcompress.models.hf.layers.removal import Removal
 from umcompress.models.hf.names import MAIN_STACK
 
-_BESIDE = "intermediate_layers_indices"
+
+def check(removal: Removal) -> None:
+    """PlanError where a block goes that vision and language share one to one."""
+    whole, config = removal.model.config, removal.config
+    vision = getattr(whole, "vision_config", None)
+    added = getattr(vision, ADDED_IN_ORDER, None) or ()
+    bound = set(added) if hasattr(removal.owner, ADDED_IN_ORDER) else set()
+    bound |= set(_read_beside(removal))
+    if removal.stack == MAIN_STACK:
+        bound = set(range(len(added))) | _language_targets(whole)
+    elif config is vision:
+        bound |= {place % removal.before for field in VISION_READ if field.stays for place in _places(whole, field)}
+    if lost := sorted(removal.gone & bound):
+        listed = ", ".join(map(str, sorted(bound)))
+        raise removal.refused(lost, f"what the vision tower sees goes through blocks {listed} one to one")
 
 
-def fed(config: Any) -> set[int]:
-    """Language blocks into which a configuration says that pictures go (Granite Vision)."""
-    pairs = getattr(config, "deepstack_layer_map", None) or ()
-    return {layer for _, layer in pairs} | set(getattr(config, "spatial_target_layers", None) or ())
+def _read_beside(removal: Removal) -> list[int]:
+    """Blocks of a tower whose outputs are read beside the last one's."""
+    return [] if is_second_stack(removal.path) else list(getattr(removal.config, READ_BESIDE, None) or ())
 
 
-def _feed_again(config: Any, kept: list[int], before: int) -> None:
-    """Blocks that pictures go into are all there still; a talker reads out of one (Qwen3-Omni)."""
-    talker: Any = getattr(config, "talker_config", None)
-    if type(tap := getattr(talker, "accept_hidden_layer", None)) is int:
-        talker.accept_hidden_layer = _tap(tap, kept, before)
-    if pairs := getattr(config, "deepstack_layer_map", None):
-        config.deepstack_layer_map = [[tap, kept.index(layer)] for tap, layer in pairs]
-    if targets := getattr(config, "spatial_target_layers", None):
-        config.spatial_target_layers = [kept.index(layer) for layer in targets]
+def _language_targets(config: Any) -> set[int]:
+    """Language blocks that a configuration says features of pictures are added to."""
+    pairs = getattr(config, READ_PAIRS, None) or ()
+    return {layer for _, layer in pairs} | set(getattr(config, LANGUAGE_TARGETS, None) or ())
 
 
-def _tap_own_again(model: nn.Module, path: str, config: Any, kept: list[int], before: int) -> None:
-    """A tower whose own configuration says where it is read: whoever reads it has noted that (Phi-4, Llama 3.2)."""
-    parts = path.split(".")
-    readers: list[Any] = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
-    if type(tap := getattr(config, "feature_layer", None)) is int:
-        config.feature_layer = _tap(tap, kept, before)
-        for reader in readers:
-            if vars(reader).get("layer_idx") == tap:
-                reader.layer_idx = config.feature_layer
-    if beside := read_beside(config, path):
-        for holder in (config, *(reader for reader in readers if _BESIDE in vars(reader))):
-            setattr(holder, _BESIDE, [kept.index(block) for block in beside])
+def _places(config: Any, field: ReadField) -> list[int]:
+    """The numbers in a field that holds a list of them."""
+    found = getattr(_holder(config, field), field.name, None)
+    return list(found) if isinstance(found, list | tuple) else []
 
 
-def _tap_again(config: Any, kept: list[int], before: int) -> None:
-    """Connectors that read a vision tower after a block that is not its last, counted from either end."""
-    for name in ("vision_feature_layer", "vision_feature_layers", "spatial_vision_layer"):
-        taps = getattr(config, name, None)
-        if isinstance(taps, int):
-            setattr(config, name, _tap(taps, kept, before))
-        elif isinstance(taps, (list, tuple)):
-            setattr(config, name, [_tap(tap, kept, before) for tap in taps])
-    if (taps := tapped(config)) is not None:
-        config.adapter_config.vision_feature_layer = [_tap(tap + (tap >= 0), kept, before) - (tap >= 0) for tap in taps]
-    if pairs := getattr(config, "deepstack_layer_map", None):
-        config.deepstack_layer_map = [[_tap(tap, kept, before), layer] for tap, layer in pairs]
+def _holder(config: Any, field: ReadField) -> Any:
+    return getattr(config, field.part, None) if field.part else config
 
 
-def read_beside(config: Any, path: str) -> list[int]:
-    """Blocks of a stack whose outputs are read beside the last one's, by its own configuration (Llama 3.2)."""
-    return [] if _is_second(path) else list(getattr(config, _BESIDE, None) or ())
+def renumber(removal: Removal) -> None:
+    """Let every reader read after the same block as before."""
+    whole, kept = removal.model.config, removal.kept
+    if removal.stack == MAIN_STACK:
+        for field in LANGUAGE_READ:
+            _renumber_field(whole, field, removal)
+        # `check` lets none of these blocks go.
+        if pairs := getattr(whole, READ_PAIRS, None):
+            setattr(whole, READ_PAIRS, [[state, kept.index(layer)] for state, layer in pairs])
+        if targets := getattr(whole, LANGUAGE_TARGETS, None):
+            setattr(whole, LANGUAGE_TARGETS, [kept.index(layer) for layer in targets])
+        return
+    _renumber_own(removal)
+    if all(removal.config is not getattr(whole, tower, None) for tower in OTHER_TOWERS):
+        for field in VISION_READ:
+            _renumber_field(whole, field, removal)
+        if pairs := getattr(whole, READ_PAIRS, None):
+            setattr(whole, READ_PAIRS, [[_new_state(state, removal), layer] for state, layer in pairs])
 
 
-def tapped(config: Any) -> list[int] | None:
-    """Vision blocks out of which a configuration says that a connector reads, -1 the last (Molmo 2)."""
-    found = getattr(getattr(config, "adapter_config", None), "vision_feature_layer", None)
-    return list(found) if isinstance(found, list | tuple) else None
+def _renumber_own(removal: Removal) -> None:
+    """What a tower's own configuration says, and the copies of it in the modules above."""
+    config, above = removal.config, removal.modules_above
+    if type(before := getattr(config, OWN_READ.name, None)) is int:
+        _renumber_field(config, OWN_READ, removal)
+        for module in above:
+            if vars(module).get(OWN_READ_ATTRIBUTE) == before:
+                setattr(module, OWN_READ_ATTRIBUTE, getattr(config, OWN_READ.name))
+    if beside := _read_beside(removal):
+        for holder in (config, *(module for module in above if READ_BESIDE in vars(module))):
+            setattr(holder, READ_BESIDE, [removal.kept.index(block) for block in beside])
 
 
-def _tap(tap: int, kept: list[int], before: int) -> int:
-    """0 is what goes into the first block, 1 what comes out of it; -1 what comes out of the last."""
-    below = sum(block < (tap if tap >= 0 else before + 1 + tap) for block in kept)
-    return below if tap >= 0 else below - len(kept) - 1
+def _renumber_field(config: Any, field: ReadField, removal: Removal) -> None:
+    holder = _holder(config, field)
+    value = getattr(holder, field.name, None)
+    # Blocks count from 0, the state that comes out of block 0 is state 1; from the end both count alike.
+    offset = int(field.counts == "blocks")
+
+    def after(place: int) -> int:
+        return _new_state(place + offset, removal) - offset if place >= 0 else _new_state(place, removal)
+
+    if type(value) is int:
+        setattr(holder, field.name, after(value))
+    elif isinstance(value, list | tuple):
+        setattr(holder, field.name, [after(place) for place in value])
 
 
-def _fed_by_vision(
-    model: PreTrainedModel, owner: nn.Module, config: Any, stack: str, path: str, gone: set[int]
-) -> None:
-    """Qwen3-VL adds what some vision blocks see to the first language blocks, one to one: these have to stay.
-
-    Granite Vision names the language blocks, Llama 3.2 those of the tower.
-    """
-    vision = getattr(model.config, "vision_config", None)
-    sources = getattr(vision, "deepstack_visual_indexes", None) or ()
-    bound = set(sources) if hasattr(owner, "deepstack_visual_indexes") else set()
-    bound |= set(read_beside(config, path))
-    if stack == MAIN_STACK:
-        bound = set(range(len(sources))) | fed(model.config)
-    elif config is vision and (taps := tapped(model.config)):
-        count = len(model.get_submodule(path))  # type: ignore[arg-type]
-        bound |= {tap % count for tap in taps}
-    if lost := sorted(gone & bound):
-        raise PlanError(
-            f"drop blocks {', '.join(map(str, lost))} of {path}",
-            f"what the vision tower sees goes through blocks {', '.join(map(str, sorted(bound)))} one to one",
-            _ELSEWHERE,
-        )
+def _new_state(state: int, removal: Removal) -> int:
+    """The new number of a hidden state: 0 goes into the first block, 1 comes out of it, -1 comes out of the last."""
+    blocks_below = state if state >= 0 else removal.before + 1 + state
+    left = sum(block < blocks_below for block in removal.kept)
+    return left if state >= 0 else left - len(removal.kept) - 1
