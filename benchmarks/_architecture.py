@@ -136,7 +136,7 @@ def cut(
 ) -> None:
     """Plan, apply, compare, save, load again."""
     try:
-        plan = planner.plan(graph, Statistics("understanding")).plan
+        plan = planner.plan(graph, Statistics()).plan
         edited = rewrite(copy.deepcopy(model), source.family, [plan])
     except PlanError as error:
         found.setdefault("missing", []).append(f"{title}: {' '.join(str(error).split())[:400]}")
@@ -200,7 +200,8 @@ def handed(model: Any, path: str) -> dict[int, int | str]:
         given[:] = list(output[1:]) if isinstance(output, tuple | list) else []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for name, value in [*enumerate(args), *kwargs.items()]:
+        named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        for name, value in named:
             found.update({at: name for at, one in enumerate(given, 1) if one is value and isinstance(one, Tensor)})
 
     if place + 1 < len(blocks):
@@ -266,7 +267,7 @@ def sensitive(model: Any) -> str:
     try:
         whole = model(input_ids=IDS, use_cache=False).logits
         past, parts = None, []
-        for part in IDS.split([3, 1, 4, 3], dim=1):
+        for part in torch.split(IDS, [3, 1, 4, 3], dim=1):
             out = model(input_ids=part, past_key_values=past, use_cache=True)
             past = out.past_key_values
             parts.append(out.logits)

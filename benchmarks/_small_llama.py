@@ -11,13 +11,14 @@ import pydoc_data.topics
 import random
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 SCORED = 0.1
 WINDOW, BATCH = 256, 16
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 2048, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 6,
     "num_key_value_heads": 3, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
@@ -94,4 +95,5 @@ def _tokenizer(text: str):  # type: ignore[no-untyped-def]
         vocab_size=SIZES["vocab_size"], special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator(text.split("\n\n"), learner)
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<s>", pad_token="<s>")
+    marks = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<s>")
+    return PreTrainedTokenizerFast(tokenizer_object=made, **marks)  # type: ignore[no-untyped-call]

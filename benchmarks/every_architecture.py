@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/architectures.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         # What transformers and umcompress load late is loaded once, not in every process.

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +60,12 @@ def make(folder: Path, gigabytes: float, of: Shape) -> int:
     (folder / "config.json").write_text(json.dumps(config))
     letters = Tokenizer(models.BPE({chr(code): code for code in range(32, 127)} | {"<unk>": 0}, [], unk_token="<unk>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>").save_pretrained(folder)
+    words = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>")  # type: ignore[no-untyped-call]
+    words.save_pretrained(folder)
     weight_map: dict[str, str] = {}
     generator = torch.Generator().manual_seed(0)
 
-    def shard(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    def shard(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         tensors = {}
         for key, shape in shapes.items():
             tensor = torch.empty(shape, dtype=torch.bfloat16)

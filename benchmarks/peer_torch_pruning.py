@@ -26,7 +26,7 @@ from torch import Tensor, nn
 KEPT = (0.75, 0.5)
 SAMPLES = 64
 # Some 256 tokens a text, as long as those that the model was trained on.
-TEXT = {"held_out": 1 - SCORED, "window": WINDOW, "sample_characters": 800}
+TEXT: dict[str, Any] = {"held_out": 1 - SCORED, "window": WINDOW, "sample_characters": 800}
 
 
 def calibration(folder: Path) -> list[Tensor]:
@@ -67,7 +67,8 @@ def prune(folder: Path, importance: Any, keep: float, data: list[Tensor], gradie
         least = importance(group).argsort()[: width - round(keep * width)]
         graph.get_pruning_group(first, tp.prune_linear_out_channels, least.tolist()).prune()
     model.config.intermediate_size = round(keep * width)
-    return model.eval()
+    pruned: nn.Module = model.eval()
+    return pruned
 
 
 def perplexity(model: Path, folder: Path) -> float:
@@ -94,7 +95,7 @@ def theirs(folder: Path, data: list[Tensor], dense: float) -> dict[str, dict[str
     for keep in KEPT:
         for name, (kind, gradients) in kinds.items():
             torch.manual_seed(0)
-            model = prune(folder, kind(), keep, data, gradients)
+            model: Any = prune(folder, kind(), keep, data, gradients)
             out = folder / "theirs" / f"{keep}-{name.replace(' ', '-')}"
             model.save_pretrained(out)
             AutoTokenizer.from_pretrained(folder / "model").save_pretrained(out)

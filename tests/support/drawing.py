@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -116,14 +118,15 @@ def with_values(
         if not isinstance(edit, KeepChannels | SplitExperts):
             continue
         consumer = sites[edit.site].consumer
-        hidden, dtype = model.get_submodule(consumer).out_features, model.get_submodule(consumer).weight.dtype
+        last: Any = model.get_submodule(consumer)
+        hidden, dtype = int(last.out_features), last.weight.dtype
         seed = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
         shapes: dict[str, tuple[int, ...]] = {}
         if isinstance(edit, SplitExperts):
             home = f"{consumer}_experts" if edit.site == consumer else edit.site
-            last, experts = consumer.rpartition(".")[2], len(edit.experts)
+            name, experts = consumer.rpartition(".")[2], len(edit.experts)
             shapes = {f"{home}.gate.weight": (experts, hidden)}
-            shapes[f"{home}.experts.{last}.weight"] = (experts, hidden, edit.width)
+            shapes[f"{home}.experts.{name}.weight"] = (experts, hidden, edit.width)
             if edit.selector:
                 shapes |= {f"{home}.selector.weight": (experts, hidden), f"{home}.selector.bias": (experts,)}
         elif edit.site not in split:

@@ -23,7 +23,7 @@ def chunks_differ(model: Any) -> float:
     """Three tokens, one, four, three with a cache; all at once without."""
     whole = model(input_ids=IDS, use_cache=False).logits
     past, parts = None, []
-    for part in IDS.split([3, 1, 4, 3], dim=1):
+    for part in torch.split(IDS, [3, 1, 4, 3], dim=1):
         out = model(input_ids=part, past_key_values=past, use_cache=True)
         past = out.past_key_values
         parts.append(out.logits)
@@ -63,7 +63,7 @@ def learn(model: Any) -> None:
     with torch.enable_grad():
         found = probe.__wrapped__(TransformersRunner(model, Path()))
         parts = [value.nan_to_num(0).clamp(min=-1e6).square().mean() for value in found.values()]
-        torch.stack(parts).sum().backward()
+        torch.autograd.backward(torch.stack(parts).sum())
 
 
 def dead(one: Subject, stack: str) -> set[str]:
@@ -81,7 +81,7 @@ def folders(home: Callable[[str], Path]) -> Callable[[str], Path]:
     def source(name: str) -> Path:
         if name not in made:
             made[name] = home("sources") / name
-            whole = ZOO[name].build().eval()
+            whole: Any = ZOO[name].build().eval()  # type: ignore[no-untyped-call]
             whole.load_state_dict({key: value.float() for key, value in subject(name).model.state_dict().items()})
             whole.save_pretrained(made[name])
             tokenizer().save_pretrained(made[name])

@@ -77,7 +77,8 @@ class Subject:
 def subject(name: str) -> Subject:
     """Built once in a session."""
     torch.manual_seed(0)
-    model = ZOO[name].build().eval()
+    model = ZOO[name].build()
+    model.eval()  # type: ignore[no-untyped-call]
     randomise(model)
     # Grouped products know no float64.
     model.set_experts_implementation("eager")

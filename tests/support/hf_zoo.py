@@ -37,7 +37,8 @@ def _lm(model: str, config: str, **changes: Any) -> PreTrainedModel:
 
 
 def _gpt2() -> PreTrainedModel:
-    sizes = {"vocab_size": 96, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "n_inner": 48}
+    sizes: dict[str, Any] = {"vocab_size": 96, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}
+    sizes["n_inner"] = 48
     return hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2))
 
 
@@ -76,7 +77,8 @@ def _qwen2_5_vl() -> PreTrainedModel:
         "fullatt_block_indexes": [1], "out_hidden_size": 32, "spatial_merge_size": 2, "temporal_patch_size": 2,
     }  # fmt: skip
     text = TEXT | {"rope_parameters": MROPE}
-    ids = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+    ids: dict[str, Any] = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92}
+    ids["vision_end_token_id"] = 93
     return hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
 
 
@@ -121,7 +123,8 @@ def _chameleon() -> PreTrainedModel:
     }  # fmt: skip
     names = {f"IMGIMG{chr(65 + index // 10)}{chr(65 + index % 10)}Z": 60 + index for index in range(16)}
     words = names | {"<image>": 90}
-    config = hf.ChameleonConfig(**TEXT, vq_config=codes, vocabulary_map=words, image_token_id=90)
+    sizes: dict[str, Any] = TEXT | {"vq_config": codes, "vocabulary_map": words, "image_token_id": 90}
+    config = hf.ChameleonConfig(**sizes)
     return hf.ChameleonForConditionalGeneration(config)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -178,7 +178,8 @@ class PicoPlainBlock(nn.Module):
     def forward(self, hidden: Tensor, context: object) -> Tensor:
         hidden = hidden + self.self_attn(self.norm1(hidden), context)
         inner = F.dropout(self.act(self.fc1(self.norm2(hidden))), p=0.5, training=self.training)
-        return hidden + self.fc2(inner)
+        out: Tensor = hidden + self.fc2(inner)
+        return out
 
 
 class PicoUnified(nn.Module):
@@ -275,7 +276,7 @@ def unified(seed: int = 0, **sizes: int) -> PicoUnified:
     return _spread(PicoUnified(**sizes), seed)
 
 
-def text(seed: int = 0, **sizes: int) -> PicoText:
+def text(seed: int = 0, **sizes: Any) -> PicoText:
     return _spread(PicoText(**sizes), seed)
 
 

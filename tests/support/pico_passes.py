@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pico import PicoFamily, PicoUnified, unified, unified_inputs
@@ -73,6 +74,7 @@ def walk(model: PicoUnified, inputs: tuple[Tensor, Tensor, Tensor]) -> list[tupl
     """(before, between attention and feed-forward, after) of every decoder block, written out by hand."""
     und, gen = streams_before(model, *inputs)
     trail = []
+    block: Any
     for block in model.layers:
         a, b = block.self_attn(block.input_layernorm(und), block.input_layernorm_gen(gen), None)
         between = (und + a, gen + b)
@@ -86,7 +88,7 @@ def walk(model: PicoUnified, inputs: tuple[Tensor, Tensor, Tensor]) -> list[tupl
 
 
 def mean_cosine(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    cosines = []
+    cosines: list[float] = []
     for x, y in pairs:
         for row, other in zip(x, y, strict=True):
             cosines.append(float(row @ other) / (float(row @ row) ** 0.5 * float(other @ other) ** 0.5))

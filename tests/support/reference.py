@@ -6,6 +6,8 @@ block with plain formulas. Experts that are all active behind a router of zeros 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pico import GatedMLP, PicoAttention, PicoUnified
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class Masked:
             g, m = layout.key_value_groups, layout.query_heads_per_group
             self.groups[path, component] = list(range(g))
             self.heads[path, component] = [(i, j) for i in range(g) for j in range(m)]
-            mlp = block.mlp_gen if component == "generation" else getattr(block, "mlp", block)
+            mlp: Any = block.mlp_gen if component == "generation" else getattr(block, "mlp", block)
             last = mlp.down_proj if isinstance(mlp, GatedMLP) else mlp.fc2
             self.channels[path, component] = list(range(last.in_features))
 
@@ -113,7 +115,7 @@ class Masked:
         for component, x in rows.items():
             end = "_gen" if component == "generation" else ""
             mlp = block.get_submodule(f"mlp{end}") if hasattr(block, f"mlp{end}") else block
-            norm = (
+            norm: Any = (
                 block.norm2
                 if hasattr(block, "norm2")
                 else block.get_submodule(f"post_attention_layernorm{end}")
@@ -123,7 +125,7 @@ class Masked:
         return done
 
     @staticmethod
-    def _feed_forward(mlp: nn.Module, x: Tensor, kept: list[int]) -> Tensor:
+    def _feed_forward(mlp: Any, x: Tensor, kept: list[int]) -> Tensor:
         if isinstance(mlp, GatedMLP):
             inner, last = F.silu(mlp.gate_proj(x)) * mlp.up_proj(x), mlp.down_proj
         else:
@@ -133,7 +135,7 @@ class Masked:
         out: Tensor = last(inner * mask)
         return out
 
-    def _attention(self, path: str, block: nn.Module, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _attention(self, path: str, block: Any, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         attention = block.self_attn
         assert isinstance(attention, PicoAttention)
         q, k, v = {}, {}, {}

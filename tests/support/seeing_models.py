@@ -68,7 +68,7 @@ def _glm4v() -> Any:
         "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4, "image_size": 16,
         "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32,
     }  # fmt: skip
-    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": VISION_BEGIN,
+    ids: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": VISION_BEGIN,
            "image_end_token_id": VISION_END}  # fmt: skip
     text = LANGUAGE | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}}
     return hf.Glm4vForConditionalGeneration(hf.Glm4vConfig(text_config=text, vision_config=vision, **ids))
@@ -85,14 +85,14 @@ def _joined(kind: str, text: str, vision: dict[str, Any] | None = None, **more: 
 
 SIGLIP = VISION | {"model_type": "siglip_vision_model"}
 SQUARE = {"height": 16, "width": 16}
-CLIP = {"size": {"shortest_edge": 16}, "crop_size": SQUARE}
+CLIP: dict[str, Any] = {"size": {"shortest_edge": 16}, "crop_size": SQUARE}
 INTERN = VISION | {"image_size": [16, 16], "patch_size": [4, 4], "model_type": "internvl_vision"}
-LAYERS = {"vision_feature_layer": -1, "image_token_index": IMAGE, "image_token_id": IMAGE}
+LAYERS: dict[str, Any] = {"vision_feature_layer": -1, "image_token_index": IMAGE, "image_token_id": IMAGE}
 QWEN_MARKS = {"image_token": "<image>", "video_token": "<video>", "vision_bos_token": "<vision>",
               "vision_eos_token": "</vision>"}  # fmt: skip
 QWEN_OPTIONS = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 64, "max_pixels": 1024,
                 "size": {"shortest_edge": 64, "longest_edge": 1024}}  # fmt: skip
-_GRID = {"image_grid_pinpoints": [[16, 16], [16, 32], [32, 16]]}
+_GRID: dict[str, Any] = {"image_grid_pinpoints": [[16, 16], [16, 32], [32, 16]]}
 _IDEFICS = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
 
 KINDS: dict[str, Kind] = {
@@ -181,19 +181,20 @@ KINDS: dict[str, Kind] = {
 
 
 def words(marks: dict[str, str]) -> Any:
-    core = tokenizer()._tokenizer
+    core: Any = tokenizer()._tokenizer
     core.add_special_tokens(WORDS)
-    made: Any = hf.PreTrainedTokenizerFast(
+    make: Any = hf.PreTrainedTokenizerFast
+    return make(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
         unk_token="<unk>", padding_side="left", extra_special_tokens=marks,
     )  # fmt: skip
-    return made
 
 
 def model_of(name: str) -> Any:
     model = KINDS[name].model().eval()
     randomise(model, KINDS[name].seed)
-    model.generation_config = hf.GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    settings: Any = hf.GenerationConfig
+    model.generation_config = settings(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     return model
 
 

@@ -36,8 +36,8 @@ def split(source: Source, component: str | None = "generation", selector: bool =
         each = site.width // EXPERTS
         experts = tuple(tuple(range(start, start + each)) for start in range(0, each * EXPERTS, each))
         edits.append(SplitExperts(site=site.path, experts=experts, active=ACTIVE, selector=selector))
-        hidden = model.get_submodule(site.producers[0]).weight.shape[1]
-        kinds = {"gate.weight": (EXPERTS, hidden)}
+        (hidden,) = model.get_parameter(f"{site.producers[0]}.weight").shape[1:]
+        kinds: dict[str, tuple[int, ...]] = {"gate.weight": (EXPERTS, hidden)}
         if selector:
             kinds |= {"selector.weight": (EXPERTS, hidden), "selector.bias": (EXPERTS,)}
         values |= {f"{site.path}.{n}": torch.randn(s, generator=draw) * 0.05 for n, s in kinds.items()}

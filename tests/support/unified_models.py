@@ -38,14 +38,14 @@ def model_of(name: str) -> Any:
     model = getattr(hf, ZOO[name].build().__class__.__name__)(config).eval()
     randomise(model)
     settings = {"janus": {"boi_token_id": BEGIN}, "emu3": {"height": 8, "width": 12, "negative_prompt": "ugly"}}
-    model.generation_config = hf.GenerationConfig(
+    model.generation_config = hf.GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=1, eos_token_id=2, pad_token_id=0, generation_kwargs=settings.get(name, {})
     )
     return model
 
 
 def processor_of(name: str) -> Any:
-    words: Any = hf.PreTrainedTokenizerFast(
+    words: Any = hf.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer()._tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
         unk_token="<unk>", sep_token="</s>", padding_side="left", extra_special_tokens=MARKS,
     )  # fmt: skip
@@ -53,7 +53,8 @@ def processor_of(name: str) -> Any:
     if name == "janus":
         return hf.JanusProcessor(JanusImageProcessorPil(size=square), words, num_image_tokens=16)
     if name == "emu3":
-        return hf.Emu3Processor(Emu3ImageProcessor(min_pixels=64, max_pixels=128, spatial_factor=2), words)
+        pictures = Emu3ImageProcessor(min_pixels=64, max_pixels=128, spatial_factor=2)
+        return hf.Emu3Processor(pictures, words)  # type: ignore[no-untyped-call]
     rule = ChameleonImageProcessorPil(size={"shortest_edge": 16}, crop_size=square)
     return hf.ChameleonProcessor(rule, words, image_seq_length=64)
 
@@ -71,7 +72,8 @@ def whole(runner: Any, name: str, ids: list[int], codes: list[int], last: int) -
         words = model.get_input_embeddings()(torch.tensor([ids]))
         seen = model.prepare_embeddings_for_image_generation(torch.tensor([codes], dtype=torch.long))
         hidden = model.model.language_model(inputs_embeds=torch.cat([words, seen], 1), use_cache=False)
-        return model.model.generation_head(hidden.last_hidden_state[0, -1])
+        logits: Tensor = model.model.generation_head(hidden.last_hidden_state[0, -1])
+        return logits
     rows = list(ids)
     for place, code in enumerate(codes):
         rows.append(FIRST_CODE + code)
@@ -79,4 +81,5 @@ def whole(runner: Any, name: str, ids: list[int], codes: list[int], last: int) -
             rows.append(END_OF_ROW)
     body = model.model
     hidden = body(input_ids=torch.tensor([rows]), use_cache=False).last_hidden_state[0, -1]
-    return model.lm_head(hidden)[FIRST_CODE : FIRST_CODE + 16]
+    of_codes: Tensor = model.lm_head(hidden)[FIRST_CODE : FIRST_CODE + 16]
+    return of_codes

@@ -216,7 +216,8 @@ class Block:
         class Rows:
             vision_rows = vision
 
-        return block(self.x, Rows())  # type: ignore[arg-type]
+        out: Tensor = block(self.x, Rows())
+        return out
 
     @torch.no_grad()
     def check_legacy(self) -> None:

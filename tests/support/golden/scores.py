@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def mme(path: Path) -> int:
 def misc(path: Path) -> int:
     """MMMU, MMBench and WISE."""
     lines, content = Lines(path), read(path)
-    checks = {
+    checks: dict[str, Callable[[Lines, Any], None]] = {
         "mmmu": _mmmu, "mmbench_post_process": _mmbench_post_process, "mmbench_tables": _mmbench_tables,
         "wise": _wise, "wise_judge_text": _wise_judge_text,
     }  # fmt: skip
