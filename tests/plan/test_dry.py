@@ -12,7 +12,7 @@ from tiny_bagel import DECODER, VISION_TOWER, write_recipe, write_tiny_bagel
 
 from umcompress.cli.main import main
 from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, KeepChannels, KeepHeads, Plan
-from umcompress.errors import PlanError, UsageError
+from umcompress.errors import PlanError, UmcompressError, UsageError
 from umcompress.extend.registry import find_pass
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.measure import weigh
@@ -172,10 +172,11 @@ def test_a_pass_that_wants_values_is_told_so(
     assert good.after.total < good.before.total
 
 
-def test_an_error_of_the_pass_itself_stays(planned: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_error_of_the_pass_itself_is_told_with_its_line(planned: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(PRUNE_BLOCKS, encoding="utf-8")
-    with pytest.raises(TypeError, match="has no len"):
+    with pytest.raises(UmcompressError, match=r"TypeError: .*has no len[^$]*own\.py, line") as caught:
         planned({"pass": "own.py:Wrong"})
+    assert isinstance(caught.value.__cause__, TypeError)
 
 
 def test_a_step_that_cannot_be_planned_leaves_the_state_before(planned: Callable[..., Any]) -> None:

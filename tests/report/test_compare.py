@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_fakes import report, step, task_score
 
-from umcompress.documents.report import Report, Stopped, step_report
+from umcompress.documents.report import Report, Speed, Stopped, step_report
 from umcompress.documents.scores import KindScore, score_of_counts
 from umcompress.errors import UsageError
 from umcompress.report import markdown, terminal
-from umcompress.report.compare import Comparison, compare, differences, dominates
+from umcompress.report.compare import Comparison, compare, differences, dominates, faster_beyond_noise
 from umcompress.report.compare_view import compare_view
 from umcompress.report.table import Table
 
@@ -34,6 +34,22 @@ def test_pareto_marks_what_no_other_run_beats() -> None:
     assert "generation" in found.objectives
     assert "active parameters generation" in found.objectives
     assert "speed generation" in found.objectives
+
+
+def test_what_noise_explains_beats_nobody() -> None:
+    """A speed of 1.21 for 1.20, a score of 0.90 for 0.895 of a thousand: the smaller model is beaten by neither."""
+    larger = ending((0.90, 0.9), 4_000_000, (1.21, 1.2))
+    smaller = ending((0.895, 0.9), 3_000_000, (1.20, 1.2))
+    assert [run.pareto for run in compare([("a", larger), ("b", smaller)]).runs] == [False, True]
+    same_size = ending((0.90, 0.9), 3_000_000, (1.21, 1.2))
+    assert [run.pareto for run in compare([("a", same_size), ("b", smaller)]).runs] == [True, True]
+
+
+def test_timings_differ_beyond_what_both_spread() -> None:
+    loud, quiet = Speed(ratio=1.3, noise=0.2), Speed(ratio=1.3, noise=0.01)
+    assert not faster_beyond_noise(loud, Speed(ratio=1.1, noise=0.01))
+    assert faster_beyond_noise(quiet, Speed(ratio=1.1, noise=0.01))
+    assert not faster_beyond_noise(quiet, Speed(ratio=1.285))
 
 
 def test_no_word_of_the_results_is_broken_at_80_columns() -> None:

@@ -13,13 +13,13 @@ from umcompress.report.table import Table, number_columns, seconds, text_column
 _MOST_COLUMNS = 4
 
 
-def benchmarks_tables(steps: Sequence[StepReport]) -> list[Table]:
+def benchmarks_tables(steps: Sequence[StepReport], timed: bool = True) -> list[Table]:
     """The tables; none for one evaluation without numbers of its own, which the scores table covers."""
     entries = _entries(steps)
     several = any(sum(task == other for _, other in entries) > 1 for _, task in entries)
     if not several and not any(_of(step, *entry).numbers for step in steps for entry in entries if _has(step, *entry)):
         return []
-    return [_values(steps, entries), *_parts(steps[-1], entries)]
+    return [_values(steps, entries, timed), *_parts(steps[-1], entries)]
 
 
 def _entries(steps: Sequence[StepReport]) -> list[tuple[str, Task]]:
@@ -35,7 +35,7 @@ def _of(step: StepReport, name: str, task: Task) -> Score:
     return step.evaluations[name][task]
 
 
-def _values(steps: Sequence[StepReport], entries: Sequence[tuple[str, Task]]) -> Table:
+def _values(steps: Sequence[StepReport], entries: Sequence[tuple[str, Task]], timed: bool) -> Table:
     """A row for each number, a column for each step; the last: how many items, and whether that is all of them."""
     shown = list(steps) if len(steps) <= _MOST_COLUMNS else [steps[0], *steps[1 - _MOST_COLUMNS :]]
     rows = []
@@ -54,7 +54,7 @@ def _values(steps: Sequence[StepReport], entries: Sequence[tuple[str, Task]]) ->
     took = [
         f"{name} {task} took {seconds(score.seconds)}"
         for name, task in entries
-        if _has(steps[-1], name, task) and (score := _of(steps[-1], name, task)).seconds is not None
+        if timed and _has(steps[-1], name, task) and (score := _of(steps[-1], name, task)).seconds is not None
     ]
     return Table("Evaluations", (text_column("number"), *number_columns(*heads, "items")), tuple(rows), (*notes, *took))
 

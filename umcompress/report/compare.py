@@ -6,12 +6,13 @@ Pure: reports in, one document out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import hypot
 from typing import Any
 
 from umcompress.documents.base import TASKS, Document, Task
-from umcompress.documents.report import Report, StepReport
-from umcompress.documents.scores import Change, KindScore, change
+from umcompress.documents.report import SPEED_NOISE, Report, Speed, StepReport
+from umcompress.documents.scores import Change, KindScore, change, is_beyond_noise
 from umcompress.errors import UsageError
 
 Point = dict[str, float]
@@ -216,30 +217,50 @@ def _pareto(runs: Sequence[ComparedRun]) -> tuple[tuple[str, ...], dict[str, boo
     comparable = [run for run in runs if not run.reasons]
     if len(comparable) < 2:
         return (), {}
-    points = [_point(run.steps[run.result]) for run in comparable]
+    steps = [run.steps[run.result] for run in comparable]
+    points = [_point(step) for step in steps]
     if any(run.speed_reasons for run in comparable):
         points = [{key: value for key, value in point.items() if "speed" not in key} for point in points]
     shared = [key for key in points[0] if all(key in point for point in points)]
     points = [{key: point[key] for key in shared} for point in points]
     best = {
-        run.label: not any(dominates(other, point) for other in points)
-        for run, point in zip(comparable, points, strict=True)
+        run.label: not any(
+            dominates(other, point, _same_within_noise(theirs, step))
+            for other, theirs in zip(points, steps, strict=True)
+        )
+        for run, point, step in zip(comparable, points, steps, strict=True)
     }
     return tuple(shared), best
 
 
 def _point(step: StepReport) -> Point:
-    """What one would like to be large; sizes and losses count negatively. Speeds finer than a hundredth are noise."""
+    """What one would like to be large; sizes and losses count negatively."""
     scores = {task: step.scores[task] for task in TASKS if task in step.scores}
     point: Point = {task: -one.value if one.lower_is_better else one.value for task, one in scores.items()}
     point["parameters"] = -float(step.parameters.total)
     for task in TASKS:
         if task in step.parameters.active:
             point[f"active parameters {task}"] = -float(step.parameters.active[task])
-    point |= {f"speed {task}": round(step.speed[task].ratio, 2) for task in TASKS if task in step.speed}
+    point |= {f"speed {task}": step.speed[task].ratio for task in TASKS if task in step.speed}
     return point
 
 
-def dominates(one: Point, other: Point) -> bool:
-    """`one` is at least as good as `other` everywhere and better somewhere."""
-    return all(one[key] >= other[key] for key in other) and any(one[key] > other[key] for key in other)
+def _same_within_noise(one: StepReport, other: StepReport) -> frozenset[str]:
+    """The objectives in which two results differ by no more than their scores' intervals or timings explain."""
+    scores = {task for task in TASKS if task in one.scores and task in other.scores
+              and not is_beyond_noise(one.scores[task], other.scores[task])}
+    speeds = {f"speed {task}" for task in TASKS if task in one.speed and task in other.speed
+              and not faster_beyond_noise(one.speed[task], other.speed[task])}
+    return frozenset({*scores, *speeds})
+
+
+def faster_beyond_noise(one: Speed, other: Speed) -> bool:
+    """Whether two speeds differ by more than both timings' noise, which is taken as independent."""
+    noise = max(SPEED_NOISE, hypot(one.noise or 0.0, other.noise or 0.0))
+    return abs(one.ratio / other.ratio - 1) > noise
+
+
+def dominates(one: Point, other: Point, same: Collection[str] = ()) -> bool:
+    """`one` is at least as good as `other` everywhere and better somewhere; in those of `same` they are alike."""
+    keys = [key for key in other if key not in same]
+    return all(one[key] >= other[key] for key in keys) and any(one[key] > other[key] for key in keys)

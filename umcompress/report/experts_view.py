@@ -45,22 +45,23 @@ def experts_tables(experts: Experts, step: str) -> list[Table]:
     return tables
 
 
-def training_views(steps: tuple[StepReport, ...]) -> list[Table]:
+def training_views(steps: tuple[StepReport, ...], timed: bool = True) -> list[Table]:
     """The results of trainings, and the load of experts after the last step that has any."""
-    tables = [_trainings(steps)] if any(step.training for step in steps) else []
+    tables = [_trainings(steps, timed)] if any(step.training for step in steps) else []
     last = next((step for step in reversed(steps) if step.experts is not None and not step.stopped), None)
     if last is not None and last.experts is not None:
         tables += experts_tables(last.experts, last.name)
     return tables
 
 
-def _trainings(steps: tuple[StepReport, ...]) -> Table:
+def _trainings(steps: tuple[StepReport, ...], timed: bool) -> Table:
     """A row a training and loss."""
     rows = []
     for step in steps:
         if (training := step.training) is None:
             continue
-        facts = (step.name, str(training.steps), short_number(training.parameters), f"{training.seconds_per_step:.2f}s")
+        took = f"{training.seconds_per_step:.2f}s" if timed else "-"
+        facts = (step.name, str(training.steps), short_number(training.parameters), took)
         names = [name for name in training.last if name != "loss"]
         for number, name in enumerate(names):
             ends = (f"{training.first.get(name, 0.0):.4f}", f"{training.last[name]:.4f}")

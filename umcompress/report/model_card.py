@@ -22,7 +22,7 @@ def _loading(saved: CheckpointResult | None) -> tuple[str, ...]:
 
 
 def write_model_card(report: Report, folder: Path) -> None:
-    """The card of the model in `folder`."""
+    """The card of the model in `folder`.  A run that was killed and went on writes the same one: it tells no times."""
     result, saved = report.result, report.checkpoint
     before, after = report.baseline.parameters.total, result.parameters.total
     recipe = dict(report.recipe or {})
@@ -38,7 +38,7 @@ def write_model_card(report: Report, folder: Path) -> None:
         "",
         "## What it cost",
         "",
-        markdown.text(report_view(report)),
+        markdown.text(report_view(report, timed=False)),
         "",
         "## Recipe",
         "",

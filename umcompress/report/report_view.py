@@ -16,11 +16,15 @@ _MOST_COLUMNS = 7
 _COMPONENTS = ("understanding", "generation", "shared")
 
 
-def report_view(report: Report, run: str | None = None) -> View:
-    """`run` is the folder that holds the report: it makes paths complete and gives the closing line."""
+def report_view(report: Report, run: str | None = None, timed: bool = True) -> View:
+    """`run` is the folder that holds the report: it makes paths complete and gives the closing line.
+
+    timed: with what differs each time that it is measured.
+    """
     parts: list[Table | str] = [_title(report), scores_table(report.steps), *_kind_tables(report.steps)]
-    parts += benchmarks_tables(report.steps)
-    parts += [size_table(report.steps), speed_table(report.steps), *training_views(report.steps)]
+    parts += benchmarks_tables(report.steps, timed)
+    work = speed_table(report.steps) if timed else work_table(report.steps)
+    parts += [size_table(report.steps), work, *training_views(report.steps, timed)]
     parts += _lines(report, run)
     return tuple(parts)
 
@@ -98,12 +102,21 @@ def size_table(steps: tuple[StepReport, ...]) -> Table:
     return Table("Size", columns, tuple(rows), notes)
 
 
+def work_table(steps: tuple[StepReport, ...]) -> Table:
+    """What of the speed table is the same on every machine."""
+    rows = [(step_name(step), *_macs(step)) for step in steps]
+    return Table("Work", (text_column("step"), *number_columns("MACs u", "MACs g")), tuple(rows), ("MACs per token",))
+
+
+def _macs(step: StepReport) -> list[str]:
+    return [short_number(step.macs_per_token[task]) if task in step.macs_per_token else "-" for task in TASKS]
+
+
 def speed_table(steps: tuple[StepReport, ...]) -> Table:
     rows = []
     for step in steps:
-        macs = [short_number(step.macs_per_token[task]) if task in step.macs_per_token else "-" for task in TASKS]
         ratios = [speed_text(step, task) for task in TASKS]
-        rows.append((step_name(step), *macs, *ratios, seconds(step.seconds)))
+        rows.append((step_name(step), *_macs(step), *ratios, seconds(step.seconds)))
     columns = (text_column("step"), *number_columns("MACs u", "MACs g", "speed u", "speed g", "step took"))
     notes = ["MACs per token; speed as a ratio to the baseline, above 1 is faster"]
     if any(flag.startswith("no_speed:") for step in steps for flag in step.flags):

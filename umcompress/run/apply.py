@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umcompress import processes
 from umcompress.documents.report import Report, read_report, write_report
-from umcompress.errors import UsageError
+from umcompress.errors import CheckError, UsageError
 from umcompress.plan.command import _load
 from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
@@ -54,7 +56,7 @@ def apply(
     folder = RunFolder(path)
     try:
         claimed = processes.by_first(lambda: folder.claim(loaded, made_of))
-        if claimed and (path / "report.json").is_file():
+        if claimed and (path / "report.json").is_file() and folder.model.is_dir():
             say(f"{path} holds the finished run of this recipe; nothing is left to do")
             return read_report(path), path
         return (_run_on_disk if out_of_core else _run)(loaded, source, folder, made_of), path
@@ -92,18 +94,30 @@ def _run_on_disk(loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: 
     seconds, peak = time.monotonic() - started, peak_bytes()
     say(f"wrote it in {seconds:.1f} s; at most {peak / 1e9:.2f} GB in memory")
     say("running it a block at a time in a fresh process and comparing outputs bit for bit")
-    checkpoint = verify(model, folder.model, plain)
+    with _checking(folder.model):
+        checkpoint = verify(model, folder.model, plain)
     report = _report(loaded.recipe.model, run.steps, source, [], loaded.recipe.seed)
     report = report.model_copy(update={
         "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
         "checkpoint": checkpoint, "dtype": model.dtype or "as stored",
-        "notes": (*report.notes, f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB",),
     })
     from umcompress.report.model_card import write_model_card
 
     write_model_card(report, folder.model)
+    took = f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB"
+    report = report.model_copy(update={"notes": (*report.notes, took)})
     write_report(report, folder.path)
     return report
+
+
+@contextmanager
+def _checking(model: Path) -> Iterator[None]:
+    """Take a model away that failed its check: nobody is to load it by mistake. It is written again from the steps."""
+    try:
+        yield
+    except CheckError:
+        shutil.rmtree(model, ignore_errors=True)
+        raise
 
 
 def _run(loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str) -> Report:
@@ -119,8 +133,9 @@ def _finish(
 ) -> Report:
     """Write the model, check it in a fresh process, report."""
     from umcompress.models.stored_dtype import held_as, stored_dtypes
-    from umcompress.run.verify import verify
+    from umcompress.run.verify import finite, verify
 
+    finite(outcome.model)
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
     record = _record(source, made_of, [done.plan for done in outcome.plans])
@@ -129,7 +144,8 @@ def _finish(
         plain = write_model(outcome.model, source, folder, record)
     say("reloading it in a fresh process and comparing outputs bit for bit")
     written = sorted(str(dtype).removeprefix("torch.") for dtype in stored)
-    checkpoint = verify(outcome.model, source, folder.model, None if isinstance(plain, str) else plain, written)
+    with _checking(folder.model):
+        checkpoint = verify(outcome.model, source, folder.model, None if isinstance(plain, str) else plain, written)
     if isinstance(plain, str) and plain:
         notes = "; ".join(filter(None, (plain, checkpoint.note)))
         checkpoint = checkpoint.model_copy(update={"note": notes})

@@ -18,6 +18,8 @@ from umcompress.documents.base import Document
 from umcompress.documents.plan import Plan, SetTensors
 from umcompress.documents.report import StepReport
 from umcompress.errors import CheckError, UsageError
+from umcompress.files import is_regular, read_bytes, read_text
+from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.yaml_writer import yaml_text
 
@@ -78,7 +80,7 @@ class RunFolder:
                     "memory and not out of core, or the other way round)",
                     f"give another folder with -o, or remove it first: rm -r {self.path}",
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif not self._is_our_beginning(loaded):
             raise UsageError(asked, "it is not empty, and no run of umcompress is in it", "choose another with -o")
         write_text_atomic(self.path / RECIPE, loaded.text)
         write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved_in(self.path)))
@@ -106,6 +108,14 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
+    def _is_our_beginning(self, loaded: LoadedRecipe) -> bool:
+        """Whether nothing is in it but what a run leaves that was killed before it could say that the folder is its."""
+        halves = {f".{name}.partial" for name in (MARK, RECIPE, RESOLVED)}
+        if not {path.name for path in self.path.iterdir()} <= {*halves, RECIPE, RESOLVED}:
+            return False
+        recipe = self.path / RECIPE  # the user's own may lie there, and is not written over
+        return not recipe.exists() or (is_regular(recipe) and read_bytes(recipe) == loaded.text.encode())
+
     def _only_claimed(self) -> bool:
         """Whether the run in it computed nothing: it stopped at an error in its recipe, say, which is now put right."""
         return {path.name for path in self.path.iterdir()} <= {MARK, RECIPE, RESOLVED}
@@ -118,9 +128,13 @@ class RunFolder:
     def committed(self, index: int, name: str) -> CommittedStep | None:
         """A finished step, None where it is still to be done."""
         file = self.step_path(index, name) / "step.json"
-        if not file.is_file():
+        if not is_regular(file):
             return None
-        return CommittedStep.model_validate_json(file.read_text(encoding="utf-8"))
+        try:
+            return CommittedStep.model_validate_json(read_text(file))
+        except ValueError as error:
+            say(f"{file} is damaged ({str(error).splitlines()[0]}): the step is done again")
+            return None
 
     def work(self, index: int, name: str, keep: Collection[str] = ()) -> Path:
         """A folder for what a step leaves behind, outside of `steps` until it is committed.
@@ -129,9 +143,12 @@ class RunFolder:
         """
         final = self.step_path(index, name)
         path = final.with_name(f".{final.name}.partial")
+        for place in (path.parent, path):
+            if place.exists() and not place.is_dir():
+                place.unlink()
         path.mkdir(parents=True, exist_ok=True)
         for left in path.iterdir():
-            if not left.is_dir():
+            if not left.is_dir() or left.is_symlink():
                 left.unlink()
             elif left.name not in keep:
                 shutil.rmtree(left)
@@ -142,7 +159,10 @@ class RunFolder:
             checkpoint.unlink()
         write_text_atomic(work / "step.json", step.model_dump_json(indent=2, by_alias=True) + "\n")
         target = self.step_path(index, name)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        elif target.exists():
+            target.unlink()
         work.rename(target)
 
     def blobs(self, index: int, name: str, plan: Plan) -> Mapping[str, Tensor]:
@@ -190,7 +210,7 @@ def kept_tensors(plan: Plan, folder: Path) -> Mapping[str, Tensor]:
     from safetensors.torch import load_file
 
     file = folder / TENSORS
-    if any(edit.digest != sha256_file(file) for edit in edits):
+    if not is_regular(file) or any(edit.digest != sha256_file(file) for edit in edits):
         raise CheckError(f"the tensors of the step {folder.name}", f"{file} is not the file that its plan names",
                          "remove the output folder and run again")
     return load_file(file)

@@ -82,6 +82,18 @@ def verify(
     )
 
 
+def finite(model: nn.Module) -> None:
+    """CheckError where weights are NaN or infinite: no check of a written model could tell whether it is right."""
+    import torch
+
+    odd = [name for name, p in model.named_parameters() if p.is_floating_point() and not torch.isfinite(p).all()]
+    if odd:
+        raise CheckError(
+            "write the model", f"NaN or infinite values in {len(odd)} tensors, such as {odd[0]}",
+            "look whether the files of the model that is compressed hold them; nothing was written",
+        )
+
+
 def save_outputs(outputs: dict[str, Tensor], path: Path) -> None:
     """For the fresh process. Copies: some models give a tensor under two names, which such a file does not hold."""
     from safetensors.torch import save_file
