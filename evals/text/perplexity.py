@@ -44,7 +44,8 @@ class Perplexity(Windowed):
         # Of the text, not of what the tokenizer gives back: that may be in lower case, or have unknown tokens in it.
         size = len(runner.words.beginning(self.parts()[1], parts[-1][1]).encode())
         whole = len(self.model_copy(update={"limit": None}).windows(len(ids)))
-        score = token_weighted(losses, counts, size)
+        read = digest([files.read_text(self.path()), repr(counts)])
+        score = token_weighted(losses, counts, size).model_copy(update={"items_of": read})
         return {"understanding": self.timed(score, started, self.partial(len(losses), whole), out)}
 
 
@@ -84,7 +85,9 @@ def token_weighted(losses: list[float], counts: list[int], size: int) -> Score:
     per_byte = tokens / size / math.log(2) if size else 0.0
     likely = number(lambda value: _exp(-value))
     numbers = {"perplexity": number(_exp), "bits_per_byte": number(lambda value: value * per_byte)}
-    return Score(**likely.model_dump(), numbers=numbers)
+    # What each window contributes, so that two scores of the same windows are compared window by window.
+    items = tuple(likely.value * (1 - deviation) for deviation in deviations)
+    return Score(**likely.model_dump(), numbers=numbers, items=items)
 
 
 def _exp(value: float) -> float:

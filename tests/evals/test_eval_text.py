@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from umcompress.cli.main import main
+from umcompress.documents.scores import change
 from umcompress.errors import PlanError, UsageError
 from umcompress.evals.text._text import windows
 from umcompress.evals.text.agreement import compared
-from umcompress.evals.text.perplexity import Perplexity
+from umcompress.evals.text.perplexity import Perplexity, token_weighted
 from umcompress.models.source import open_source
 
 WORDS = "the cat sat on a mat and the dog ran far away from it all; nobody knows why.\n"
@@ -137,3 +140,23 @@ def test_missing_and_unreadable_text(tmp_path: Path) -> None:
         Perplexity(data=tmp_path).check()
     with pytest.raises(ValueError, match="stride"):
         Perplexity(window=8, stride=9)
+
+
+def test_a_change_of_perplexity_is_compared_window_by_window() -> None:
+    """Windows of which some are hard, all a little worse: seen in pairs, lost in the spread without them."""
+    counts = [16] * 12
+    easy = [16 * (1.0 + 0.3 * (index % 4)) for index in range(12)]
+    before = token_weighted(easy, counts, 1000).model_copy(update={"items_of": "text"})
+    worse = token_weighted([1.03 * loss for loss in easy], counts, 1000).model_copy(update={"items_of": "text"})
+    assert sum(before.items) / 12 == pytest.approx(before.value)
+    paired = change(worse, before)
+    assert paired.paired and paired.beyond_noise and paired.value == pytest.approx(worse.value - before.value)
+    alone = change(worse, before.model_copy(update={"items_of": "another text"}))
+    assert not alone.paired and not alone.beyond_noise
+    # Independently: the same change of windows that are drawn anew, many times.
+    draw, changes = random.Random(0), []
+    for _ in range(4000):
+        drawn = [easy[draw.randrange(12)] for _ in easy]
+        changes.append(math.exp(-1.03 * sum(drawn) / 192) - math.exp(-sum(drawn) / 192))
+    spread = statistics.stdev(changes) * (12 / 11) ** 0.5
+    assert (paired.high - paired.low) / 2 == pytest.approx(2.200985 * spread, rel=0.1)
