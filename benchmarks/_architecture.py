@@ -20,7 +20,7 @@ from umcompress.graph.linears import is_conv1d
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.models.hf.inputs import fixed_inputs, picture
-from umcompress.models.hf.load.skeleton import WRONG
+from umcompress.models.hf.load.skeleton import CONFIG_ERRORS
 from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source, open_source
 from umcompress.passes.channel_prune import ChannelPrune
@@ -82,7 +82,7 @@ def built(cls: str, folder: Path) -> Any:
             raise NotBuilt("its outputs are no numbers")
         model.save_pretrained(folder)
         return known.from_pretrained(folder).eval()
-    except (*WRONG, NotImplementedError) as error:
+    except (*CONFIG_ERRORS, NotImplementedError) as error:
         raise NotBuilt(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -171,8 +171,8 @@ def _experts(model: nn.Module) -> Shares:
 class _Routed:
     """Multiply-accumulates of experts by their definition: each weight at work meets each token once.
 
-    How a device gets there (grouped products that the counter does not know, all experts at once) is its own
-    business: `correction` is what to add to what was counted.
+    How a device gets there (grouped products that the counter does not know, all experts at once) does not
+    matter: `correction` is what to add to what was counted.
     """
 
     def __init__(self, counter: FlopCounterMode) -> None:

@@ -43,17 +43,17 @@ def _maps(content: Any, deep: bool) -> Iterator[str]:
         return
     for key, value in content.items():
         if key == MAP:
-            yield from _words(value)
+            yield from _strings(value)
         elif deep:
             yield from _maps(value, deep)
 
 
-def _words(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _words(part)
+            yield from _strings(part)
 
 
 def code_files(folder: Path) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def missing_code(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in code_files(folder) if not (folder / name).is_file())
 
 
-def require_here(folder: Path) -> None:
+def require_local_code(folder: Path) -> None:
     """ModelError where the code is not in the folder, but in another repository or nowhere.
 
     What is consented to is code that can be read beforehand and that is copied with the result.
@@ -91,7 +91,7 @@ def require_here(folder: Path) -> None:
         raise ModelError(asked, f"no {', '.join(missing)}", "copy the Python files of the model into its folder")
 
 
-def refused(folder: Path, what: str) -> ModelError:
+def untrusted_code(folder: Path, what: str) -> ModelError:
     """What to say where code would have to run and nobody has consented."""
     files, there = code_files(folder), sorted({name for name in references(folder) if "--" in name})
     return ModelError(

@@ -145,7 +145,7 @@ def is_compressed(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-# The voices of an omni model, without which transformers does not load one. Copied, and read by nobody here.
+# The voices of an omni model, without which transformers does not load one. Copied, and not read here.
 _NO_WEIGHTS = {"spk_dict.pt"}
 
 

@@ -1,4 +1,4 @@
-"""BAGEL: one network that reads pictures and paints them.  Shapes as in the parts; D: values a latent."""
+"""BAGEL: one network that reads pictures and generates them.  Shapes as in the parts; D: values a latent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""BAGEL at work: answers, pictures, calibration, timed workloads."""
+"""Run BAGEL: answers, pictures, calibration, timed workloads.
+
+B sequences, T tokens, h by w latent tokens of a picture, D values of each.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, vision_input
 from umcompress.models.bagel.sampling import Contexts, Guidance, decode_images, denoise, guided_velocity, to_pixels
-from umcompress.models.bagel.words import Words
+from umcompress.models.bagel.tokenizer import FolderTokenizer
 from umcompress.models.items import GenerationItem, Picture, UnderstandingItem
 from umcompress.models.pictures import to_image
 from umcompress.models.runner import Likelihood, Work, likelihood
@@ -50,9 +53,9 @@ class BagelRunner:
         self.batch = max(1, min(LARGEST_BATCH, BATCH_TOKENS // (side * side + 2)))
 
     @cached_property
-    def words(self) -> Words:
+    def words(self) -> FolderTokenizer:
         """The tokenizer; sizes and workloads need none."""
-        return Words(self.folder)
+        return FolderTokenizer(self.folder)
 
     def _batches(self, count: int) -> Iterator[slice]:
         for start in range(0, count, self.batch):
@@ -61,10 +64,10 @@ class BagelRunner:
     # -- understanding -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _read(self, images: Sequence[Any], questions: Sequence[Tensor] | None) -> Cache:
+    def _absorb(self, images: Sequence[Any], questions: Sequence[Tensor] | None) -> Cache:
         """Pictures, then questions as token ids.  An entry may be several pictures, all entries equally many."""
         cache = Cache(len(images))
-        for shown in zip(*(_pictures(entry) for entry in images), strict=True):
+        for shown in zip(*(_picture_list(entry) for entry in images), strict=True):
             self.model.absorb_vision(cache, [vision_input(image, self.model.config) for image in shown])
         if questions is not None:
             self.model.absorb_text(cache, questions)
@@ -76,9 +79,9 @@ class BagelRunner:
         """Greedy answers, pictures first, then the question (spec: the chat entry point's order)."""
         answers = [""] * len(images)
         for part in self._batches(len(images)):
-            for alike in _alike(images, part):
+            for alike in _groups_of_equal_layout(images, part):
                 questioned = [self.words.ids(questions[index]) for index in alike]
-                cache = self._read([images[index] for index in alike], questioned)
+                cache = self._absorb([images[index] for index in alike], questioned)
                 for index, ids in zip(alike, self.model.decode_text(cache, max_new_tokens + 1), strict=True):
                     answers[index] = self.words.decode(ids[1:]).strip()
         return answers
@@ -93,11 +96,11 @@ class BagelRunner:
         """
         found: list[list[Likelihood]] = [[] for _ in prompts]
         for part in self._batches(len(prompts)):
-            for alike in _alike(images, part, [prompt is None for prompt in prompts]):
+            for alike in _groups_of_equal_layout(images, part, [prompt is None for prompt in prompts]):
                 asked = [prompts[index] for index in alike]
                 shown = [images[index] for index in alike]
                 questions = [self.words.ids(prompt) for prompt in asked if prompt is not None]
-                cache = self._read(shown, questions or None)
+                cache = self._absorb(shown, questions or None)
                 wanted = [(row, text.lstrip()) for row, index in enumerate(alike) for text in continuations[index]]
                 size = max(1, SCORED_TOKENS // max(1, cache.length()))
                 for start in range(0, len(wanted), size):
@@ -126,7 +129,7 @@ class BagelRunner:
         return torch.randn(shape, generator=generator)
 
     @torch.no_grad()
-    def _paint(
+    def _sampled_latents(
         self, prompts: Sequence[Tensor], noise: Sequence[Tensor], at_time: Callable[[float], None] | None = None
     ) -> Tensor:
         """Prompts as token ids -> latent tokens of all their pictures."""
@@ -146,7 +149,7 @@ class BagelRunner:
         for part in self._batches(len(prompts)):
             count = part.stop - part.start
             ids = [self.words.ids(prompt) for prompt in prompts[part]]
-            tokens = self._paint(ids, [self.noise(seed, place) for place in places[part]])
+            tokens = self._sampled_latents(ids, [self.noise(seed, place) for place in places[part]])
             pictures += [to_pixels(image) for image in decode_images(self.model, tokens, [self.size] * count)]
         return pictures
 
@@ -171,11 +174,11 @@ class BagelRunner:
             read = [item for item in portion if isinstance(item, UnderstandingItem)]
             painted = [item for item in portion if isinstance(item, GenerationItem)]
             if read:
-                cache = self._read([item.image for item in read], [self.words.ids(item.question) for item in read])
+                cache = self._absorb([item.image for item in read], [self.words.ids(item.question) for item in read])
                 self.model.absorb_text(cache, [self.words.ids(item.answer) for item in read])
             if painted:
                 ids = [self.words.ids(item.prompt) for item in painted]
-                self._paint(ids, [self.noise(item.seed, 0) for item in painted], at_time)
+                self._sampled_latents(ids, [self.noise(item.seed, 0) for item in painted], at_time)
 
     def portions(self, items: Sequence[Any]) -> list[list[Any]]:
         """As `Portions`: each of items of one kind."""
@@ -190,7 +193,7 @@ class BagelRunner:
         cache = Cache(1)
         self.model.absorb_vision(cache, [vision_input(ramp, self.model.config)])
         rows, _ = self.model.absorb_text(cache, [self.words.ids("what is in the picture?")])
-        tokens = self._paint([self.words.ids("a picture")], [self.noise(0, 0)])
+        tokens = self._sampled_latents([self.words.ids("a picture")], [self.noise(0, 0)])
         image = decode_images(self.model, tokens, [self.size])[0]
         return {"logits": self.model.logits(rows), "latents": tokens, "image": image}
 
@@ -203,12 +206,12 @@ class BagelRunner:
         out.  Needs no tokenizer and no values: on the meta device it costs nothing.
         """
         if task == "understanding":
-            cache = self._read([self._grey()], [_any_text(QUESTION_TOKENS)])
-            rows, _ = self.model.absorb_text(cache, [_any_text(1)], wrap=False)
+            cache = self._absorb([self._grey()], [_zero_ids(QUESTION_TOKENS)])
+            rows, _ = self.model.absorb_text(cache, [_zero_ids(1)], wrap=False)
             self.model.logits(rows)
             return cache.length()
         contexts = Contexts.empty(1)
-        contexts.add_text(self.model, [_any_text(PROMPT_TOKENS)])
+        contexts.add_text(self.model, [_zero_ids(PROMPT_TOKENS)])
         latents = self.noise(0, 0).to(self.model.device)
         guided_velocity(self.model, contexts, latents, 1.0, [self.size], self.guidance)
         branches = 2 if self.guidance.at(1.0).text_scale > 1 else 1
@@ -220,25 +223,25 @@ class BagelRunner:
         if task == "understanding":
             return self._understanding_work(count)
         started = time.perf_counter()
-        tokens = self._paint([_any_text(PROMPT_TOKENS)] * count, [self.noise(0, i) for i in range(count)])
+        tokens = self._sampled_latents([_zero_ids(PROMPT_TOKENS)] * count, [self.noise(0, i) for i in range(count)])
         decode_images(self.model, tokens, [self.size] * count)
-        self._wait()
+        self._synchronize()
         seconds = time.perf_counter() - started
         return Work(seconds, {"image_seconds": seconds / count})
 
     @torch.no_grad()
     def _understanding_work(self, count: int, new_tokens: int = 8) -> Work:
         started = time.perf_counter()
-        cache = self._read([self._grey()] * count, [_any_text(QUESTION_TOKENS)] * count)
+        cache = self._absorb([self._grey()] * count, [_zero_ids(QUESTION_TOKENS)] * count)
         token = torch.full((1,), self.model.config.tokens.bos_token_id)
         first = started
         for step in range(new_tokens):
             rows, _ = self.model.absorb_text(cache, [token] * count, wrap=False)
             self.model.logits(rows).argmax(-1)
             if step == 0:
-                self._wait()
+                self._synchronize()
                 first = time.perf_counter()
-        self._wait()
+        self._synchronize()
         ended = time.perf_counter()
         measures = {
             "first_token_seconds": (first - started) / count,
@@ -257,25 +260,25 @@ class BagelRunner:
         if guidance is not None:
             self.guidance = replace(self.guidance, text_scale=guidance)
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
 
-def _pictures(entry: Any) -> Sequence[Any]:
+def _picture_list(entry: Any) -> Sequence[Any]:
     if entry is None:
         return []
     return entry if isinstance(entry, list | tuple) else [entry]
 
 
-def _alike(images: Sequence[Any], part: slice, kinds: Sequence[bool] | None = None) -> list[list[int]]:
+def _groups_of_equal_layout(images: Sequence[Any], part: slice, kinds: Sequence[bool] | None = None) -> list[list[int]]:
     """The places of a part of the entries, those with equally many pictures (and of one kind) together."""
     groups: dict[tuple[int, bool], list[int]] = {}
     for index in range(part.start, part.stop):
         kind = kinds is not None and kinds[index]
-        groups.setdefault((len(_pictures(images[index])), kind), []).append(index)
+        groups.setdefault((len(_picture_list(images[index])), kind), []).append(index)
     return list(groups.values())
 
 
-def _any_text(length: int) -> Tensor:
+def _zero_ids(length: int) -> Tensor:
     return torch.zeros(length, dtype=torch.long)

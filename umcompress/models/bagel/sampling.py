@@ -49,7 +49,7 @@ class Contexts:
         return cls(Cache(batch), Cache(batch), Cache(batch))
 
     def add_text(self, model: Bagel, ids: Sequence[Tensor]) -> None:
-        """The text guidance forgets this text; the image guidance hears it."""
+        """The text guidance forgets this text; the image guidance keeps it."""
         self.text_cfg = self.full.fork()
         model.absorb_text(self.full, ids)
         model.absorb_text(self.image_cfg, ids)

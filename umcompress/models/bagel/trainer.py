@@ -16,8 +16,8 @@ from umcompress.documents.base import Task
 from umcompress.errors import ModelError
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, vision_input
+from umcompress.models.bagel.tokenizer import FolderTokenizer
 from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward
-from umcompress.models.bagel.words import Words
 from umcompress.models.items import ImageText, TrainingItem, UnderstandingItem
 from umcompress.models.pictures import to_image
 from umcompress.models.trainer import TrainingBatch, TrainingForward
@@ -35,13 +35,13 @@ class BagelTrainer:
         self.model, self.folder = model, folder
 
     @cached_property
-    def words(self) -> Words:
-        return Words(self.folder)
+    def words(self) -> FolderTokenizer:
+        return FolderTokenizer(self.folder)
 
     def check(self, items: Sequence[TrainingItem]) -> None:
         for item in items:
             if not isinstance(item, ImageText | UnderstandingItem):
-                raise _of_no_use(item)
+                raise _wrong_item(item)
 
     def blocked(self, name: str, items: Sequence[TrainingItem]) -> str:
         return ""
@@ -57,7 +57,7 @@ class BagelTrainer:
             elif isinstance(item, UnderstandingItem):
                 samples.append(self._understanding(item))
             else:
-                raise _of_no_use(item)
+                raise _wrong_item(item)
         und, gen, labels = _rows(samples, self.model)
         rows = {"flow": gen, "velocity": gen, "cross_entropy": labels, "logits": labels}
         return TrainingBatch(samples, {name: count for name, count in rows.items() if count}, (und, gen))
@@ -129,7 +129,7 @@ def _means(losses: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack([part.double().mean() for part in torch.split(losses, list(counts))])[:, None]
 
 
-def _of_no_use(item: TrainingItem) -> ModelError:
+def _wrong_item(item: TrainingItem) -> ModelError:
     return ModelError(
         "train a BAGEL model", f"an item of kind {type(item).__name__}",
         "give it pictures with prompts (ImageText), or with questions and answers (UnderstandingItem)",

@@ -52,15 +52,13 @@ class TransformersFamily(Family):
         return isinstance(content, dict) and isinstance(content.get("model_type"), str)
 
     def skeleton(self, folder: Path) -> nn.Module:
-        from umcompress.models.hf.load import own_code as remote
-        from umcompress.models.hf.load import skeleton as build
-        from umcompress.models.hf.load import weights as disk
+        from umcompress.models.hf.load import own_code, skeleton, weights
 
-        model = build.build(folder, self.trusts)
+        model = skeleton.build(folder, self.trusts)
         if self.trusts:
-            remote.consent(model)
+            own_code.mark_trusted(model)
         check_globs(self.components or {}, model)
-        disk.learn_names(model, folder)
+        weights.fit_to_stored_names(model, folder)
         return self.adopt(model)
 
     def adopt(self, model: nn.Module) -> nn.Module:
@@ -69,69 +67,68 @@ class TransformersFamily(Family):
 
         # Found once, on the whole model: a stack keeps its name when edits leave little of it.
         setattr(model, _STACKS, stacks.find_stacks(_of_transformers(model)))
-        stacks.say_given(_of_transformers(model), self.stacks(model).values())
+        stacks.mark_encoder_states(_of_transformers(model), self.stacks(model).values())
         for path in self.stacks(model).values():
-            attention.adopt(model, path, self.component_of)
+            attention.add_head_protocol(model, path, self.component_of)
         return model
 
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
-        from umcompress.models.hf.load import weights as disk
+        from umcompress.models.hf.load import weights
 
-        disk.fill(_of_transformers(model), folder, dtype, device)
+        weights.fill(_of_transformers(model), folder, dtype, device)
         model.eval()
 
     def cast(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
         """Buffers that are computed keep their precision."""
-        from umcompress.models.hf.load import skeleton as build
+        from umcompress.models.hf.load import skeleton
 
-        float32 = build.kept_float32(_of_transformers(model), dtype)
+        float32 = skeleton.kept_float32(_of_transformers(model), dtype)
         for name, tensor in model.state_dict(keep_vars=True).items():
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(torch.float32 if name in float32 else dtype)
         return model
 
     def weight_files(self, model: nn.Module) -> WeightFiles:
-        from umcompress.models.hf.load import weights as disk
+        from umcompress.models.hf.load import weights
 
-        return {WEIGHTS: disk.names_on_disk(_of_transformers(model))}
+        return {WEIGHTS: weights.names_on_disk(_of_transformers(model))}
 
     def left_aside(self, folder: Path) -> Sequence[str]:
-        from umcompress.models.hf.load import weights as disk
+        from umcompress.models.hf.load import weights
 
-        return disk.left_aside(_of_transformers(self.skeleton(folder)), folder)
+        return weights.left_aside(_of_transformers(self.skeleton(folder)), folder)
 
     def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
-        from umcompress.models.hf.load import weights as disk
+        from umcompress.models.hf.load import weights
 
-        return disk.problems(_of_transformers(model), folder)
+        return weights.problems(_of_transformers(model), folder)
 
     def sources(
         self, model: nn.Module, values: Mapping[str, TensorToWrite] | None = None
     ) -> dict[str, dict[str, TensorToWrite]]:
-        from umcompress.models.hf.load import weights as disk
+        from umcompress.models.hf.load import weights
 
-        return {WEIGHTS: disk.sources(_of_transformers(model), values)}
+        return {WEIGHTS: weights.sources(_of_transformers(model), values)}
 
     def open_disk(self, model: nn.Module, folder: Path) -> DiskTensors:
-        from umcompress.models.hf.load import weights as disk
+        from umcompress.models.hf.load import weights
 
-        return disk.open_disk(_of_transformers(model), folder)
+        return weights.open_disk(_of_transformers(model), folder)
 
     def texts(self, model: nn.Module, folder: Path) -> dict[str, str]:
-        from umcompress.models.hf.export import per_layer as own_config
+        from umcompress.models.hf.export import per_layer
 
-        return own_config.own_configs(_of_transformers(model), self, folder)
+        return per_layer.own_configs(_of_transformers(model), self, folder)
 
     def plain(
         self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, TensorToWrite] | None = None
     ) -> Plain | str:
-        from umcompress.models.hf.export import mixtures as moe_export
-        from umcompress.models.hf.export import ordinary as plain
+        from umcompress.models.hf.export import mixtures, ordinary
 
         of_transformers = _of_transformers(model)
-        if moe_export.is_split(of_transformers):
-            return moe_export.plain_folder(of_transformers, self, folder, values)
-        return plain.plain_folder(of_transformers, self, folder, values)
+        if mixtures.is_split(of_transformers):
+            return mixtures.plain_folder(of_transformers, self, folder, values)
+        return ordinary.plain_folder(of_transformers, self, folder, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         from umcompress.models.hf.anatomy import stacks
@@ -166,18 +163,18 @@ class TransformersFamily(Family):
         return TransformersFamily(self.components, trusts=True)
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
-        from umcompress.models.hf.load import own_code as remote
-        from umcompress.models.hf.paint import unified_runner as unified
+        from umcompress.models.hf.load import own_code
+        from umcompress.models.hf.paint import unified_runner
 
-        found: Runner = unified.runner(_of_transformers(model), folder)
-        return remote.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
+        found: Runner = unified_runner.runner(_of_transformers(model), folder)
+        return own_code.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
 
     def trainer(self, model: nn.Module, folder: Path) -> Trainer:
-        from umcompress.models.hf.load import own_code as remote
-        from umcompress.models.hf.train import unified_trainer as trainers
+        from umcompress.models.hf.load import own_code
+        from umcompress.models.hf.train import unified_trainer
 
-        found: Trainer = trainers.trainer(model, folder)
-        return remote.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
+        found: Trainer = unified_trainer.trainer(model, folder)
+        return own_code.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
 
 
 def _of_transformers(model: nn.Module) -> Any:

@@ -1,7 +1,8 @@
-"""Attentions of transformers as `StreamAttention`: one stream, heads laid out as everybody lays them out.
+"""Attentions of transformers as `StreamAttention`: one stream, with the usual layout of heads.
 
-A module is recognised by its children and numbers, whatever its class, and only where all of them are accounted for:
-a parameter that nobody expects may be one for each head. Layouts are read off the linears as they are now.
+A module is recognised by its children and numbers, whatever its class, and only where all of them are known: an
+unknown parameter may have an entry for each head, which a cut would have to select. Layouts are read off the linears as
+they are now.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from torch import nn
 from umcompress.graph.linears import input_size, is_matrix, output_size
 from umcompress.graph.protocol import StreamLayout
 from umcompress.graph.trace import is_attention
-from umcompress.models.hf.anatomy import alibi as slopes
+from umcompress.models.hf.anatomy import alibi
 from umcompress.models.hf.anatomy.known_attentions import (
-    _FUSED,
-    _GROUPS,
-    _HEADS,
-    _KEY,
-    _NORMS,
-    _OUTPUT,
-    _QUERY,
-    _VALUE,
-    _VALUES_FIRST,
+    FUSED,
+    GROUPS,
+    HEADS,
+    KEY,
+    NORMS,
+    OUTPUT,
+    QUERY,
+    VALUE,
+    VALUES_FIRST,
 )
 
 Layout: TypeAlias = StreamLayout | str
 _ODD_SIZES = "the sizes of its linears do not fit heads of one width"
 
 
-class OneStream:
-    """What an attention of transformers gets on top of its own class."""
+class SingleStreamAttention:
+    """Mixin that gives an attention class of transformers the methods of `StreamAttention`."""
 
     stream_components: tuple[str, ...]
     layer_idx: int | None = None
@@ -49,7 +50,7 @@ class OneStream:
     def keep_heads(
         self, component: str, key_value_groups: tuple[int, ...] | None, query_heads: tuple[int, ...] | None
     ) -> None:
-        """The linears are narrowed already: write their numbers down everywhere that the forward looks."""
+        """Update head counts wherever the forward reads them; the linears have been narrowed already."""
         module: Any = _module(self)
         before = module.umcompress_heads
         groups = len(key_value_groups) if key_value_groups is not None else before[1]
@@ -58,13 +59,13 @@ class OneStream:
         if query_heads is None:
             per = before[0] // before[1]
             query_heads = tuple(group * per + j for group in key_value_groups or () for j in range(per))
-        slopes.keep(module, before[0], query_heads)
+        alibi.record_kept_heads(module, before[0], query_heads)
         head_dim = _head_dim(module)
-        numbers = dict.fromkeys(_HEADS, heads) | dict.fromkeys(_GROUPS, groups)
+        numbers = dict.fromkeys(HEADS, heads) | dict.fromkeys(GROUPS, groups)
         numbers |= dict.fromkeys(("embed_dim", "split_size"), heads * head_dim)
         numbers["num_key_value_groups"], numbers["kv_dim"] = heads // groups, groups * head_dim
         kind: Any = type(module)
-        if not known_code(kind) or kind.__name__ in _FUSED:
+        if not known_code(kind) or kind.__name__ in FUSED:
             # Code of the model's own may call the width of all heads anything: `reshape(b, t, self.hidden_size)`;
             # what splits the output of one linear calls it by any name, too.
             own = {name: value for name, value in vars(module).items() if type(value) is int}
@@ -81,10 +82,13 @@ class OneStream:
         """With its only stream the attention is dropped as a whole."""
 
 
-def adopt(model: nn.Module, path: str, component_of: Callable[[str], str]) -> None:
-    """Let the attentions in the stack at `path` follow the protocol, where their heads are known."""
+def add_head_protocol(model: nn.Module, path: str, component_of: Callable[[str], str]) -> None:
+    """Give the attentions in the stack at `path` the methods of the protocol, where their heads are known.
+
+    Their class is replaced by a subclass with the mixin: weights, hooks and state-dict names stay as they are.
+    """
     for name, module in model.get_submodule(path).named_modules(prefix=path):
-        if not is_attention(module) or isinstance(module, OneStream):
+        if not is_attention(module) or isinstance(module, SingleStreamAttention):
             continue
         layout = layout_of(module)
         if isinstance(layout, StreamLayout):
@@ -96,23 +100,23 @@ def adopt(model: nn.Module, path: str, component_of: Callable[[str], str]) -> No
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """How heads lie in an attention; or, in words, why they are not known."""
+    """The layout of the heads of an attention; or, as a sentence, why it is not known."""
     children = dict(module.named_children())
-    output = next((name for name in _OUTPUT if is_matrix(children.get(name))), None)
-    head_dim, (fused, bundles) = _head_dim(module), _FUSED.get(_class_name(module), ("", 1))
+    output = next((name for name in OUTPUT if is_matrix(children.get(name))), None)
+    head_dim, (fused, bundles) = _head_dim(module), FUSED.get(_class_name(module), ("", 1))
     if head_dim is None:
         if any("relative_attention_bias" in name for name in vars(module)):
             return "each of its heads has a bias of positions, which is not cut with it"
         return "it does not say how wide a head is"
     kind: Any = type(module)
-    if known_code(kind) and shapes_as_input(kind):
+    if known_code(kind) and reshapes_to_input_width(kind):
         return "it gives its heads' output the shape of its input"
     if output is None:
         return "its output projection is elsewhere"
     if is_matrix(children.get(fused)) and (bundles == 1 or known_code(kind)):
-        made = _fused(module, fused, output, head_dim, bundles)
-        return made if isinstance(made, str) else _checked(module, made, head_dim)
-    names = [next((n for n in known if is_matrix(children.get(n))), None) for known in (_QUERY, _KEY, _VALUE)]
+        made = _fused_layout(module, fused, output, head_dim, bundles)
+        return made if isinstance(made, str) else _with_norms(module, made, head_dim)
+    names = [next((n for n in known if is_matrix(children.get(n))), None) for known in (QUERY, KEY, VALUE)]
     query, key, value = names
     if query is None or key is None or value is None:
         return "queries, keys and values are made by linears that are laid out otherwise"
@@ -126,11 +130,11 @@ def layout_of(module: nn.Module) -> Layout:
         query, key, value, output, (), groups, width // head_dim // groups, head_dim,
         query_rows=2 * head_dim if gated else 0,
     )  # fmt: skip
-    return _checked(module, found, head_dim)
+    return _with_norms(module, found, head_dim)
 
 
-def _fused(module: nn.Module, name: str, output: str, head_dim: int, bundles: int) -> Layout:
-    """Rows of a bundle: its queries, its keys, its values."""
+def _fused_layout(module: nn.Module, name: str, output: str, head_dim: int, bundles: int) -> Layout:
+    """The layout of one linear for all three; rows of a bundle are its queries, then its keys, then its values."""
     children = dict(module.named_children())
     width = input_size(children[output])
     heads, groups = width // head_dim, (output_size(children[name]) - width) // 2 // head_dim
@@ -139,26 +143,26 @@ def _fused(module: nn.Module, name: str, output: str, head_dim: int, bundles: in
         return _ODD_SIZES
     size = groups // (bundles or groups)
     starts = [size * heads // groups * head_dim, size * (heads // groups + 1) * head_dim]
-    key, value = reversed(starts) if _class_name(module) in _VALUES_FIRST else starts
+    key, value = reversed(starts) if _class_name(module) in VALUES_FIRST else starts
     return StreamLayout(
         name, name, name, output, (), groups, heads // groups, head_dim, key_start=key, value_start=value,
         bundles=bundles,
     )  # fmt: skip
 
 
-def _checked(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
-    """With its norms; in words, what else holds tensors or counts channels."""
+def _with_norms(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
+    """The layout with its norms; or, as a sentence, what else in the module depends on the number of heads."""
     known = {layout.query, layout.key, layout.value, layout.output}
     by_head: list[tuple[str, Literal["query", "key"]]] = []
-    each: list[tuple[str, Literal["query", "key"]]] = []
-    plain: list[str] = []
+    norm_lists: list[tuple[str, Literal["query", "key"]]] = []
+    shared: list[str] = []
     if any(True for _ in module.parameters(recurse=False)):
         return "it has parameters of its own besides its linears"
     buffers = () if known_code(type(module)) else module.buffers(recurse=False)
     if any(layout.query_heads in buffer.shape for buffer in buffers):
         return "it has a buffer of its own with something for each head"
     for name, child in module.named_children():
-        kind = next((kind for norm, kind in _NORMS if norm == name), None)
+        kind = next((kind for norm, kind in NORMS if norm == name), None)
         weights = list(child.parameters())
         if name in known or not weights:
             continue
@@ -168,14 +172,14 @@ def _checked(module: nn.Module, layout: StreamLayout, head_dim: int) -> Layout:
         if lists := [part for part in child.modules() if isinstance(part, nn.ModuleList)]:
             if not _one_for_each(child, lists, heads, head_dim):
                 return f"the norms in {name} are not one for each head"
-            each.append((next(path for path, part in module.named_modules() if part is lists[0]), kind))
+            norm_lists.append((next(path for path, part in module.named_modules() if part is lists[0]), kind))
         elif all(weight.shape == (head_dim,) for weight in weights):
-            plain.append(name)
+            shared.append(name)
         elif all(weight.ndim == 2 and weight.shape == (heads, head_dim) for weight in weights):
             by_head.append((name, kind))
         else:
             return f"{name} normalises over all heads at once"
-    return replace(layout, norms=tuple(plain), head_norms=tuple(by_head), norm_lists=tuple(each))
+    return replace(layout, norms=tuple(shared), head_norms=tuple(by_head), norm_lists=tuple(norm_lists))
 
 
 def _one_for_each(norm: nn.Module, lists: list[nn.ModuleList], heads: int, head_dim: int) -> bool:
@@ -189,8 +193,9 @@ def _one_for_each(norm: nn.Module, lists: list[nn.ModuleList], heads: int, head_
 @cache
 def _with_stream(cls: Any) -> Any:
     space = {"__module__": cls.__module__}
-    forward = slopes.choosing(cls.__name__, cls.forward) if known_code(cls) else None
-    return type(cls.__name__, (OneStream, cls), space if forward is None else space | {"forward": forward})
+    # Code that comes with a model may call anything so: only classes of transformers are wrapped.
+    forward = alibi.with_own_slopes(cls.__name__, cls.forward) if known_code(cls) else None
+    return type(cls.__name__, (SingleStreamAttention, cls), space if forward is None else space | {"forward": forward})
 
 
 @cache
@@ -206,8 +211,8 @@ def makes_gates(cls: Any) -> bool:
 
 
 @cache
-def shapes_as_input(cls: Any) -> bool:
-    """Whether the forward reshapes what heads give to as many values as the stream has."""
+def reshapes_to_input_width(cls: Any) -> bool:
+    """Whether the forward reshapes the heads' output to the width of its input, which kept heads do not fill."""
     taken = re.search(r"\w+, \w+, (\w{2,}) = hidden_states\.(size\(\)|shape)", source_of(cls))
     return taken is not None and re.search(rf"(view|reshape)\([^)]*\b{taken[1]}\)", source_of(cls)) is not None
 
@@ -234,6 +239,6 @@ def _head_dim(module: nn.Module) -> Any:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _module(stream: OneStream) -> nn.Module:
+def _module(stream: SingleStreamAttention) -> nn.Module:
     assert isinstance(stream, nn.Module)
     return stream

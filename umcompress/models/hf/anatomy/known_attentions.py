@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-_QUERY, _KEY, _VALUE = ("q_proj", "query", "to_q"), ("k_proj", "key", "to_k"), ("v_proj", "value", "to_v")
+QUERY, KEY, VALUE = ("q_proj", "query", "to_q"), ("k_proj", "key", "to_k"), ("v_proj", "value", "to_v")
 
 
-_OUTPUT = ("o_proj", "out_proj", "projection_layer", "proj", "c_proj", "dense", "out")
+OUTPUT = ("o_proj", "out_proj", "projection_layer", "proj", "c_proj", "dense", "out")
 
 
 # One linear that makes queries, keys and values, one after the other: in how many bundles, see `StreamLayout`. Others
 # lay them out otherwise under the same names.
-_FUSED = {
+FUSED = {
     "Phi3Attention": ("qkv_proj", 1), "Phi4MultimodalAttention": ("qkv_proj", 1), "GPT2Attention": ("c_attn", 1),
     "MptAttention": ("Wqkv", 1), "DbrxAttention": ("Wqkv", 1),
     "Qwen2_5_VLVisionAttention": ("qkv", 1), "Qwen2VLVisionAttention": ("qkv", 1), "VisionAttention": ("qkv", 1),
@@ -24,15 +24,15 @@ _FUSED = {
 
 
 # Those whose values lie before the keys.
-_VALUES_FIRST = ("CodeGenAttention",)
+VALUES_FIRST = ("CodeGenAttention",)
 
 
-_NORMS: tuple[tuple[str, Literal["query", "key"]], ...] = (
+NORMS: tuple[tuple[str, Literal["query", "key"]], ...] = (
     ("q_norm", "query"), ("k_norm", "key"), ("q_layernorm", "query"), ("k_layernorm", "key"),
 )  # fmt: skip
 
 
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
 
-_GROUPS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
+GROUPS = ("num_key_value_heads", "num_kv_heads", "kv_heads")

@@ -25,16 +25,17 @@ _LANGUAGE = ("language_model", "text_model", "decoder", "transformer")
 
 def find_stacks(model: PreTrainedModel) -> dict[str, str]:
     """`main` and its path; every other stack goes by its path."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and _repeats(module)]
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    paths = [path for path, module in lists if _is_stack_of_blocks(module)]
     outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
     outer = [path for path in outer if not _CONNECTORS.search(path)]
     if not outer:
         return {}
-    main = max(outer, key=lambda path: _language(model, path))
+    main = max(outer, key=lambda path: _language_rank(model, path))
     return {MAIN_STACK: main} | {path: path for path in outer if path != main}
 
 
-def say_given(model: PreTrainedModel, stacks: Iterable[str]) -> None:
+def mark_encoder_states(model: PreTrainedModel, stacks: Iterable[str]) -> None:
     """Blocks of a decoder beside an encoder get its states: without them they would have no attention to them.
 
     So do the blocks of a model that does not go without a picture (BLIP), which it reads as an encoder's.
@@ -48,7 +49,7 @@ def say_given(model: PreTrainedModel, stacks: Iterable[str]) -> None:
                 setattr(block, GIVEN, _FROM_ENCODER)
 
 
-def _repeats(blocks: nn.ModuleList) -> bool:
+def _is_stack_of_blocks(blocks: nn.ModuleList) -> bool:
     """Whether these are blocks of one kind, or of kinds that take turns, that mix tokens and multiply."""
     kinds = {original_class(block) for block in blocks}
     alike = len(kinds) == 1 or all(issubclass(kind, GradientCheckpointingLayer) for kind in kinds)
@@ -64,8 +65,8 @@ def _is_whole_attention(module: nn.Module) -> bool:
     return ATTENTION.search(original_class(module).__name__) is not None and is_leaf(module)
 
 
-def _language(model: PreTrainedModel, path: str) -> tuple[int, int, int, int]:
-    """How much a stack looks like the language model's: near the token embedding, beside it, by name, by size."""
+def _language_rank(model: PreTrainedModel, path: str) -> tuple[int, int, int, int]:
+    """Rank of a stack as the language model's: near the token embedding, beside it, by name, by size."""
     embedding = _embedding_path(model)
     shared = 0
     for ours, theirs in zip(path.split("."), embedding.split("."), strict=False):

@@ -13,9 +13,9 @@ from transformers.utils.import_utils import is_torchvision_available
 from umcompress.errors import ModelError
 from umcompress.files import read_json
 from umcompress.models.hf.load.own_code import errors_of
-from umcompress.models.hf.load.skeleton import WRONG
+from umcompress.models.hf.load.skeleton import CONFIG_ERRORS
 from umcompress.models.hf.names import CONFIG
-from umcompress.models.remote_code import references, refused, require_here
+from umcompress.models.remote_code import references, require_local_code, untrusted_code
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 COPY = "copy the processor and tokenizer files of the model into its folder"
@@ -41,12 +41,12 @@ def open_processor(folder: Path, trust: bool = False) -> Any:
             return stills.from_pretrained(folder)
         auto: Any = AutoProcessor
         if trust:
-            require_here(folder)
+            require_local_code(folder)
         with errors_of(folder, only_inside=True):
             found = auto.from_pretrained(folder, trust_remote_code=trust)
-    except WRONG as error:
+    except CONFIG_ERRORS as error:
         if not trust and any("rocessor" in name for name in references(folder)):
-            raise refused(folder, "the processor") from error
+            raise untrusted_code(folder, "the processor") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelError(f"the processor of {folder}", lines[0][:200], COPY) from error
     if not hasattr(found, "image_processor"):

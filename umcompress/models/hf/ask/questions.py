@@ -21,8 +21,8 @@ from umcompress.errors import UsageError
 from umcompress.models.hf.ask.processors import has_processor, open_processor
 from umcompress.models.hf.ask.text_runner import BATCH_TOKENS
 from umcompress.models.hf.ask.tokenizer import ids_after_question
-from umcompress.models.hf.load.own_code import trusted
-from umcompress.models.hf.load.skeleton import WRONG
+from umcompress.models.hf.load.own_code import is_trusted
+from umcompress.models.hf.load.skeleton import CONFIG_ERRORS
 from umcompress.models.pictures import to_image
 
 # Outputs of a processor that are not passed on: made here instead, or training targets.
@@ -67,7 +67,7 @@ class QuestionPreparer:
         return self._open_processor()
 
     def _open_processor(self) -> Any:
-        return open_processor(self.folder, trusted(self.model))
+        return open_processor(self.folder, is_trusted(self.model))
 
     @cached_property
     def has_chat_template(self) -> bool:
@@ -95,7 +95,7 @@ class QuestionPreparer:
             options["add_special_tokens"] = False
         try:
             return self.processor(text=[text], return_tensors="pt", **options)
-        except WRONG as error:
+        except CONFIG_ERRORS as error:
             shown = sum(map(len, options.get("images", ())))
             lines = str(error).splitlines() or [type(error).__name__]
             raise UsageError(

@@ -32,7 +32,7 @@ from umcompress.models.hf.inputs import (
     text_config,
     text_inputs,
 )
-from umcompress.models.hf.load.own_code import trusted
+from umcompress.models.hf.load.own_code import is_trusted
 from umcompress.models.hf.load.run_on_shapes import OnShapes
 from umcompress.models.hf.load.skeleton import is_shapes_only
 from umcompress.models.items import GenerationItem, Picture, TextSample, UnderstandingItem
@@ -57,7 +57,7 @@ class TransformersRunner:
     @cached_property
     def words(self) -> FolderTokenizer:
         """The tokenizer; sizes and workloads need none."""
-        return FolderTokenizer(self.folder, trusted(self.model), embeddings(self.model))
+        return FolderTokenizer(self.folder, is_trusted(self.model), embeddings(self.model))
 
     @cached_property
     def positions(self) -> int | None:

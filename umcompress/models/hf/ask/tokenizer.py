@@ -9,8 +9,8 @@ from torch import Tensor, nn, tensor
 from transformers import AutoTokenizer
 
 from umcompress.errors import ModelError
-from umcompress.models.hf.load import own_code as remote
-from umcompress.models.remote_code import references, refused, require_here
+from umcompress.models.hf.load import own_code
+from umcompress.models.remote_code import references, require_local_code, untrusted_code
 
 # Without any of these transformers may make up a tokenizer that knows no word.
 _FILES = ("tokenizer.*", "tokenizer_config.json", "vocab.*", "*.tiktoken", "*.model")
@@ -26,13 +26,13 @@ class FolderTokenizer:
         if not any(file.is_file() for pattern in _FILES for file in folder.glob(pattern)):
             raise ModelError(f"the tokenizer of {folder}", "no tokenizer files", _COPY)
         if trust:
-            require_here(folder)
+            require_local_code(folder)
         try:
-            with remote.errors_of(folder, only_inside=True):
+            with own_code.errors_of(folder, only_inside=True):
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
             if not trust and any("okeniz" in name for name in references(folder)):
-                raise refused(folder, "the tokenizer") from error
+                raise untrusted_code(folder, "the tokenizer") from error
             lines = str(error).splitlines() or [type(error).__name__]
             raise ModelError(
                 f"the tokenizer of {folder}", lines[0][:200], _COPY

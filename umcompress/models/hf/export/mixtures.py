@@ -28,9 +28,9 @@ from umcompress.checkpoint.layout import tied_names
 from umcompress.checkpoint.parts import joined
 from umcompress.checkpoint.writer import TensorToWrite, in_memory
 from umcompress.graph.model_graph import ModelFamily
-from umcompress.models.hf.export import ordinary as plain
+from umcompress.models.hf.export import ordinary
 from umcompress.models.hf.export.old_fields import with_old_fields
-from umcompress.models.hf.load.skeleton import BASE_CONFIG, WRONG, parameters_on_meta
+from umcompress.models.hf.load.skeleton import BASE_CONFIG, CONFIG_ERRORS, parameters_on_meta
 from umcompress.models.hf.names import CONFIG, WEIGHTS
 from umcompress.models.plain_folder import Plain
 from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
@@ -127,7 +127,7 @@ def plain_folder(
     modules = {path: module for path, module in model.named_modules() if isinstance(module, SparseFeedForward)}
     places = {path: match for path in modules if (match := _PLACE.fullmatch(path))}
     splits = {int(match[1]): modules[path].shape for path, match in places.items()}
-    config, reasons = plain.sized_config(model, family)
+    config, reasons = ordinary.sized_config(model, family)
     reasons += [f"{path} is no feed-forward of a layer" for path in modules if path not in places]
     reasons += _rules(splits, config.num_hidden_layers, mixture)
     if not reasons:
@@ -139,7 +139,7 @@ def plain_folder(
     assert built is not None
     given = values if values is not None else {name: in_memory(tensor) for name, tensor in model.state_dict().items()}
     ours = {name: source for name, source in given.items() if name not in tied_names(model)}
-    text = plain.as_text(with_old_fields(built.config.to_diff_dict(), source))
+    text = ordinary.as_text(with_old_fields(built.config.to_diff_dict(), source))
     return Plain(
         {WEIGHTS: mixture.tensors(ours, splits)}, {CONFIG: text},
         frozenset({BASE_CONFIG}), exact=False, loads_with="transformers",
@@ -176,7 +176,7 @@ def _built(content: dict[str, Any], mixture: Mixture) -> tuple[PreTrainedModel |
     try:
         with parameters_on_meta():
             return cls(cls.config_class(**copy.deepcopy(content))), []
-    except WRONG as error:
+    except CONFIG_ERRORS as error:
         return None, [f"transformers does not build it: {(str(error).splitlines() or [''])[0][:120]}"]
 
 
@@ -200,7 +200,7 @@ def _differences(model: PreTrainedModel, built: PreTrainedModel, splits: Mapping
     for path, module in built.named_modules():
         if not re.search(r"self_attn|norm|rotary|embed_tokens", path) or path not in modules:
             continue
-        if (setting := plain.differing_setting(modules[path], module)) is not None:
+        if (setting := ordinary.differing_setting(modules[path], module)) is not None:
             values = getattr(module, setting, None), getattr(modules[path], setting, None)
             yield f"{path}.{setting} would be {values[0]}, and is {values[1]}"
             return

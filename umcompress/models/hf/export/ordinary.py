@@ -26,9 +26,8 @@ from umcompress.models.hf.export.old_fields import with_old_fields
 from umcompress.models.hf.inputs import config_parts
 from umcompress.models.hf.layers.config_fields import class_before, owner_of, width_field
 from umcompress.models.hf.layers.known_fields import SHARED_WIDTH
-from umcompress.models.hf.load import own_code as remote
-from umcompress.models.hf.load import weights as disk
-from umcompress.models.hf.load.skeleton import BASE_CONFIG, WRONG, build_own, parameters_on_meta
+from umcompress.models.hf.load import own_code, weights
+from umcompress.models.hf.load.skeleton import BASE_CONFIG, CONFIG_ERRORS, build_own, parameters_on_meta
 from umcompress.models.hf.load.unused import forget_predictors
 from umcompress.models.hf.names import CONFIG, WEIGHTS
 from umcompress.models.plain_folder import Plain
@@ -44,7 +43,7 @@ def plain_folder(
     source: the folder that the model came from. values: the tensors of a skeleton.
     """
     config, reasons = plain_config(model, family)
-    if unread := remote.stumbles(model):
+    if unread := own_code.why_transformers_fails(model):
         reasons = [f"transformers does not load the model's code by itself: {' and '.join(unread)}", *reasons]
     text = as_text(with_old_fields(content_of(config), source))
     if not reasons and not type(model).is_custom_code():
@@ -52,13 +51,13 @@ def plain_folder(
         try:
             read = type(config).from_dict(json.loads(text), name_or_path=config.name_or_path)
             reasons = list(_differences(model, read))
-        except WRONG as error:
+        except CONFIG_ERRORS as error:
             reasons = [f"transformers does not build it: {' '.join(str(error).split())[:200]}"]
     reasons = reasons or _unset(model, config)
     if reasons:
         return "; ".join(reasons)
-    weights = {WEIGHTS: disk.sources(model, values)}
-    return Plain(weights, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
+    files = {WEIGHTS: weights.sources(model, values)}
+    return Plain(files, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
 
 
 def _unset(model: PreTrainedModel, config: Any) -> list[str]:
@@ -66,7 +65,7 @@ def _unset(model: PreTrainedModel, config: Any) -> list[str]:
     if not type(model).is_custom_code():
         return []
     try:
-        unset = remote.unset_buffers(model, config)
+        unset = own_code.unset_buffers(model, config)
     except ModelError as error:
         return [f"transformers does not build it without values: {error.found}"]
     more = "which the model's code computes in constructors only"
@@ -232,7 +231,7 @@ def _differences(model: PreTrainedModel, config: Any) -> Iterator[str]:
         else:
             with parameters_on_meta():
                 built = type(model)(copy.deepcopy(config))
-    except (ModelError, *WRONG) as error:
+    except (ModelError, *CONFIG_ERRORS) as error:
         yield f"transformers does not build it: {(str(error).splitlines() or [''])[0][:120]}"
         return
     built.train(model.training)

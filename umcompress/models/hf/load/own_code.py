@@ -1,7 +1,7 @@
 """Code that comes with a model, run with consent: classes by transformers' dynamic modules, errors that name the file.
 
-What such code raises is nobody's choice, so everything is caught, but only around calls into it or where it is in the
-traceback. Code written for transformers 4 is mended where the mending is sure.
+Such code may raise anything, so everything is caught, but only around calls into it or where it is in the
+traceback. Code for transformers 4 is adapted where that cannot change what it computes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _TASKS = (
     "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForMultimodalLM",
     "AutoModelForSeq2SeqLM", "AutoModel",
 )  # fmt: skip
-# Where code of ours is, and what lowered blocks call theirs.
+# Where the code of umcompress is, and the file name of the code of lowered blocks.
 _OURS, _LOWERED = str(Path(__file__).parents[3]), "<lowered "
-# What anybody may call. "<": modules that are frozen into Python.
+# Libraries, whose frames say nothing about who called them. "<": modules that are frozen into Python.
 _LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
 # Methods of runners and trainers that run a model.
 _RUNNING = (
@@ -43,12 +43,12 @@ _RUNNING = (
 )  # fmt: skip
 
 
-def consent(model: nn.Module) -> None:
+def mark_trusted(model: nn.Module) -> None:
     """Remember, on the model in memory and nowhere else, that what belongs to its folder may run code."""
     setattr(model, _CONSENT, True)
 
 
-def trusted(model: nn.Module) -> bool:
+def is_trusted(model: nn.Module) -> bool:
     """Whether tokenizer and processor of the model may run the code of its folder."""
     return bool(getattr(model, _CONSENT, False))
 
@@ -64,7 +64,7 @@ def own_config(content: dict[str, Any], file: Path, trust: bool) -> PreTrainedCo
     if not trust:
         if content.get("model_type") in CONFIG_MAPPING:
             return None
-        raise code.refused(file.parent, "the model")
+        raise code.untrusted_code(file.parent, "the model")
     cls = _own_class(reference, file.parent)
     with errors_of(file.parent):
         config: PreTrainedConfig = cls.from_pretrained(file)
@@ -101,7 +101,7 @@ def _models(found: Any) -> list[str]:
 
 
 def _own_class(reference: str, folder: Path) -> Any:
-    code.require_here(folder)
+    code.require_local_code(folder)
     if len(reference.split(".")) != 2:
         raise _failed(folder, f"{reference!r} in {code.MAP} is not module.Class")
     with errors_of(folder):
@@ -122,7 +122,7 @@ def errors_of(folder: Path, only_inside: bool = False) -> Iterator[None]:
     except UmcompressError:
         raise
     except (Exception, SystemExit) as error:  # the code is somebody else's and may raise anything at all
-        place = _place(error)
+        place = _place_in_model_code(error)
         if only_inside and place is None:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -155,7 +155,7 @@ def _failed(folder: Path, found: str) -> ModelError:
     )  # fmt: skip
 
 
-def _place(error: BaseException) -> str | None:
+def _place_in_model_code(error: BaseException) -> str | None:
     """File and line in the model's code, where that or a library that it called raised; None where others did."""
     theirs: str = dynamic.HF_MODULES_CACHE  # type: ignore[attr-defined]
     frames = [
@@ -171,7 +171,7 @@ def _place(error: BaseException) -> str | None:
 
 
 @contextmanager
-def older_code() -> Iterator[None]:
+def tied_weights_as_lists() -> Iterator[None]:
     """Models built inside may list their tied weights; transformers 5 wants to know what each is tied to."""
     expanded = PreTrainedModel.get_expanded_tied_weights_keys
 
@@ -188,8 +188,8 @@ def older_code() -> Iterator[None]:
         PreTrainedModel.get_expanded_tied_weights_keys = expanded  # type: ignore[method-assign]
 
 
-def mend(model: PreTrainedModel) -> None:
-    """Do what its constructor left out; note what transformers itself would stumble over."""
+def repair_constructor(model: PreTrainedModel) -> None:
+    """Do what its constructor left out; note on the model why transformers by itself would not load it."""
     mended = []
     if not hasattr(model, "all_tied_weights_keys"):
         model.post_init()  # type: ignore[no-untyped-call]
@@ -199,7 +199,7 @@ def mend(model: PreTrainedModel) -> None:
     setattr(model, _MENDED, tuple(mended))
 
 
-def stumbles(model: nn.Module) -> tuple[str, ...]:
+def why_transformers_fails(model: nn.Module) -> tuple[str, ...]:
     """Why transformers by itself does not load the model's code."""
     found: tuple[str, ...] = getattr(model, _MENDED, ())
     return found
@@ -219,12 +219,12 @@ def unset_buffers(model: PreTrainedModel, config: PreTrainedConfig) -> list[str]
     }
     if not computed:
         return []
-    with errors_of(Path(str(model.config.name_or_path)).parent), older_code(), torch.device("meta"):
+    with errors_of(Path(str(model.config.name_or_path)).parent), tied_weights_as_lists(), torch.device("meta"):
         twin = type(model)(copy.deepcopy(config))
     for parameter in (*twin.parameters(), *twin.buffers()):
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]
     for (path, name), buffer in computed.items():
-        twin.get_submodule(path)._buffers[name] = _other(buffer)
+        twin.get_submodule(path)._buffers[name] = _different_values(buffer)
     with errors_of(Path(str(model.config.name_or_path)).parent):
         twin.initialize_weights()  # type: ignore[no-untyped-call]
     return [
@@ -233,8 +233,8 @@ def unset_buffers(model: PreTrainedModel, config: PreTrainedConfig) -> list[str]
     ]  # fmt: skip
 
 
-def _other(buffer: Tensor) -> Tensor:
-    """Of the same kind, with no value in common."""
+def _different_values(buffer: Tensor) -> Tensor:
+    """A buffer of the same shape and dtype that differs in every value."""
     if buffer.is_floating_point():
         return torch.full_like(buffer, torch.nan, device="cpu")
     return buffer.cpu() ^ 1 if buffer.dtype != torch.bool else ~buffer.cpu()

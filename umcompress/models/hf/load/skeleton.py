@@ -23,8 +23,7 @@ from transformers.models.auto import modeling_auto
 from umcompress.errors import ModelError
 from umcompress.files import read_json
 from umcompress.models import remote_code as code
-from umcompress.models.hf.load import leftovers
-from umcompress.models.hf.load import own_code as remote
+from umcompress.models.hf.load import leftovers, own_code
 from umcompress.models.hf.names import CONFIG
 
 # The configuration that a compressed model was made from: its plans start there.
@@ -32,7 +31,7 @@ BASE_CONFIG = "base_config.json"
 # Elements of a tensor that is not made in memory only to be thrown away.
 LARGE = 1 << 22
 # What a configuration with nonsense in it makes transformers raise.
-WRONG = (
+CONFIG_ERRORS = (
     StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError,
     ArithmeticError, AssertionError, IndexError, MemoryError,
 )  # fmt: skip
@@ -51,13 +50,13 @@ def read_config(folder: Path, trust: bool = False) -> PreTrainedConfig:
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
-        raise _refused(file, error) from error
-    if (own := remote.own_config(content, file, trust)) is not None:
+        raise _config_error(file, error) from error
+    if (own := own_code.own_config(content, file, trust)) is not None:
         return own
     try:
         config = leftovers.config_of(file, content)
-    except WRONG as error:
-        raise _refused(file, error) from error
+    except CONFIG_ERRORS as error:
+        raise _config_error(file, error) from error
     return config
 
 
@@ -68,14 +67,14 @@ def model_class(config: PreTrainedConfig, file: Path, trust: bool = False) -> ty
     """
     import transformers
 
-    if trust and (own := remote.own_model_class(config, file.parent)) is not None:
+    if trust and (own := own_code.own_model_class(config, file.parent)) is not None:
         return own
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found
-    if remote.has_model(config):
-        raise code.refused(file.parent, "the model")
+    if own_code.has_model(config):
+        raise code.untrusted_code(file.parent, "the model")
     for task in _TASKS:
         names: Any = getattr(modeling_auto, f"MODEL_{task}MAPPING_NAMES", {})
         offered = names.get(config.model_type)
@@ -99,8 +98,8 @@ def build(folder: Path, trust: bool = False) -> PreTrainedModel:
     try:
         if model.can_generate() and (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-    except WRONG as error:
-        raise _refused(file, error) from error
+    except CONFIG_ERRORS as error:
+        raise _config_error(file, error) from error
     model.train(False)
     return model
 
@@ -119,9 +118,9 @@ def _refuse_quantized(config: PreTrainedConfig, folder: Path) -> None:
 
 def build_own(cls: type[PreTrainedModel], config: Any, folder: Path) -> PreTrainedModel:
     """A model whose code is not transformers'."""
-    with remote.errors_of(folder), parameters_on_meta(), remote.older_code():
+    with own_code.errors_of(folder), parameters_on_meta(), own_code.tied_weights_as_lists():
         model = cls(config)
-        remote.mend(model)
+        own_code.repair_constructor(model)
     return model
 
 
@@ -129,8 +128,8 @@ def _build_known(cls: type[PreTrainedModel], config: Any, file: Path) -> PreTrai
     try:
         with parameters_on_meta():
             return cls(config)
-    except WRONG as error:
-        raise _refused(file, error) from error
+    except CONFIG_ERRORS as error:
+        raise _config_error(file, error) from error
 
 
 class _LargeOnMeta(TorchFunctionMode):
@@ -192,7 +191,7 @@ def kept_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
     return {name for name in model.state_dict(keep_vars=True) if any(part in name for part in patterns)}
 
 
-def _refused(file: Path, error: BaseException) -> ModelError:
+def _config_error(file: Path, error: BaseException) -> ModelError:
     if type(error).__name__ == "AmbiguousGlobalPerLayerAttributeError":
         # Its message speaks to whoever writes the class. By name: older versions of transformers do not have it.
         key = str(error).partition(" ")[0].strip("'")

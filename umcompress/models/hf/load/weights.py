@@ -49,7 +49,7 @@ class _Group:
     names: list[tuple[str, str, str]]
 
 
-class Layout:
+class WeightLayout:
     """How the tensors of some files become those of a model."""
 
     def __init__(self, model: PreTrainedModel, names: Iterable[str]) -> None:
@@ -108,7 +108,7 @@ COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def problems(model: PreTrainedModel, folder: Path) -> list[str]:
     """What is missing, unexpected or wrongly shaped in a folder's weights, by the files' headers."""
     stored = _open(folder)
-    layout = Layout(model, stored.entries)
+    layout = WeightLayout(model, stored.entries)
     state = model.state_dict(keep_vars=True)
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     try:
@@ -116,7 +116,7 @@ def problems(model: PreTrainedModel, folder: Path) -> list[str]:
     except (RuntimeError, ValueError) as error:
         return [f"{WEIGHTS}: {str(error).splitlines()[0]}"]
     found = {name: tuple(tensor.shape) for name, tensor in made.items()}
-    absent = wanted.keys() - found.keys() - _excused(model, found)
+    absent = wanted.keys() - found.keys() - _tied_to_found(model, found)
     listed = [f"{WEIGHTS}: missing {name}" for name in sorted(absent)]
     listed += [f"{WEIGHTS}: unexpected {name}" for name in sorted(layout.unexpected)]
     for name in sorted(wanted.keys() & found.keys()):
@@ -132,7 +132,7 @@ def fill(model: PreTrainedModel, folder: Path, dtype: torch.dtype, device: str) 
     raise_problems(model, folder)
     float32, tied = kept_float32(model, dtype), tied_names(model)
     with _open(folder) as stored:
-        layout = Layout(model, stored.entries)
+        layout = WeightLayout(model, stored.entries)
         for name, tensor in layout.tensors(stored.read):
             wanted = torch.float32 if name in float32 else dtype
             value = tensor.to(device, wanted if tensor.is_floating_point() else tensor.dtype)
@@ -140,7 +140,7 @@ def fill(model: PreTrainedModel, folder: Path, dtype: torch.dtype, device: str) 
     for name, first in tied.items():
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, model.get_parameter(first))
-    _remember(model, layout)
+    _remember_conversions(model, layout)
     nn.Module.to(model, device)
 
 
@@ -149,7 +149,7 @@ def left_aside(model: PreTrainedModel, folder: Path) -> list[str]:
     if not shards_of(folder, WEIGHTS)[0].is_file():
         return []
     with _open(folder) as stored:
-        return in_words(model, Layout(model, stored.entries).left_aside)
+        return in_words(model, WeightLayout(model, stored.entries).left_aside)
 
 
 def raise_problems(model: PreTrainedModel, folder: Path) -> None:
@@ -185,7 +185,7 @@ def _recorded_sources(model: PreTrainedModel, values: Mapping[str, TensorToWrite
     recorder = Recorder()
     state = {name: recorder.watch(source.parts) for name, source in values.items() if source.parts is not None}
     assert state.keys() == values.keys()
-    with _followed(recorder, "write"):
+    with _explaining_conversions(recorder, "write"):
         on_disk = revert_weight_conversion(model, state)
     return {disk: in_parts(recorder.made(tensor)) for disk, tensor in on_disk.items()}
 
@@ -194,15 +194,15 @@ def open_disk(model: PreTrainedModel, folder: Path) -> DiskTensors:
     """Where the tensors of a model lie; what conversions make of several is made when a part of it is asked for."""
     raise_problems(model, folder)
     files, stored, recorder = OpenFiles(), _open(folder), Recorder()
-    with _followed(recorder, "read"):
-        layout = Layout(model, stored.entries)
+    with _explaining_conversions(recorder, "read"):
+        layout = WeightLayout(model, stored.entries)
         found = dict(layout.tensors(lambda disk: recorder.watch(FileTensor(stored.entry(disk), files))))
     places = {name: recorder.made(tensor) for name, tensor in found.items()}
     return DiskTensors(with_tied(places, tied_names(model)), files)
 
 
 @contextmanager
-def _followed(recorder: Recorder, verb: str) -> Iterator[None]:
+def _explaining_conversions(recorder: Recorder, verb: str) -> Iterator[None]:
     try:
         with recorder:
             yield
@@ -214,7 +214,7 @@ def _followed(recorder: Recorder, verb: str) -> Iterator[None]:
         ) from None
 
 
-def learn_names(model: PreTrainedModel, folder: Path) -> None:
+def fit_to_stored_names(model: PreTrainedModel, folder: Path) -> None:
     """Fit a skeleton to the names in a folder's weight files, where there are any.
 
     Writing gives them back; and parameters that the configuration ties but the files store apart, with other
@@ -223,8 +223,8 @@ def learn_names(model: PreTrainedModel, folder: Path) -> None:
     if not shards_of(folder, WEIGHTS)[0].is_file():
         return
     with _open(folder) as stored:
-        layout = Layout(model, stored.entries)
-        _remember(model, layout)
+        layout = WeightLayout(model, stored.entries)
+        _remember_conversions(model, layout)
         on_disk = {name: group.names[-1][0] for name, group in layout.groups.items()}
         untied = list(_other_values(model, on_disk, stored.read))
     for name, first in untied:
@@ -255,7 +255,7 @@ def _other_values(model: Any, on_disk: Mapping[str, str], read: Read) -> Iterato
                 yield name, first
 
 
-def _remember(model: Any, layout: Layout) -> None:
+def _remember_conversions(model: Any, layout: WeightLayout) -> None:
     """What transformers itself looks at when it saves."""
     model._weight_conversions = layout.used() or None
 
@@ -274,7 +274,7 @@ def _shape(stored: StoredTensors, disk: str) -> Tensor:
     return torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype, torch.float32), device="meta")
 
 
-def _excused(model: PreTrainedModel, found: Iterable[str]) -> set[str]:
+def _tied_to_found(model: PreTrainedModel, found: Iterable[str]) -> set[str]:
     """Names that need no tensor of their own: one that they are tied to is there."""
     tied, there = tied_names(model), set(found)
     same: dict[str, set[str]] = {}

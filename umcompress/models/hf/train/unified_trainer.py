@@ -20,7 +20,7 @@ from umcompress.errors import ModelError
 from umcompress.models.hf.anatomy.components import component_of
 from umcompress.models.hf.ask.picture_runner import PictureQuestionRunner
 from umcompress.models.hf.inputs import generates_text
-from umcompress.models.hf.paint import unified_runner as unified
+from umcompress.models.hf.paint import unified_runner
 from umcompress.models.hf.train.text_trainer import TextTrainer, VisionLanguageTrainer, batch_of, cross_entropy
 from umcompress.models.items import ImageText, TrainingItem
 from umcompress.models.trainer import TrainingBatch, TrainingForward
@@ -33,12 +33,12 @@ _PICTURE_TOKENIZER = re.compile(r"(^|\.)(vqmodel|vq_model)\.")
 def trainer(model: nn.Module, folder: Path) -> TextTrainer:
     """ModelError for a model that does not continue text."""
     assert isinstance(model, PreTrainedModel)
-    runner = unified.runner(model, folder)
+    runner = unified_runner.runner(model, folder)
     if not generates_text(runner.model) or runner.model.config.is_encoder_decoder:
         raise ModelError(
             f"train {type(model).__name__}", "it does not continue text", "training needs a causal language model"
         )
-    if isinstance(runner, unified.UnifiedRunner):
+    if isinstance(runner, unified_runner.UnifiedRunner):
         return UnifiedTrainer(runner)
     return VisionLanguageTrainer(runner) if isinstance(runner, PictureQuestionRunner) else TextTrainer(runner)
 
@@ -55,7 +55,7 @@ class PictureBatch:
 class UnifiedTrainer(VisionLanguageTrainer):
     """Answers about pictures; and pictures of prompts, each code from those before it, as they are painted."""
 
-    def __init__(self, runner: unified.UnifiedRunner) -> None:
+    def __init__(self, runner: unified_runner.UnifiedRunner) -> None:
         super().__init__(runner)
         self.pictures, self.tasks = runner.pictures, runner.tasks
         height, width = self.pictures.grid

@@ -11,7 +11,7 @@ from torch import Tensor
 from umcompress.errors import ModelError
 
 
-class Words:
+class FolderTokenizer:
     """The tokenizer of the folder, by the `tokenizers` library where it can be (no slow imports)."""
 
     def __init__(self, folder: Path) -> None:
