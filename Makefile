@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow-tests golden install train-mini
+.PHONY: campaigns quickstart test slow-tests golden install train-mini
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,11 @@ golden: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	UMCOMPRESS_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/cli/test_cli_light.py tests/models/test_conformance_table.py
 	git diff --stat -- tests/support/data docs/support.md
+
+# Generated recipes, as many as COUNT says; none may end in a traceback.
+COUNT ?= 10000
+campaigns: $(BIN)/python
+	$(BIN)/python tests/campaigns/recipe_mutation.py --count $(COUNT)
 
 # Train the built-in model from nothing (hours on two cores); resumes where it was stopped.
 train-mini: install
