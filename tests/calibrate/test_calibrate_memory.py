@@ -40,8 +40,7 @@ from umcompress.graph.model_graph import trace_model
 from umcompress.models.streamed import streamed
 from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.plan.memory import predicted
-from umcompress.run import in_memory as pipeline
-from umcompress.run import out_of_core
+from umcompress.run import loop
 
 LAYERS = 5
 EVERY = Scope(stack="all")
@@ -253,8 +252,7 @@ def test_the_recipe_says_how_much(
         asked.append(inspect.signature(collect).bind(*given, **named).arguments["memory"])
         raise PlanError("noted", "enough")
 
-    for module in (pipeline, out_of_core):
-        monkeypatch.setattr(module, "collect", noted)
+    monkeypatch.setattr(loop, "collect", noted)
     step = {"pass": "channel_prune", "component": "understanding", "keep_ratio": 0.5,
             "calibration": {"source": "scenes", "memory": 0.25}}  # fmt: skip
     recipe = write_recipe(tmp_path, tiny_bagel, step, evaluate=[])

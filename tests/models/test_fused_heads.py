@@ -26,7 +26,7 @@ from umcompress.models.save import save_compressed
 from umcompress.models.source import open_source
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.rewrite.apply import rewrite
-from umcompress.run.out_of_core import open_on_disk, write
+from umcompress.run.out_of_core import open_on_disk
 
 FILE = "model.safetensors"
 WORDS: dict[str, Any] = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -169,7 +169,7 @@ def test_heads_are_cut_as_zeros_would(name: str, tmp_path: Path) -> None:
         same(run(open_source(str(out)).load()), ours)
         disk = open_on_disk(source)
         disk.apply(plan, {})
-        write(disk, tmp_path / f"disk{number}", record)
+        disk.write(tmp_path / f"disk{number}", record)
         assert (tmp_path / f"disk{number}" / FILE).read_bytes() == (out / FILE).read_bytes()
 
 

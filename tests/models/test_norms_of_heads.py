@@ -23,7 +23,7 @@ from umcompress.models.hf.anatomy.attention import layout_of
 from umcompress.models.save import save_compressed
 from umcompress.models.source import open_source
 from umcompress.rewrite.apply import rewrite
-from umcompress.run.out_of_core import open_on_disk, write
+from umcompress.run.out_of_core import open_on_disk
 
 HEAD = 8
 CUTS: list[dict[str, tuple[int, ...]]] = [{"key_value_groups": (1, 2)}, {"query_heads": (1, 2, 5)}]
@@ -71,7 +71,7 @@ def test_heads_that_stay_keep_their_norms(cut: dict[str, tuple[int, ...]], tmp_p
     same(run(open_source(str(out)).load()), run(edited))
     disk = open_on_disk(source)
     disk.apply(plan, {})
-    write(disk, tmp_path / "disk", record)
+    disk.write(tmp_path / "disk", record)
     assert (tmp_path / "disk/model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 

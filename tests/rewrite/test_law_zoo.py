@@ -27,7 +27,7 @@ from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source, open_source
 from umcompress.models.streamed import streamed
 from umcompress.rewrite.apply import rewrite
-from umcompress.run.out_of_core import OnDisk, open_on_disk, write
+from umcompress.run.out_of_core import OnDisk, open_on_disk
 
 # Windows, fused and turned weights, experts, tied weights, two stacks, parts of several dtypes.
 MEASURED = ["mixtral", "qwen3_moe", "gpt2", "phi3", "gemma2", "qwen2", "qwen2_5_vl", "janus", "clip", "internvl"]
@@ -120,7 +120,7 @@ def same_written(disk: OnDisk, memory: Any, plans: list[Plan], piece: int) -> bo
     with pytest.MonkeyPatch.context() as patch:
         # Pieces of a few rows each, so that tensors are really cut.
         patch.setattr(parts, "PIECE", piece)
-        write(disk, other, record)
+        disk.write(other, record)
     assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
     for path in one.iterdir():
         assert path.read_bytes() == (other / path.name).read_bytes(), path.name

@@ -23,7 +23,7 @@ from umcompress.checkpoint import parts
 from umcompress.checkpoint.disk import open_disk
 from umcompress.checkpoint.writer import in_parts, write_file
 from umcompress.cli.main import main
-from umcompress.documents.plan import CompressionRecord, Plan
+from umcompress.documents.plan import CompressionRecord, DropBlock, Plan
 from umcompress.extend import BlockSimilarity, BranchSimilarity, ChannelMoments, HeadContribution, Scope
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.save import load_compressed, save_compressed
@@ -34,7 +34,6 @@ from umcompress.plan.memory import BASE, CONSUMERS, SCORING
 from umcompress.rewrite.apply import rewrite
 from umcompress.rewrite.tensors import Unchanged
 from umcompress.rewrite.tensors_in_parts import NewTensor
-from umcompress.run.out_of_core import write
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,7 +55,7 @@ def test_law_b_written_from_files_equals_in_memory(
     with pytest.MonkeyPatch.context() as patch:
         # Pieces of a few rows each, so that tensors are really cut.
         patch.setattr(parts, "PIECE", data.draw(st.sampled_from([1, 60, 1 << 20])))
-        write(disk, home / "out", CompressionRecord(base="pico", family="pico", plans=tuple(plans)))
+        disk.write(home / "out", CompressionRecord(base="pico", family="pico", plans=tuple(plans)))
     record = CompressionRecord(base="pico", family="pico", plans=tuple(plans))
     save_compressed(memory, FAMILY, home / "memory", record, source=home)
     for file in ("model.safetensors", "vision.safetensors", "umcompress.json"):
@@ -300,3 +299,15 @@ def test_a_plan_predicts_what_is_held_in_the_stored_dtype(tiny_bagel: Path, tmp_
     blocks = block_paths(model, open_source(str(tiny_bagel)).family)
     held = [sum(size for name, size in sizes.items() if name.startswith(f"{path}.")) for path in blocks]
     assert whole.out_of_core - half.out_of_core == 2 * (sum(sizes.values()) - sum(held) + max(held))
+
+
+def test_a_model_on_disk_starts_over(tmp_path: Path) -> None:
+    """As the one of its source, whatever plans it has been through."""
+    disk = on_disk(stored("plain", tmp_path))
+    whole = {name: disk.read(name) for name in disk.tensors.entries}
+    edit = DropBlock(block=next(iter(FAMILY.stacks(disk.model).values())) + ".0")
+    disk.apply(Plan(pass_name="test", edits=(edit,)), {})
+    assert disk.model.state_dict().keys() != whole.keys()
+    disk.start_over()
+    assert disk.model.state_dict().keys() == whole.keys()
+    assert all(torch.equal(disk.read(name), value) for name, value in whole.items())

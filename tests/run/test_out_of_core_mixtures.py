@@ -30,7 +30,7 @@ from umcompress.models.streamed import streamed
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.plan.memory import BASE, SCORING, predicted
 from umcompress.rewrite.apply import rewrite
-from umcompress.run.out_of_core import OnDisk, open_on_disk, write
+from umcompress.run.out_of_core import OnDisk, open_on_disk
 
 # Bytes of one expert's matrix in the zoo's Mixtral: 48 channels by 32, and of its two stacks of four.
 EXPERT = 48 * 32 * 4
@@ -65,7 +65,7 @@ def both_ways(folder: Path, *edits: Edit) -> tuple[Path, Path]:
         save_compressed(memory, source.family, folder / "memory", record, folder)
     else:
         save_plain(plain, folder / "memory", folder)
-    write(disk, folder / "disk", record)
+    disk.write(folder / "disk", record)
     return folder / "memory", folder / "disk"
 
 
@@ -157,7 +157,7 @@ def test_never_more_than_an_expert_is_read_at_once(
     disk.apply(Plan(pass_name="test", edits=(DropBlock(block="model.layers.2"),)), {})
     read = watch_reads(monkeypatch)
     monkeypatch.setattr(parts, "PIECE", EXPERT // 4)
-    write(disk, folder / "disk", CompressionRecord(base="x", family="transformers"))
+    disk.write(folder / "disk", CompressionRecord(base="x", family="transformers"))
     written = sum(tensor.nbytes for tensor in load_file(folder / "disk" / "model.safetensors").values())
     assert max(read) == EXPERT // 2 and sum(read) == 2 * written
     got, whole = loaded(folder / "disk").state_dict(), loaded(folder).state_dict()
@@ -171,7 +171,7 @@ def test_half_precision_of_the_other_kind_is_not_copied(tmp_path: Path) -> None:
     for path in folder.glob("*.safetensors"):
         save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
     disk = open_on_disk(open_source(str(folder)), "bfloat16")
-    write(disk, folder / "disk", CompressionRecord(base="x", family="transformers"))
+    disk.write(folder / "disk", CompressionRecord(base="x", family="transformers"))
     old, new = (load_file(place / "model.safetensors") for place in (folder, folder / "disk"))
     assert all(torch.equal(new[name], tensor.bfloat16()) for name, tensor in old.items())
 
@@ -215,7 +215,7 @@ def test_a_split_model_as_a_mixture_reads_what_each_expert_needs(
     disk, plan = planned(folder, *edits)
     record, read = CompressionRecord(base="x", family="transformers", plans=(plan,)), watch_reads(monkeypatch)
     monkeypatch.setattr(parts, "PIECE", 256)
-    assert not isinstance(write(disk, folder / "disk", record), str)
+    assert not isinstance(disk.write(folder / "disk", record).plain, str)
     monkeypatch.undo()
     # All else is copied, or zeros. Rows that lie close together are read with what is between: at most four times.
     matrix = layers * hidden * width * 4

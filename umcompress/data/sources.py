@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from umcompress.errors import PlanError
 from umcompress.extend.evaluation_base import Evaluation
 from umcompress.extend.pass_base import TrainingPass
 from umcompress.extend.registry import find_evaluation
+from umcompress.extend.users_code import call
 from umcompress.recipe.recipe import Calibration, Recipe
 
 
@@ -36,6 +37,18 @@ def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequenc
         "calibration data", "the recipe names no evaluation and no calibration source",
         "add `evaluate: [...]`, or `calibration: {source: NAME}`, or `calibration: {data: FILE}`",
     )
+
+
+def calibration_items(
+    recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation], say: Callable[[str], None]
+) -> list[Any]:
+    """The items that statistics are measured on; tells which of a user's file are scored as well."""
+    source = calibration_source(recipe, wanted, evaluations)
+    if isinstance(source, CalibrationFile):
+        for line in source.overlaps((wanted.task, wanted.samples, wanted.seed), evaluations):
+            say(line)
+    items: list[Any] = call(source, "calibration_items", wanted.task, wanted.samples, wanted.seed)
+    return items
 
 
 def training_source(recipe: Recipe, planner: TrainingPass, evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -32,7 +32,7 @@ def check(recipe: Recipe, source: Source) -> None:
         skeletons.append(skeleton := copy.deepcopy(skeletons[parent]))
         planner = step.pass_
         assert isinstance(planner, Pass)
-        task = (getattr(planner, "calibration", None) or recipe.calibration).task
+        task = recipe.calibration_of(planner).task
         try:
             plan = propose(planner, trace_model(skeleton, source.family), task)
             shapes_only(skeleton, source.family, [plan])

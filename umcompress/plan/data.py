@@ -67,7 +67,7 @@ def _problems(
     checked: set[Calibration] = set()
     for step in recipe.steps:
         planner = step.pass_
-        wanted = getattr(planner, "calibration", None) or recipe.calibration
+        wanted = recipe.calibration_of(planner)
         if (unscored := _gate_problem(step, evaluations, runner)) is not None:
             yield step.name, unscored
         try:

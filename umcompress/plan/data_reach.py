@@ -30,7 +30,7 @@ def reach_problem(recipe: Recipe, planner: Pass, model: nn.Module, source: Sourc
 
     model: a skeleton, as the step finds it.  What is wrong with the data as such is left out.
     """
-    wanted = getattr(planner, "calibration", None) or recipe.calibration
+    wanted = recipe.calibration_of(planner)
     stacks = {needed.scope.stack or "main" for needed in planner.needs() if hasattr(needed, "scope")} - {"all"}
     runner = source.runner(model)
     if not stacks or wanted.task != "understanding" or not isinstance(runner, ReadsTexts):

@@ -44,7 +44,7 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         states.append(copy.deepcopy(states[parent]))
         steps.append(states[-1].step(step, recipe))
     measured = [
-        (step.pass_, getattr(step.pass_, "calibration", None) or recipe.calibration, _kept_share(planned))
+        (step.pass_, recipe.calibration_of(step.pass_), _kept_share(planned))
         for step, planned in zip(recipe.steps, steps, strict=True) if isinstance(step.pass_, Pass)
     ]  # fmt: skip
     memory = predicted(states[0].model, source.family, measured)
@@ -120,7 +120,7 @@ class _Dry:
         graph = trace_model(self.model, self.source.family)
         planner = step.pass_
         assert isinstance(planner, Pass)
-        wanted = getattr(planner, "calibration", None) or recipe.calibration
+        wanted = recipe.calibration_of(planner)
         try:
             plan = propose(planner, graph, wanted.task)
             tensors = shapes_only(self.model, self.source.family, [plan])

@@ -117,6 +117,11 @@ class Recipe(RecipeHead):
     evaluation_names: tuple[str, ...] = ()
     steps: tuple[Step, ...]
 
+    def calibration_of(self, planner: Document) -> Calibration:
+        """What the statistics of a pass are measured on: its own `calibration`, else the recipe's."""
+        own = getattr(planner, "calibration", None)
+        return own if isinstance(own, Calibration) else self.calibration
+
     def parents(self) -> tuple[int, ...]:
         """For each step, counted from 1, the number of the step that it starts from; 0 is the baseline."""
         numbers = {"baseline": 0} | {step.name: number for number, step in enumerate(self.steps, start=1)}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from umcompress import processes
 from umcompress.documents.report import Report, read_report, write_report
@@ -21,7 +20,9 @@ from umcompress.run.folder import RunFolder, write_plans
 from umcompress.run.provenance import _record, _report
 
 if TYPE_CHECKING:
-    from umcompress.models.plain_folder import Plain
+    from umcompress.models.source import Source
+    from umcompress.run.held_model import HeldModel
+    from umcompress.run.loop import Loop, Outcome
 
 
 def apply(
@@ -59,9 +60,24 @@ def apply(
         if claimed and (path / "report.json").is_file() and folder.model.is_dir():
             say(f"{path} holds the finished run of this recipe; nothing is left to do")
             return read_report(path), path
-        return (_run_on_disk if out_of_core else _run)(loaded, source, folder, made_of), path
+        from umcompress.run.loop import Loop
+
+        loop = Loop(loaded.recipe, folder, _held(loaded.recipe, source, out_of_core), say)
+        outcome = loop.run()
+        return processes.by_first(lambda: _finish(loaded, loop, outcome, made_of)), path
     finally:
         folder.release()
+
+
+def _held(recipe: Recipe, source: Source, out_of_core: bool) -> HeldModel:
+    """The model, in memory or on disk."""
+    if out_of_core:
+        from umcompress.run.out_of_core import open_on_disk
+
+        return open_on_disk(source, recipe.dtype)
+    from umcompress.run.in_memory import InMemory
+
+    return InMemory(recipe, source)
 
 
 def _check_out_of_core(recipe: Recipe) -> None:
@@ -82,34 +98,6 @@ def _check_out_of_core(recipe: Recipe) -> None:
         raise UsageError(asked, "; ".join(found), "leave --out-of-core out where the model fits into memory")
 
 
-def _run_on_disk(loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str) -> Report:
-    from umcompress.run.out_of_core import OutOfCore, peak_bytes, verify, write
-
-    run = OutOfCore(loaded.recipe, source, folder, say)
-    model = run.run()
-    write_plans(folder, run.plans)
-    say(f"writing {folder.model}")
-    started = time.monotonic()
-    plain = write(model, folder.model, _record(source, made_of, list(run.plans.values())))
-    seconds, peak = time.monotonic() - started, peak_bytes()
-    say(f"wrote it in {seconds:.1f} s; at most {peak / 1e9:.2f} GB in memory")
-    say("running it a block at a time in a fresh process and comparing outputs bit for bit")
-    with _checking(folder.model):
-        checkpoint = verify(model, folder.model, plain)
-    report = _report(loaded.recipe.model, run.steps, source, [], loaded.recipe.seed)
-    report = report.model_copy(update={
-        "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
-        "checkpoint": checkpoint, "dtype": model.dtype or "as stored",
-    })
-    from umcompress.report.model_card import write_model_card
-
-    write_model_card(report, folder.model)
-    took = f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB"
-    report = report.model_copy(update={"notes": (*report.notes, took)})
-    write_report(report, folder.path)
-    return report
-
-
 @contextmanager
 def _checking(model: Path) -> Iterator[None]:
     """Take a model away that failed its check: nobody is to load it by mistake. It is written again from the steps."""
@@ -120,55 +108,29 @@ def _checking(model: Path) -> Iterator[None]:
         raise
 
 
-def _run(loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str) -> Report:
-    from umcompress.run.in_memory import Pipeline
-
-    pipeline = Pipeline(loaded.recipe, source, folder, say)
-    outcome = pipeline.run()
-    return processes.by_first(lambda: _finish(loaded, source, folder, made_of, pipeline, outcome))
-
-
-def _finish(
-    loaded: LoadedRecipe, source: Any, folder: RunFolder, made_of: str, pipeline: Any, outcome: Any
-) -> Report:
+def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) -> Report:
     """Write the model, check it in a fresh process, report."""
-    from umcompress.models.stored_dtype import held_as, stored_dtypes
+    from umcompress.report.model_card import write_model_card
     from umcompress.run.verify import finite, verify
 
-    finite(outcome.model)
+    held, folder = loop.held, loop.folder
+    if not held.on_disk:
+        finite(held.model)
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
-    record = _record(source, made_of, [done.plan for done in outcome.plans])
     say(f"writing {folder.model}")
-    with held_as(outcome.model, stored_dtypes(source, loaded.recipe, [done.plan for done in outcome.plans])) as stored:
-        plain = write_model(outcome.model, source, folder, record)
-    say("reloading it in a fresh process and comparing outputs bit for bit")
-    written = sorted(str(dtype).removeprefix("torch.") for dtype in stored)
+    written = held.write(folder.model, _record(held.source, made_of, list(plans.values())))
+    for note in written.notes:
+        say(note)
+    say("running it in a fresh process and comparing outputs bit for bit")
     with _checking(folder.model):
-        checkpoint = verify(outcome.model, source, folder.model, None if isinstance(plain, str) else plain, written)
-    if isinstance(plain, str) and plain:
-        notes = "; ".join(filter(None, (plain, checkpoint.note)))
-        checkpoint = checkpoint.model_copy(update={"note": notes})
-    report = _report(
-        loaded.recipe.model, outcome.steps, source, pipeline.evaluations, loaded.recipe.seed
-    ).model_copy(update={
+        checkpoint = verify(held, folder.model, written)
+    report = _report(loaded.recipe.model, outcome.steps, held.source, loop.evaluations, loaded.recipe.seed)
+    report = report.model_copy(update={
         "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
-        "stopped": outcome.stopped, "checkpoint": checkpoint,
-    })
-    from umcompress.report.model_card import write_model_card
-
+        "stopped": outcome.stopped, "checkpoint": checkpoint, "dtype": held.dtype or "as stored",
+    })  # fmt: skip
     write_model_card(report, folder.model)
+    report = report.model_copy(update={"notes": (*report.notes, *written.notes)})
     write_report(report, folder.path)
     return report
-
-
-def write_model(model: Any, source: Any, folder: RunFolder, record: Any) -> Plain | str:
-    """`model/`, as a whole or not at all: a folder that needs no plans, or a model with them and why."""
-    from umcompress.models.save import save_compressed, save_plain
-
-    plain: Plain | str = source.family.plain(model, source.folder, record.plans)
-    if isinstance(plain, str):
-        save_compressed(model, source.family, folder.model, record, source.folder, replace=True)
-    else:
-        save_plain(plain, folder.model, source.folder, replace=True)
-    return plain

@@ -17,7 +17,7 @@ def fingerprint(loaded: LoadedRecipe, weights: str) -> str:
     Of the user's are passes, evaluations and sources that are named by path, and files that calibrate, train or score.
     """
     recipe = loaded.recipe
-    givers = [recipe.calibration, *(getattr(step.pass_, "calibration", None) for step in recipe.steps)]
+    givers: list[Any] = [recipe.calibration, *(recipe.calibration_of(step.pass_) for step in recipe.steps)]
     givers += [step.pass_ for step in recipe.steps]
     sources = [_text(giver, "source") for giver in givers]
     named = [*(step.reference for step in recipe.steps), *recipe.evaluation_names, *filter(None, sources)]

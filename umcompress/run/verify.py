@@ -1,7 +1,6 @@
-"""Reload a written model in a fresh process and compare what it computes, bit for bit.
+"""Run a written model in a fresh process and compare what it computes with what the model in this one does.
 
-`python -m umcompress.run.verify FOLDER EXPECTED DTYPE DEVICE THREADS BAR TRUST` prints one JSON object, which
-the parent judges.
+`python -m umcompress.run.verify CHECK` (a `FreshCheck` as JSON) prints one JSON object; the parent judges.
 """
 
 from __future__ import annotations
@@ -10,76 +9,82 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umcompress.checkpoint.buffers import is_buffer, saved_buffers
+from umcompress.documents.base import Document
 from umcompress.documents.report import CheckpointResult
 from umcompress.errors import CheckError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from umcompress.models.plain_folder import Plain
-    from umcompress.models.source import Source
-
-EXPECTED = "expected.safetensors"
-
+    from umcompress.run.held_model import HeldModel, Written
 
 # Of an export that computes the same but in another order: largest difference, over the largest output (or 1).
 ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-def in_fresh_process(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a module of ours; what it printed."""
-    # -P: in the user's current folder a file may be called as a module of Python's or of a library is.
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+class FreshCheck(Document):
+    """What the fresh process is to do. dtype: null, as it is stored. bar: how far outputs may differ; 0, in no bit."""
+
+    folder: str
+    expected: str
+    dtype: str | None
+    device: str
+    threads: int
+    bar: float
+    trust_remote_code: bool
+    on_disk: bool
 
 
-def verify(
-    model: nn.Module, source: Source, folder: Path, plain: Plain | None = None, written: Sequence[str] = ()
-) -> CheckpointResult:
-    """Raises CheckError when the fresh process computes anything else, or counts other parameters.
-
-    plain: what was written, if it is not `model` and its plans but a folder that needs none. written: the dtypes of
-    weights that are stored in less than is computed in.
-    """
+def verify(held: HeldModel, folder: Path, written: Written) -> CheckpointResult:
+    """Raises CheckError when the fresh process computes anything else, or counts other parameters."""
     import torch
 
+    source = held.source
+    plain = None if isinstance(written.plain, str) else written.plain
+    inexact = plain is not None and not plain.exact
+    bar = ROUNDING.get("".join(written.stored_in) or held.dtype or "", 5e-2) if inexact else 0.0
+    asked = f"compute the same from {folder} in a fresh process"
+    do = "the run folder keeps all steps; report this as a bug"
     with tempfile.TemporaryDirectory() as temporary:
-        expected = Path(temporary) / EXPECTED
-        save_outputs(source.runner(model).probe(), expected)
-        bar = ROUNDING.get("".join(written) or source.dtype, 5e-2) if plain is not None and not plain.exact else 0.0
-        arguments = [str(folder), str(expected), source.dtype, source.device, str(torch.get_num_threads()), str(bar),
-                     "trust" if source.trust_remote_code else ""]
-        done = in_fresh_process("umcompress.run.verify", arguments)
+        expected = Path(temporary) / "expected.safetensors"
+        save_outputs(held.probe(), expected)
+        done = _in_fresh_process(FreshCheck(
+            folder=str(folder), expected=str(expected), dtype=held.dtype, device=source.device,
+            threads=torch.get_num_threads(), bar=bar, trust_remote_code=source.trust_remote_code, on_disk=held.on_disk,
+        ))  # fmt: skip
     if done.returncode != 0:
-        raise CheckError(
-            f"reload {folder} in a fresh process", done.stderr.strip().splitlines()[-1] if done.stderr else "no output",
-            "the run folder keeps all steps; report this as a bug",
-        )
-    found = json.loads(done.stdout)
+        raise CheckError(asked, done.stderr.strip().splitlines()[-1] if done.stderr else "no output", do)
+    found, model = json.loads(done.stdout), held.model
     counted = plain.parameters(saved_buffers(model)) if plain else sum(p.numel() for p in model.parameters())
     if found["differing"] or found["parameters"] != counted:
-        raise CheckError(
-            f"compute the same from {folder} in a fresh process",
-            f"differences in {', '.join(found['differing']) or 'the number of parameters'} "
-            f"({found['parameters']} parameters stored, {counted} in the report)",
-            "the run folder keeps all steps; report this as a bug",
-        )
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    notes = [plain.note] if plain and plain.note else []
-    if written:
-        notes.append(f"weights as they were stored: {', '.join(written)}")
+        differences = ", ".join(found["differing"]) or "the number of parameters"
+        stored = f"({found['parameters']} parameters stored, {counted} in the report)"
+        raise CheckError(asked, f"differences in {differences} {stored}", do)
+    return CheckpointResult(
+        path=folder.name, parameters=found["parameters"],
+        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")), reload_equal=None if bar else True,
+        loads_with=plain.loads_with if plain else "umcompress", own_code=source.own_code, note=_note(written, bar),
+    )  # fmt: skip
+
+
+def _note(written: Written, bar: float) -> str:
+    notes = [written.plain if isinstance(written.plain, str) else written.plain.note]
+    if written.stored_in:
+        notes.append(f"weights as they were stored: {', '.join(written.stored_in)}")
     if bar:
         notes.append(f"outputs in a fresh process differ by rounding only (at most {bar:g})")
-    return CheckpointResult(
-        path=folder.name, parameters=found["parameters"], bytes=size, reload_equal=None if bar else True,
-        loads_with=plain.loads_with if plain else "umcompress", own_code=source.own_code, note="; ".join(notes),
-    )
+    return "; ".join(filter(None, notes))
+
+
+def _in_fresh_process(check: FreshCheck) -> subprocess.CompletedProcess[str]:
+    # -P: in the user's current folder a file may be called as a module of Python's or of a library is.
+    command = [sys.executable, "-P", "-m", "umcompress.run.verify", check.model_dump_json()]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def finite(model: nn.Module) -> None:
@@ -129,20 +134,31 @@ def _same(ours: Tensor, expected: Tensor, bar: float) -> bool:
     return bool(((ours.double() - expected.double()).abs() <= bar * scale).all())
 
 
+def _fresh_outputs(check: FreshCheck) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The written model, held as the run held its own, and its outputs."""
+    from umcompress.models.source import open_source
+
+    source = open_source(check.folder, check.dtype, check.device, trust_remote_code=check.trust_remote_code)
+    if check.on_disk:
+        from umcompress.run.out_of_core import open_on_disk
+
+        held = open_on_disk(source, check.dtype)
+        return held.model, held.probe()
+    model = source.load()
+    return model, source.runner(model).probe()
+
+
 def main(arguments: list[str]) -> int:
+    """What the fresh process does."""
     import torch
     from safetensors.torch import load_file
 
-    from umcompress.models.source import open_source
-
-    folder, expected, dtype, device, threads, bar, trust = arguments
-    torch.set_num_threads(int(threads))
-    source = open_source(folder, dtype, device, trust_remote_code=bool(trust))
-    model = source.load()
-    ours = source.runner(model).probe()
+    check = FreshCheck.model_validate_json(arguments[0])
+    torch.set_num_threads(check.threads)
+    model, ours = _fresh_outputs(check)
     print(json.dumps({
-        "differing": differing(ours, load_file(expected), float(bar)),
-        "parameters": stored_parameters(Path(folder), model),
+        "differing": differing(ours, load_file(check.expected), check.bar),
+        "parameters": stored_parameters(Path(check.folder), model),
     }))
     return 0
 
