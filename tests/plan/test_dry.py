@@ -19,8 +19,8 @@ from umcompress.models.measure import weigh
 from umcompress.models.save import save_compressed
 from umcompress.models.source import open_source
 from umcompress.plan.command import plan as plan_command
-from umcompress.plan.dry_run import propose
 from umcompress.plan.inspect import inspect_model
+from umcompress.plan.walk import propose
 from umcompress.report.plan_view import by_layers
 from umcompress.rewrite.apply import rewrite
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from umcompress.errors import PlanError, UsageError
@@ -10,9 +9,8 @@ from umcompress.extend.pass_base import Pass
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.source import Source
 from umcompress.plan.data import data_problems
-from umcompress.plan.dry_run import _data_problem, _NeedsValues, _skeleton, propose
+from umcompress.plan.walk import NeedsValues, checked_skeleton, propose, walk
 from umcompress.recipe.recipe import Recipe
-from umcompress.rewrite.apply import shapes_only
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,24 +24,16 @@ def check(recipe: Recipe, source: Source) -> None:
     measuring may change what later steps find: of these only such are refused as cannot be planned on the unmodified
     model either.
     """
-    skeletons = [_skeleton(source)]
+    model = checked_skeleton(source)
     problems: list[tuple[str, PlanError | UsageError]] = []
-    for step, parent in zip(recipe.steps, recipe.parents(), strict=True):
-        skeletons.append(skeleton := copy.deepcopy(skeletons[parent]))
-        planner = step.pass_
-        assert isinstance(planner, Pass)
-        task = recipe.calibration_of(planner).task
-        try:
-            plan = propose(planner, trace_model(skeleton, source.family), task)
-            shapes_only(skeleton, source.family, [plan])
-            if (problem := _data_problem(recipe, planner, plan, skeleton, source)) is not None:
-                problems.append((step.name, problem))
-        except _NeedsValues:
+    for dry in walk(recipe, source, model):
+        if dry.data_problem is not None:
+            problems.append((dry.step.name, dry.data_problem))
+        if dry.problem is None or isinstance(dry.problem, NeedsValues):
             continue
-        except (PlanError, UsageError) as error:
-            if not _fits(planner, skeletons[0], source, task):
-                problems.append((step.name, error))
-    problems += data_problems(recipe, source, source.runner(skeletons[0]))
+        if not _fits(dry.planner, model, source, recipe.calibration_of(dry.planner).task):
+            problems.append((dry.step.name, dry.problem))
+    problems += data_problems(recipe, source, source.runner(model))
     if len(problems) == 1:
         name, problem = problems[0]
         if not name.startswith("evaluate "):

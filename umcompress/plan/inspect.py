@@ -13,7 +13,7 @@ from umcompress.graph.sites import AttentionSite, BlockSite, ExpertSite, FeedFor
 from umcompress.models.measure import weigh
 from umcompress.models.source import open_source
 from umcompress.plan.changes import experts_in_words
-from umcompress.plan.dry_run import _skeleton
+from umcompress.plan.walk import checked_skeleton
 
 
 def inspect_model(model: str, graph_path: str | None, trust_remote_code: bool = False) -> Inspection:
@@ -22,7 +22,7 @@ def inspect_model(model: str, graph_path: str | None, trust_remote_code: bool = 
     Raises UsageError, with the nearest path, where there is no such block.
     """
     source = open_source(model, trust_remote_code=trust_remote_code)
-    skeleton = _skeleton(source)
+    skeleton = checked_skeleton(source)
     graph = trace_model(skeleton, source.family)
     text = None if graph_path is None else print_graph(graph.block_graph(graph_path))
     weight = weigh(skeleton, source.family, source.runner(skeleton))
