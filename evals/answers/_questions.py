@@ -29,7 +29,7 @@ class StoredPicture:
 
     def open(self) -> Any:
         """The decoded picture, RGB."""
-        return open_picture(self.stored(), f"the picture {self.name}").convert("RGB")
+        return open_picture(self.stored(), f"the picture {self.name}")
 
 
 @dataclass(frozen=True)

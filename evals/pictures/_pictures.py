@@ -82,8 +82,7 @@ def save(path: Path, picture: NDArray[np.uint8] | Image) -> None:
 def open_rgb(path: Path) -> Image:
     """A picture in RGB.  UsageError where there is none."""
     do = "remove it and its line in the list to have it painted again"
-    image: Image = open_picture(path, f"the picture {path}", do).convert("RGB")
-    return image
+    return open_picture(path, f"the picture {path}", do)
 
 
 def _small(path: Path, side: int = SIDE) -> NDArray[np.uint8]:

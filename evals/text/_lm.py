@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 
 from umcompress.evals._benchmark import digest
 from umcompress.evals.answers._questions import Decoder, StoredPicture
-from umcompress.extend import UsageError
+from umcompress.extend import UsageError, open_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ class RunnerLM(LM):  # type: ignore[misc]
             return self.pictures(StoredPicture(str(visual), Path(visual)))
         if isinstance(visual, bytes):
             return StoredPicture("of a task", lambda: visual).open()
-        return visual.convert("RGB") if hasattr(visual, "convert") else visual
+        return open_picture(visual, "a picture of a task") if hasattr(visual, "convert") else visual
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The turns one after another: the runner puts its own form around a question."""

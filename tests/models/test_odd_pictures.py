@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from seeing_models import write_seeing
 from unified_models import write_unified
 
 from umcompress.cli.main import main
-from umcompress.models.pictures import opened
+from umcompress.data.calibration_file import CalibrationFile
+from umcompress.data.overlap import _pixels
+from umcompress.data.training_file import TrainingFile
+from umcompress.evals.answers._questions import StoredPicture
+from umcompress.evals.pictures._pictures import opened
+from umcompress.models.pictures import open_picture
+from umcompress.run import ask as asking
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +49,85 @@ def test_pictures_of_other_kinds_look_as_they_do_to_people(
     form = "png" if mode == "turned" else "tiff"
     image.save(tmp_path / f"odd.{form}", exif=exif)
     plain.save(tmp_path / "plain.png")
-    assert np.array_equal(np.asarray(opened(tmp_path / f"odd.{form}")), np.asarray(plain))
+    assert np.array_equal(np.asarray(open_picture(tmp_path / f"odd.{form}", "odd")), np.asarray(plain))
     answers = []
     for name in (f"odd.{form}", "plain.png"):
         assert main(["ask", str(folder), str(tmp_path / name), "what is it?"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] and answers[0].strip()
+
+
+RAMP = np.tile(np.arange(256, dtype=np.uint8), (8, 1))
+
+
+def odd_picture(kind: str, path: Path) -> Path:
+    """A ramp from black to white (a red one, or half clear where that is the kind), saved as a picture of a kind."""
+    gray = Image.fromarray(RAMP)
+    if kind == "16-bit":
+        gray = Image.fromarray(RAMP.astype(np.uint16) * 257)
+    elif kind == "clear":
+        gray = Image.merge("RGBA", (gray, gray, gray, Image.fromarray(np.where(RAMP < 128, 0, 255).astype(np.uint8))))
+    elif kind == "palette":
+        gray = gray.quantize(256)
+    elif kind == "CMYK":
+        gray = gray.convert("RGB").convert("CMYK")
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        gray.save(file := path / "odd.png", exif=exif)
+    elif kind == "CMYK":
+        gray.save(file := path / "odd.tiff")
+    elif kind == "animated":
+        gray.save(file := path / "odd.png", save_all=True, append_images=[Image.new("L", gray.size, 9)])
+    elif kind == "clear palette":
+        gray.quantize(256).save(file := path / "odd.gif", transparency=gray.quantize(256).getpixel((0, 0)))
+    else:
+        gray.save(file := path / "odd.png")
+    return file
+
+
+def expected(kind: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    seen = RAMP.copy()
+    if kind == "clear":
+        seen[:, :128] = 255
+    if kind == "clear palette":
+        seen[:, 0] = 255
+    return np.repeat((np.rot90(seen, -1) if kind == "turned" else seen)[..., None], 3, -1)
+
+
+@pytest.mark.parametrize(
+    "kind", ["16-bit", "clear", "palette", "clear palette", "turned", "CMYK", "animated"]
+)
+def test_a_picture_is_read_the_same_everywhere(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In evaluation, calibration, training, scoring, `ask`, and where calibration is held against evaluation."""
+    file = odd_picture(kind, tmp_path)
+    (tmp_path / "own.jsonl").write_text(json.dumps({"image": file.name, "question": "what?", "answer": "a ramp"}))
+    data = tmp_path / "own.jsonl"
+    asked: list[Any] = []
+
+    class Asked:
+        def answer(self, images: list[Any], questions: list[str]) -> list[str]:
+            asked.extend(images)
+            return ["yes"]
+
+    monkeypatch.setattr("umcompress.models.source.Source.load", lambda self: None)
+    monkeypatch.setattr("umcompress.models.source.Source.runner", lambda self, model: Asked())
+    asking.ask(str(folder), file, "what?")
+    found = {
+        "evaluation, a file": StoredPicture("one", file).open(),
+        "evaluation, its bytes": StoredPicture("one", file.read_bytes).open(),
+        "scoring": opened(file),
+        "calibration": CalibrationFile(data=data).calibration_items("understanding", 1, 0)[0].image,
+        "training": TrainingFile(data=data).training_items("understanding", 1, 0)[0].image,
+        "ask": asked[0],
+    }
+    for where, image in found.items():
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected(kind)), where
+    plain = tmp_path / "plain.png"
+    Image.fromarray(expected(kind)).save(plain)
+    assert _pixels(file) == _pixels(plain) == _pixels(plain.read_bytes())
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "emu3"])

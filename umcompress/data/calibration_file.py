@@ -20,7 +20,7 @@ from umcompress.documents.scores import Score
 from umcompress.errors import UsageError
 from umcompress.extend.evaluation_base import Evaluation, ScoredItem
 from umcompress.files import parse_json, read_bytes
-from umcompress.models.pictures import opened
+from umcompress.models.pictures import open_picture
 
 FORMS = "a prompt or a text a line, or JSON lines with `prompt`, with `image` and `question`, or with `text`"
 JSON = (".jsonl", ".json", ".ndjson")
@@ -97,7 +97,8 @@ class CalibrationFile(Evaluation):
             elif "text" in row:
                 items.append(TextSample(row["text"]))
             else:
-                picture = opened(self.data.parent / row["image"])
+                file = self.data.parent / row["image"]
+                picture = open_picture(file, f"the calibration picture {file}")
                 items.append(UnderstandingItem(picture, row["question"], row.get("answer", "")))
         return items
 

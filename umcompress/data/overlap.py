@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from umcompress.extend.evaluation_base import ScoredItem
 from umcompress.files import read_bytes
-from umcompress.models.pictures import open_picture, opened, read_image
+from umcompress.models.pictures import open_picture
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,8 @@ def _alike(one: ScoredItem, other: ScoredItem) -> bool:
 
 
 def _pixels(picture: bytes | Path) -> tuple[tuple[int, int], bytes]:
-    image = opened(picture) if isinstance(picture, Path) else _decoded(picture)
+    image = open_picture(picture, "a picture to calibrate on or to score")
     return image.size, image.tobytes()
-
-
-def _decoded(content: bytes) -> Any:
-    return read_image(open_picture(content, "a picture of the evaluation"))
 
 
 def _warning(name: str, count: int, found: Overlap) -> str:

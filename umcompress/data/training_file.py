@@ -11,7 +11,7 @@ from umcompress.data.calibration_file import CalibrationFile, Row
 from umcompress.documents.base import Task
 from umcompress.errors import UsageError
 from umcompress.files import is_regular
-from umcompress.models.pictures import opened
+from umcompress.models.pictures import open_picture
 
 if TYPE_CHECKING:
     from umcompress.models.items import TrainingItem
@@ -78,7 +78,8 @@ class TrainingFile(CalibrationFile):
 
         if task == "understanding" and "text" in row:
             return TextSample(row["text"])
-        picture = opened(self.data.parent / row["image"])
+        file = self.data.parent / row["image"]
+        picture = open_picture(file, f"the training picture {file}")
         if task == "generation":
             return ImageText(picture, row["prompt"])
         return UnderstandingItem(picture, row["question"], row["answer"])

@@ -37,9 +37,9 @@ def generate(
 
 def ask(model: str, picture: Path, question: str, trust_remote_code: bool = False) -> str:
     """Answer one question about one picture."""
-    from umcompress.models.pictures import open_picture, read_image
+    from umcompress.models.pictures import open_picture
     from umcompress.models.source import open_source
 
     source = open_source(model, trust_remote_code=trust_remote_code)
-    image = read_image(open_picture(picture, f"the picture {picture}", "give a PNG or JPEG"))
+    image = open_picture(picture, f"the picture {picture}", "give a PNG or JPEG")
     return source.runner(source.load()).answer([image], [question])[0]
