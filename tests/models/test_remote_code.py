@@ -186,6 +186,28 @@ def test_errors_in_it_name_file_and_reason(
     assert f"run the code that comes with the model in {broken}" in said and found in said
 
 
+def test_a_key_error_in_it_ends_no_run_in_a_traceback(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the runner is asked to do; before anything runs `apply` sends a text through the shapes."""
+    broken = shutil.copytree(toy, tmp_path / "broken")
+    code = broken / "modeling_toy.py"
+    code.write_text(code.read_text().replace("hidden_states = inputs_embeds", "raise KeyError('gate')"))
+    source = opened(broken)
+    runner: Any = source.runner(source.skeleton())
+    for work in (runner.pass_text, lambda: runner.pass_tokens("understanding")):
+        with pytest.raises(ModelError, match=r"modeling_toy\.py, line \d+: KeyError: 'gate'"):
+            work()
+    (tmp_path / "texts.txt").write_text("one text\nanother\n")
+    drop = {"pass": "layer_drop", "unit": "attention", "drop_count": 1}
+    recipe = write_recipe(
+        tmp_path, broken, drop, trust_remote_code=True, evaluate=[],
+        calibration={"data": str(tmp_path / "texts.txt"), "samples": 2},
+    )  # fmt: skip
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "out")]) == 2
+    assert "KeyError: 'gate'" in capsys.readouterr().err
+
+
 def test_errors_of_ours_stay_what_they_are(toy: Path) -> None:
     source = opened(toy)
     model: Any = source.load()

@@ -7,6 +7,7 @@ traceback. Code for transformers 4 is adapted where that cannot change what it c
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import sysconfig
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -36,11 +38,6 @@ _TASKS = (
 _OURS, _LOWERED = str(Path(__file__).parents[3]), "<lowered "
 # Libraries, whose frames say nothing about who called them. "<": modules that are frozen into Python.
 _LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
-# Methods of runners and trainers that run a model.
-_RUNNING = (
-    "answer", "score", "generate", "logits", "feed", "pass_tokens", "probe", "workload", "batch", "forward",
-    "check",
-)  # fmt: skip
 
 
 def mark_trusted(model: nn.Module) -> None:
@@ -134,7 +131,15 @@ def errors_of(folder: Path, only_inside: bool = False) -> Iterator[None]:
 def guarded(runner: Any, folder: Path) -> Any:
     """A runner or trainer whose model runs code of its own: what that raises becomes a ModelError."""
     cls = type(runner)
-    body = {name: _guarding(getattr(cls, name), folder) for name in _RUNNING if hasattr(cls, name)}
+    # All that it offers, so that nothing is forgotten when a runner learns something new.
+    members = {name: inspect.getattr_static(cls, name) for name in dir(cls) if not name.startswith("_")}
+    body: dict[str, Any] = {
+        name: _guarding(member, folder) for name, member in members.items() if isinstance(member, FunctionType)
+    }
+    body |= {
+        name: property(_guarding(member.fget, folder)) for name, member in members.items()
+        if isinstance(member, property) and member.fget is not None
+    }
     runner.__class__ = type(cls.__name__, (cls,), {**body, "__module__": cls.__module__})
     return runner
 
