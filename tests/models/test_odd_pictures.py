@@ -18,7 +18,7 @@ from umcompress.data.calibration_file import CalibrationFile
 from umcompress.data.overlap import _pixels
 from umcompress.data.training_file import TrainingFile
 from umcompress.evals.answers._questions import StoredPicture
-from umcompress.evals.pictures._pictures import opened
+from umcompress.evals.pictures._pictures import open_rgb
 from umcompress.models.pictures import open_picture
 from umcompress.run import ask as asking
 
@@ -118,7 +118,7 @@ def test_a_picture_is_read_the_same_everywhere(
     found = {
         "evaluation, a file": StoredPicture("one", file).open(),
         "evaluation, its bytes": StoredPicture("one", file.read_bytes).open(),
-        "scoring": opened(file),
+        "scoring": open_rgb(file),
         "calibration": CalibrationFile(data=data).calibration_items("understanding", 1, 0)[0].image,
         "training": TrainingFile(data=data).training_items("understanding", 1, 0)[0].image,
         "ask": asked[0],

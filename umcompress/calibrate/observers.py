@@ -7,6 +7,7 @@ Of a symmetric sum only the upper triangle is kept, in tiles: as much memory and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,15 +46,16 @@ class SimilaritySum:
 
 def watch_block(block: nn.Module, total: SimilaritySum) -> tuple[RemovableHandle, RemovableHandle]:
     """Watch a block from outside: its stream is what it takes first, and what it gives, or gives first."""
-    entered: list[Tensor] = []
+    # By thread: out of core several samples are inside of a block at once, each in a thread of its own.
+    entered: dict[int, Tensor] = {}
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stream = args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else first_of(kwargs)
         # A copy: the block may add to it in place.
-        entered.append(stream.detach().clone())
+        entered[threading.get_ident()] = stream.detach().clone()
 
     def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        total.add(entered.pop(), output[0] if isinstance(output, tuple | list) else output)
+        total.add(entered.pop(threading.get_ident()), output[0] if isinstance(output, tuple | list) else output)
 
     return block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)
 
