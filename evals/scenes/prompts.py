@@ -1,27 +1,18 @@
 """Generation prompts in GenEval's six kinds, with GenEval's own metadata, and scenes that satisfy them.
 
+Where GenEval names a colour, this world names a fill and a colour ("striped red"), which its rules compare as one.
 A prompt is prefix, body and suffix. Prompt strings are split by a hash: a fifth is for evaluation only.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from umcompress.evals.scenes.world import (
-    COLOUR_NAMES,
-    GRID,
-    SHAPES,
-    Object,
-    Scene,
-    Split,
-    bucket,
-    is_evaluation,
-    make_scene,
-    place,
-)
+from umcompress.evals.scenes.glyphs import PLURALS, SHAPES
+from umcompress.evals.scenes.world import GRID, LOOKS, Object, Scene, Split, bucket, is_evaluation, make_scene, place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +21,9 @@ KINDS = ("single_object", "two_object", "counting", "colors", "position", "color
 PREFIXES = (
     "", "a photo of", "a picture of", "an image of", "a drawing of", "draw", "show me", "paint",
 )  # fmt: skip
-SUFFIXES = ("", "on a plain background", "please")
+SUFFIXES = ("", "on a grey background", "please")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
-PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 _EVALUATION_SHARE = 5
 
 
@@ -61,57 +51,35 @@ def is_evaluation_prompt(text: str) -> bool:
     return bucket(text, _EVALUATION_SHARE) == 0
 
 
-def _noun(shape: str, colour: str | None = None) -> str:
-    return f"a {colour} {shape}" if colour else f"a {shape}"
+def _noun(shape: str, look: str | None = None) -> str:
+    words = f"{look} {shape}" if look else shape
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _clause(shape: str, count: int = 1, colour: str | None = None) -> dict[str, Any]:
+def _clause(shape: str, count: int = 1, look: str | None = None) -> dict[str, Any]:
     clause: dict[str, Any] = {"class": shape, "count": count}
-    return clause | {"color": colour} if colour else clause
+    return clause | {"color": look} if look else clause
 
 
-def _pair(kind: str, first: str, second: str, a: str | None = None, b: str | None = None) -> _Body:
-    text = f"{_noun(first, a)} and {_noun(second, b)}"
-    return _Body(kind, text, (_clause(first, 1, a), _clause(second, 1, b)))
-
-
-def _counting(shape: str, count: int) -> _Body:
-    body = f"{NUMBERS[count]} {PLURALS[shape]}"
-    return _Body("counting", body, (_clause(shape, count),), (_clause(shape, count + 1),))
-
-
-def _position(relation: str, subject: str, target: str, a: str | None = None, b: str | None = None) -> _Body:
-    """GenEval lists the target first; the subject's clause points back at it."""
-    text = f"{_noun(subject, a)} {relation} {_noun(target, b)}"
-    return _Body(
-        "position", text, (_clause(target, 1, b), _clause(subject, 1, a) | {"position": [relation, 0]})
-    )
-
-
-def _bodies(kind: str) -> tuple[tuple[_Body, ...], ...]:
-    """The bodies of a kind in groups that are drawn equally often (position: bare nouns, coloured nouns)."""
-    shape_pairs = tuple(itertools.permutations(SHAPES, 2))
+def _body(kind: str, first: str, second: str, looks: Sequence[str], number: int, relation: str) -> _Body:
+    """What a kind asks for, of two shapes, two looks, a number and a relation; it takes of them what it needs."""
+    a, b = looks
     if kind == "single_object":
-        return (tuple(_Body(kind, _noun(s), (_clause(s),)) for s in SHAPES),)
+        return _Body(kind, _noun(first), (_clause(first),))
     if kind == "two_object":
-        return (tuple(_pair(kind, s, t) for s, t in shape_pairs),)
+        return _Body(kind, f"{_noun(first)} and {_noun(second)}", (_clause(first), _clause(second)))
     if kind == "counting":
-        return (tuple(_counting(s, n) for s in SHAPES for n in NUMBERS),)
+        text = f"{NUMBERS[number]} {a} {PLURALS[first]}"
+        return _Body(kind, text, (_clause(first, number, a),), (_clause(first, number + 1),))
     if kind == "colors":
-        return (tuple(_Body(kind, _noun(s, c), (_clause(s, 1, c),)) for s in SHAPES for c in COLOUR_NAMES),)
+        return _Body(kind, _noun(first, a), (_clause(first, 1, a),))
     if kind == "position":
-        bare = tuple(_position(r, s, t) for r in RELATIONS for s, t in shape_pairs)
-        colours = tuple(itertools.product(COLOUR_NAMES, repeat=2))
-        return bare, tuple(
-            _position(r, s, t, a, b) for r in RELATIONS for s, t in shape_pairs for a, b in colours
-        )
+        # GenEval lists the target first; the subject's clause points back at it.
+        text = f"{_noun(first, a)} {relation} {_noun(second, b)}"
+        return _Body(kind, text, (_clause(second, 1, b), _clause(first, 1, a) | {"position": [relation, 0]}))
     if kind == "color_attr":
-        colours = tuple(itertools.permutations(COLOUR_NAMES, 2))
-        return (tuple(_pair(kind, s, t, a, b) for s, t in shape_pairs for a, b in colours),)
+        return _Body(kind, f"{_noun(first, a)} and {_noun(second, b)}", (_clause(first, 1, a), _clause(second, 1, b)))
     raise ValueError(f"unknown kind of prompt {kind!r}; one of {', '.join(KINDS)}")
-
-
-BODIES = {kind: _bodies(kind) for kind in KINDS}
 
 
 def _dress(body: _Body, prefix: str, suffix: str) -> Prompt:
@@ -122,32 +90,37 @@ def _dress(body: _Body, prefix: str, suffix: str) -> Prompt:
     return Prompt(body.kind, text, metadata | {"prompt": text})
 
 
-def all_prompts(kind: str) -> Iterator[Prompt]:
-    """Every prompt of a kind, in a fixed order."""
-    for group in BODIES[kind]:
-        for body, prefix, suffix in itertools.product(group, PREFIXES, SUFFIXES):
-            yield _dress(body, prefix, suffix)
-
-
 def sample_prompt(rng: np.random.Generator, kind: str | None = None, split: Split = "training") -> Prompt:
-    """A random prompt of one split; of a random kind if none is given."""
+    """A random prompt of one split; of a random kind if none is given.  The two shapes and looks differ."""
     wanted = split == "evaluation"
     if kind is None:
         kind = KINDS[int(rng.random() * len(KINDS))]
-    groups = BODIES[kind]
     while True:
+        shapes, looks = _two(rng, SHAPES), _two(rng, LOOKS)
         u = rng.random(4)
-        group = groups[int(u[0] * len(groups))]
-        body = group[int(u[1] * len(group))]
+        number = tuple(NUMBERS)[int(u[0] * len(NUMBERS))]
+        body = _body(kind, *shapes, looks, number, RELATIONS[int(u[1] * len(RELATIONS))])
         prompt = _dress(body, PREFIXES[int(u[2] * len(PREFIXES))], SUFFIXES[int(u[3] * len(SUFFIXES))])
         if is_evaluation_prompt(prompt.text) == wanted:
             return prompt
 
 
+def _two(rng: np.random.Generator, options: Sequence[str]) -> tuple[str, str]:
+    """Two different ones of the options."""
+    first, step = int(rng.random() * len(options)), 1 + int(rng.random() * (len(options) - 1))
+    return options[first], options[(first + step) % len(options)]
+
+
+def all_texts() -> tuple[str, ...]:
+    """Strings that together hold every word of every prompt."""
+    nouns = [_noun(shape, look) for shape in SHAPES for look in (None, *LOOKS)]
+    return (*PREFIXES, *SUFFIXES, *NUMBERS.values(), *RELATIONS, *PLURALS.values(), *nouns, "and")
+
+
 def _related(relation: str, subject: int, target: int) -> bool:
     """Whether cells stand clearly in a relation: further apart along its axis than across it.
 
-    Offsets in a cell move a centre by one pixel at most, so GenEval's rule then holds and no other does.
+    Offsets in a cell move a centre by two pixels at most, so GenEval's rule then holds and no other does.
     """
     right, down = subject % GRID - target % GRID, subject // GRID - target // GRID
     along, across = (right, down) if relation in ("left of", "right of") else (down, right)
@@ -178,15 +151,15 @@ def _cells(rng: np.random.Generator, include: list[dict[str, Any]], count: int) 
 def scene_for_prompt(rng: np.random.Generator, prompt: Prompt) -> Scene:
     """A training scene that shows what the prompt asks for and nothing else; the rest is random.
 
-    Objects of one clause share their colour, as in "three circles".
+    Objects of one clause share their look, as in "three striped red circles".
     """
     include = prompt.metadata["include"]
     while True:
         cells = iter(_cells(rng, include, sum(clause["count"] for clause in include)))
         things: list[Object] = []
         for clause in include:
-            colour = clause.get("color") or COLOUR_NAMES[int(rng.random() * len(COLOUR_NAMES))]
-            things += [place(rng, clause["class"], colour, next(cells)) for _ in range(clause["count"])]
+            look = clause.get("color") or LOOKS[int(rng.random() * len(LOOKS))]
+            things += [place(rng, clause["class"], look, next(cells)) for _ in range(clause["count"])]
         scene = make_scene(things)
         if not is_evaluation(scene):
             return scene

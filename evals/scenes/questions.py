@@ -1,6 +1,7 @@
 """Understanding questions about a scene, with exact answers, and the score of a guesser that sees nothing.
 
-Five kinds: color, count, existence, position, comparison. Answers are short lower-case strings.
+Five kinds: color, count, existence, position, comparison. Answers are short lower-case strings. Questions are coarse:
+they name colours, fills and places, never one of the many shapes; only descriptions do.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from umcompress.evals.scenes.prompts import PLURALS, RELATIONS
-from umcompress.evals.scenes.world import CELL_NAMES, COLOUR_NAMES, MAX_OBJECTS, SHAPES, Object, Scene, sample_scene
+from umcompress.evals.scenes.glyphs import FILLS, SHAPES
+from umcompress.evals.scenes.prompts import RELATIONS
+from umcompress.evals.scenes.world import CELL_NAMES, COLOUR_NAMES, LOOKS, MAX_OBJECTS, Object, Scene, sample_scene
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,13 +23,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KINDS = ("color", "count", "existence", "position", "comparison")
-_LOOKS = tuple(itertools.product(COLOUR_NAMES, SHAPES))
 _TIE_SHARE = 0.2  # of the comparisons answered "no"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`template` is the text with its colours and shapes left open; a blind guesser may know it."""
+    """`template` is the text with its colours, fills and places left open; a blind guesser may know it."""
 
     kind: str
     text: str
@@ -39,32 +40,22 @@ def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
-def _look(thing: Object) -> str:
-    return f"{thing.colour} {thing.shape}"
-
-
 def _unique(scene: Scene) -> list[Object]:
-    """Objects that their colour and shape name without doubt."""
-    counts = Counter(_look(thing) for thing in scene.objects)
-    return [thing for thing in scene.objects if counts[_look(thing)] == 1]
+    """Objects that their fill and colour name without doubt."""
+    counts = Counter(thing.look for thing in scene.objects)
+    return [thing for thing in scene.objects if counts[thing.look] == 1]
 
 
-def _color(rng: np.random.Generator, scene: Scene) -> Question | None:
-    counts = Counter(thing.shape for thing in scene.objects)
-    single = [thing for thing in scene.objects if counts[thing.shape] == 1]
-    if not single:
-        return None
-    thing = _choose(rng, single)
-    return Question("color", f"what color is the {thing.shape}?", thing.colour, "what color is the S?")
+def _color(rng: np.random.Generator, scene: Scene) -> Question:
+    thing = _choose(rng, scene.objects)
+    place = CELL_NAMES[thing.cell]
+    return Question("color", f"what color is the {place} object?", thing.colour, "what color is the P object?")
 
 
-def _tallies(scene: Scene, shapes: bool) -> dict[str, int]:
-    """Plural phrase -> how many, over all shapes or all colours."""
-    if shapes:
-        counts = Counter(thing.shape for thing in scene.objects)
-        return {PLURALS[shape]: counts[shape] for shape in SHAPES}
-    counts = Counter(thing.colour for thing in scene.objects)
-    return {f"{colour} objects": counts[colour] for colour in COLOUR_NAMES}
+def _tallies(scene: Scene, fills: bool) -> dict[str, int]:
+    """Plural phrase -> how many, over all fills or all colours."""
+    counts = Counter(thing.fill if fills else thing.colour for thing in scene.objects)
+    return {f"{word} objects": counts[word] for word in (FILLS if fills else COLOUR_NAMES)}
 
 
 def _count(rng: np.random.Generator, scene: Scene) -> Question:
@@ -73,26 +64,26 @@ def _count(rng: np.random.Generator, scene: Scene) -> Question:
     if what == 2:
         text = "how many objects are there?"
         return Question("count", text, str(len(scene.objects)), text)
-    tallies = _tallies(scene, shapes=what == 0)
+    tallies = _tallies(scene, fills=what == 0)
     number = _choose(rng, sorted(set(tallies.values())))
     phrase = _choose(rng, [phrase for phrase, tally in tallies.items() if tally == number])
-    template = "how many S are there?" if what == 0 else "how many C objects are there?"
+    template = "how many F objects are there?" if what == 0 else "how many C objects are there?"
     return Question("count", f"how many {phrase} are there?", str(number), template)
 
 
 def _existence(rng: np.random.Generator, scene: Scene) -> Question:
-    """Half yes, half no; half of the no ask for a colour and a shape that are there, but not together."""
-    present = {(thing.colour, thing.shape) for thing in scene.objects}
+    """Half yes, half no; half of the no ask for a fill and a colour that are there, but not together."""
+    present = {thing.look for thing in scene.objects}
     yes = rng.random() < 0.5
     options = sorted(present)
     if not yes:
-        options = [look for look in _LOOKS if look not in present]
-        colours, shapes = {colour for colour, _ in present}, {shape for _, shape in present}
-        mixed = [(colour, shape) for colour, shape in options if colour in colours and shape in shapes]
+        options = [look for look in LOOKS if look not in present]
+        words = {word for look in present for word in look.split()}
+        mixed = [look for look in options if set(look.split()) <= words]
         if mixed and rng.random() < 0.5:
             options = mixed
-    colour, shape = _choose(rng, options)
-    return Question("existence", f"is there a {colour} {shape}?", "yes" if yes else "no", "is there a C S?")
+    text = f"is there a {_choose(rng, options)} object?"
+    return Question("existence", text, "yes" if yes else "no", "is there a F C object?")
 
 
 def _holds(relation: str, subject: Object, target: Object) -> bool:
@@ -115,9 +106,9 @@ def _relative(rng: np.random.Generator, things: list[Object]) -> Question | None
     relation = next(r for r in RELATIONS[axis : axis + 2] if _holds(r, subject, target) == yes)
     return Question(
         "position",
-        f"is the {_look(subject)} {relation} the {_look(target)}?",
+        f"is the {subject.look} object {relation} the {target.look} object?",
         "yes" if yes else "no",
-        "is the C S R the C S?",
+        "is the F C object R the F C object?",
     )
 
 
@@ -130,15 +121,15 @@ def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
         if question is not None:
             return question
     thing = _choose(rng, things)
-    return Question("position", f"where is the {_look(thing)}?", CELL_NAMES[thing.cell], "where is the C S?")
+    return Question("position", f"where is the {thing.look} object?", CELL_NAMES[thing.cell], "where is the F C object?")
 
 
 def _comparison(rng: np.random.Generator, scene: Scene) -> Question | None:
     """Half yes, half no, few ties; half of the pairs are both there where such pairs exist."""
-    first_shapes = rng.random() < 0.5
+    first_fills = rng.random() < 0.5
     yes, tie, hard = rng.random(3) < (0.5, _TIE_SHARE, 0.5)
-    for shapes in (first_shapes, not first_shapes):
-        tallies = _tallies(scene, shapes)
+    for fills in (first_fills, not first_fills):
+        tallies = _tallies(scene, fills)
         pairs = list(itertools.permutations(tallies, 2))
         more = [(a, b) for a, b in pairs if tallies[a] > tallies[b]]
         if not more:
@@ -151,7 +142,8 @@ def _comparison(rng: np.random.Generator, scene: Scene) -> Question | None:
             first, second = _choose(rng, close if hard and close else more)
             if not yes:
                 first, second = second, first
-        template = "are there more S than S?" if shapes else "are there more C objects than C objects?"
+        kind = "F" if fills else "C"
+        template = f"are there more {kind} objects than {kind} objects?"
         return Question(
             "comparison", f"are there more {first} than {second}?", "yes" if yes else "no", template
         )
@@ -188,8 +180,8 @@ def sample_questions(
 
 
 def describe(scene: Scene) -> str:
-    """Every object with its place, in reading order: "red circle top left, blue square center"."""
-    return ", ".join(f"{_look(thing)} {CELL_NAMES[thing.cell]}" for thing in scene.objects)
+    """Every object with its place, in reading order: "striped red circle top left, dotted blue square center"."""
+    return ", ".join(f"{thing.look} {thing.shape} {CELL_NAMES[thing.cell]}" for thing in scene.objects)
 
 
 @cache
@@ -221,15 +213,14 @@ def answers() -> tuple[str, ...]:
 
 def all_texts() -> tuple[str, ...]:
     """Strings that together hold every word of every question, answer and description."""
-    looks = [f"{colour} {shape}" for colour, shape in _LOOKS]
-    phrases = [*PLURALS.values(), *(f"{colour} objects" for colour in COLOUR_NAMES), "objects"]
+    phrases = [*(f"{word} objects" for word in (*COLOUR_NAMES, *FILLS)), "objects"]
     return (
-        *(f"what color is the {shape}?" for shape in SHAPES),
+        *(f"what color is the {place} object?" for place in CELL_NAMES),
         *(f"how many {phrase} are there?" for phrase in phrases),
-        *(f"is there a {look}?" for look in looks),
-        *(f"where is the {look}?" for look in looks),
-        *(f"is the {look} {relation} the {look}?" for look in looks for relation in RELATIONS),
+        *(f"is there a {look} object?" for look in LOOKS),
+        *(f"where is the {look} object?" for look in LOOKS),
+        *(f"is the {look} object {relation} the {look} object?" for look in LOOKS for relation in RELATIONS),
         *(f"are there more {phrase} than {phrase}?" for phrase in phrases),
-        *(f"{look} {cell}, {look} {cell}" for look in looks for cell in CELL_NAMES),
+        *(f"{LOOKS[0]} {shape} {cell}, {LOOKS[0]} {shape} {cell}" for shape in SHAPES for cell in CELL_NAMES),
         *answers(),
     )

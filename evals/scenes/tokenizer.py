@@ -16,8 +16,7 @@ SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_en
 
 def vocabulary() -> tuple[str, ...]:
     """Every word and punctuation mark of the world, sorted."""
-    phrases = [*prompts.PREFIXES, *prompts.SUFFIXES, *questions.all_texts()]
-    phrases += [body.text for kind in prompts.KINDS for group in prompts.BODIES[kind] for body in group]
+    phrases = [*prompts.all_texts(), *questions.all_texts()]
     return tuple(sorted({word for phrase in phrases for word in re.findall(r"\w+|[^\w\s]", phrase)}))
 
 

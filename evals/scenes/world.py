@@ -1,7 +1,8 @@
-"""The world of scenes: coloured shapes on a 3x3 grid, drawn from a seed, with exact ground truth.
+"""The world of scenes: filled, coloured shapes on a 3x3 grid, drawn from a seed, with exact ground truth.
 
-An image is 36x36x3 uint8. A cell is 12 pixels wide and holds at most one object, which keeps at least one
-pixel of background to every side of its cell, so that neighbours never touch.
+An image is 48x48x3 uint8. A cell is 16 pixels wide and holds at most one object of 12 pixels at one of four places,
+which keeps at least one pixel of background to every side of its cell, so that neighbours never touch. A look is what
+an object in its cell can look like: shape x colour x fill x place.
 Scenes are split by a hash of their canonical key: a tenth of them is for evaluation only.
 """
 
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from umcompress.evals.scenes.glyphs import FILLS, SHAPES, SIZE, mask
+
 # The options of the evaluation are listed without drawing anything: numpy is imported by what draws.
 if TYPE_CHECKING:
     import numpy as np
@@ -21,38 +24,37 @@ if TYPE_CHECKING:
 Split = Literal["training", "evaluation"]
 Image: TypeAlias = "NDArray[np.uint8]"
 
-SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (40, 160, 60),
     "blue": (40, 80, 220),
     "yellow": (240, 200, 30),
     "purple": (150, 50, 180),
+    "black": (30, 30, 30),
 }
 COLOUR_NAMES = tuple(COLOURS)
 BACKGROUND = (230, 230, 230)
 GRID = 3
-CELL = 12
+CELL = 16
 IMAGE_SIZE = GRID * CELL
-SIZES = (8, 9, 10)
+OFFSETS = (1, 3)
 MAX_OBJECTS = 5
 CELL_NAMES = (
     "top left", "top", "top right",
     "left", "center", "right",
     "bottom left", "bottom", "bottom right",
 )  # fmt: skip
-_SUPERSAMPLING = 4
 _EVALUATION_SHARE = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One shape. `cell` counts in reading order; `dx`, `dy` place its box inside the cell, in 1..11-size."""
+    """One shape. `cell` counts in reading order; `dx`, `dy` place its box inside the cell, each one of OFFSETS."""
 
     shape: str
     colour: str
+    fill: str
     cell: int
-    size: int
     dx: int
     dy: int
 
@@ -68,7 +70,15 @@ class Object:
     def box(self) -> tuple[int, int, int, int]:
         """x1, y1, x2, y2 in pixels; x2 and y2 are one past the last pixel."""
         x, y = self.column * CELL + self.dx, self.row * CELL + self.dy
-        return x, y, x + self.size, y + self.size
+        return x, y, x + SIZE, y + SIZE
+
+    @property
+    def look(self) -> str:
+        """Fill and colour, as prompts and questions name them together."""
+        return f"{self.fill} {self.colour}"
+
+
+LOOKS = tuple(f"{fill} {colour}" for fill in FILLS for colour in COLOUR_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,58 +93,35 @@ class Scene:
             raise ValueError(f"objects must be in reading order, one a cell; got cells {cells}")
 
 
-def shape_mask(shape: str, size: int, supersampling: int = _SUPERSAMPLING) -> NDArray[np.float32]:
-    """Coverage (size, size) in 0..1 of a shape that fills its box, from supersampled points."""
-    import numpy as np
-
-    fine = size * supersampling
-    centres = (np.arange(fine) + 0.5) / fine
-    x, y = centres[None, :], centres[:, None]
-    if shape == "circle":
-        inside = (x - 0.5) ** 2 + (y - 0.5) ** 2 <= 0.25
-    elif shape == "square":
-        inside = np.ones((fine, fine), dtype=bool)
-    elif shape == "triangle":
-        inside = np.abs(x - 0.5) <= y / 2
-    elif shape == "cross":
-        inside = (np.abs(x - 0.5) <= 1 / 6) | (np.abs(y - 0.5) <= 1 / 6)
-    else:
-        raise ValueError(f"unknown shape {shape!r}; one of {', '.join(SHAPES)}")
-    blocks = inside.reshape(size, supersampling, size, supersampling)
-    coverage: NDArray[np.float32] = blocks.mean(axis=(1, 3)).astype(np.float32)
-    return coverage
-
-
 @cache
-def _cell_picture(shape: str, colour: str, size: int, dx: int, dy: int) -> Image:
+def cell_picture(shape: str, colour: str, fill: str, dx: int, dy: int) -> Image:
     """A whole cell, drawn once: there are few of them, and a scene is only pasted together."""
     import numpy as np
 
-    alpha = np.zeros((CELL, CELL, 1), dtype=np.float32)
-    alpha[dy : dy + size, dx : dx + size, 0] = shape_mask(shape, size)
-    background, ink = np.array(BACKGROUND, np.float32), np.array(COLOURS[colour], np.float32)
-    picture: Image = np.rint(background + alpha * (ink - background)).astype(np.uint8)
+    picture: Image = np.empty((CELL, CELL, 3), dtype=np.uint8)
+    picture[:] = BACKGROUND
+    picture[dy : dy + SIZE, dx : dx + SIZE][mask(shape, fill)] = COLOURS[colour]
     picture.setflags(write=False)
     return picture
 
 
 def render(scene: Scene) -> Image:
-    """The image (36, 36, 3) of a scene."""
+    """The image (48, 48, 3) of a scene."""
     import numpy as np
 
     image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     image[:] = BACKGROUND
     for thing in scene.objects:
         x, y = thing.column * CELL, thing.row * CELL
-        image[y : y + CELL, x : x + CELL] = _cell_picture(
-            thing.shape, thing.colour, thing.size, thing.dx, thing.dy
+        image[y : y + CELL, x : x + CELL] = cell_picture(
+            thing.shape, thing.colour, thing.fill, thing.dx, thing.dy
         )
     return image
 
 
 def scene_key(scene: Scene) -> str:
     """One string for one scene: equal scenes have equal keys and different ones different keys."""
-    return "|".join(f"{o.cell}:{o.colour}:{o.shape}:{o.size}:{o.dx}:{o.dy}" for o in scene.objects)
+    return "|".join(f"{o.cell}:{o.colour}:{o.fill}:{o.shape}:{o.dx}:{o.dy}" for o in scene.objects)
 
 
 def bucket(text: str, buckets: int) -> int:
@@ -147,12 +134,12 @@ def is_evaluation(scene: Scene) -> bool:
     return bucket(scene_key(scene), _EVALUATION_SHARE) == 0
 
 
-def place(rng: np.random.Generator, shape: str, colour: str, cell: int) -> Object:
-    """An object of a random size at a random place in its cell."""
-    u = rng.random(3)
-    size = SIZES[int(u[0] * len(SIZES))]
-    room = CELL - 1 - size
-    return Object(shape, colour, cell, size, 1 + int(u[1] * room), 1 + int(u[2] * room))
+def place(rng: np.random.Generator, shape: str, look: str, cell: int) -> Object:
+    """An object of a look (fill and colour) at a random place in its cell."""
+    u = rng.random(2)
+    fill, colour = look.split()
+    dx, dy = (OFFSETS[int(part * len(OFFSETS))] for part in u)
+    return Object(shape, colour, fill, cell, dx, dy)
 
 
 def make_scene(objects: Sequence[Object]) -> Scene:
@@ -168,12 +155,7 @@ def sample_scene(rng: np.random.Generator, split: Split = "training", objects: i
         cells = rng.random(GRID * GRID).argsort()[:count].tolist()
         looks = rng.random((count, 2))
         things = [
-            place(
-                rng,
-                SHAPES[int(looks[i, 0] * len(SHAPES))],
-                COLOUR_NAMES[int(looks[i, 1] * len(COLOUR_NAMES))],
-                cell,
-            )
+            place(rng, SHAPES[int(looks[i, 0] * len(SHAPES))], LOOKS[int(looks[i, 1] * len(LOOKS))], cell)
             for i, cell in enumerate(cells)
         ]
         scene = make_scene(things)

@@ -1,6 +1,6 @@
 """Train `bagel-mini` from nothing: `python -m umcompress.evals.scenes.train --out DIR`.
 
-Three stages, resumable and seeded: the autoencoder, the vision tower, the whole model.  Writes the model
+Four stages, resumable and seeded: the autoencoder, the vision tower, understanding, generation.  Writes the model
 folder, the log of all losses, their curves as a picture, and the scores on 1 000 unseen prompts and 2 000
 unseen questions.
 """
@@ -18,24 +18,24 @@ from safetensors.torch import save_file
 from umcompress.evals.scenes.evaluation import Scenes
 from umcompress.evals.scenes.make_model.train_autoencoder import latent_statistics, train_autoencoder
 from umcompress.evals.scenes.make_model.train_curves import draw_curves
-from umcompress.evals.scenes.make_model.train_model import new_model, train_model
 from umcompress.evals.scenes.make_model.train_vision import train_vision
 from umcompress.evals.scenes.make_model.training import Log, Settings
 from umcompress.evals.scenes.tokenizer import build_tokenizer
+from umcompress.evals.scenes.make_model.train_model import new_model, train_generation, train_understanding
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.family import BagelFamily
 from umcompress.models.bagel.model import Bagel
 
-AUTOENCODER: dict[str, Any] = {"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "z_channels": 4}
+AUTOENCODER: dict[str, Any] = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1, "z_channels": 4}
 TEXT: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 192,
-    "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 3,
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 128,
+    "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
     "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
 VISION: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_size": 128, "intermediate_size": 256,
-    "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 12, "image_size": 36,
+    "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 16, "image_size": 48,
 }
 
 
@@ -46,13 +46,13 @@ def files(scale: float = 1.0, shift: float = 0.0) -> dict[str, dict[str, Any]]:
         "bos_token_id": "<|im_start|>", "eos_token_id": "<|im_end|>",
         "start_of_image": "<|vision_start|>", "end_of_image": "<|vision_end|>",
     }
-    rule = {"max_size": 36, "min_size": 36, "stride": 12}
+    rule = {"max_size": 48, "min_size": 48, "stride": 16}
     extra = {
-        "latent_patch_size": 3, "max_latent_size": 3, "vit_max_num_patch_per_side": 3, "timestep_shift": 1.0,
+        "latent_patch_size": 4, "max_latent_size": 3, "vit_max_num_patch_per_side": 3, "timestep_shift": 1.0,
         "vae": AUTOENCODER | {"scale_factor": scale, "shift_factor": shift},
         "special_tokens": {field: tokenizer.convert_tokens_to_ids(text) for field, text in names.items()},
         "vit_rule": rule, "vae_rule": rule,
-        "sampling": {"image_size": 36, "num_timesteps": 21, "timestep_shift": 2.0, "cfg_text_scale": 3.0,
+        "sampling": {"image_size": 48, "num_timesteps": 21, "timestep_shift": 2.0, "cfg_text_scale": 3.0,
                      "cfg_interval": [0.0, 1.0]},
     }
     return {
@@ -95,7 +95,8 @@ def train(settings: Settings, out: Path) -> Bagel:
     log.write("latents", 0, {"scale": scale, "shift": shift})
     model = new_model(configuration(round(scale, 4), round(shift, 4)), autoencoder, settings.seed)
     train_vision(model, settings, out, log)
-    return train_model(model, settings, out, log)
+    model = train_understanding(model, settings, out, log)
+    return train_generation(model, settings, out, log)
 
 
 def final_scores(folder: Path, out: Path, log: Log) -> dict[str, Any]:
@@ -111,12 +112,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: let torch choose)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = train(Settings(seed=options.seed, steps=options.steps), options.out)
+    model = train(Settings(seed=options.seed), options.out)
     folder = options.out / "bagel-mini"
     write_folder(model, folder)
     draw_curves(options.out / "log.jsonl", options.out / "curves.png")

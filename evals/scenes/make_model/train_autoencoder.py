@@ -28,8 +28,10 @@ from umcompress.models.bagel.config import AutoencoderConfig
 
 
 def scene_images(rng: np.random.Generator, count: int) -> Tensor:
-    """(count, 3, 36, 36) in [-1, 1], training scenes with one to five objects."""
-    return torch.stack([to_tensor(world.render(world.sample_scene(rng))) for _ in range(count)])
+    """(count, 3, 48, 48) in [-1, 1], training scenes with one to nine objects: every cell may be drawn in."""
+    wanted = 1 + rng.integers(world.GRID**2, size=count)
+    scenes = [world.sample_scene(rng, objects=int(objects)) for objects in wanted]
+    return torch.stack([to_tensor(world.render(scene)) for scene in scenes])
 
 
 def train_autoencoder(config: AutoencoderConfig, settings: Settings, out: Path, log: Log) -> AutoEncoder:
@@ -52,7 +54,7 @@ def train_autoencoder(config: AutoencoderConfig, settings: Settings, out: Path, 
         optimizer.step()
         if step % 50 == 0 or step == settings.autoencoder_steps - 1:
             log.write("autoencoder", step, {name: float(value.detach()) for name, value in loss.items()})
-        if (step + 1) % 500 == 0 or step == settings.autoencoder_steps - 1:
+        if (step + 1) % 250 == 0 or step == settings.autoencoder_steps - 1:
             save_checkpoint(checkpoint, {"model": model}, optimizer, step + 1)
     return model
 

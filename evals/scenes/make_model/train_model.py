@@ -1,5 +1,7 @@
-"""Third stage of training `bagel-mini`: both tasks together, through the packed training forward.
+"""The model itself, after autoencoder and vision tower: first understanding, then generation.
 
+Generation is trained with all weights of understanding left as they are: trained together, the text stream takes part
+in composing pictures, and what understanding could spare is spent on generation.
 Understanding samples carry several questions about one picture, most of them after a dense description of the
 scene: with one question a picture, counting and position stay at chance for very long.
 """
@@ -7,7 +9,8 @@ scene: with one question a picture, counting and position stay at chance for ver
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,8 @@ from umcompress.evals.scenes.make_model.training import (
 )
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.model import Bagel
-from umcompress.models.bagel.training import Item, LatentItem, Sample, TextItem, VisionItem, training_forward
+from umcompress.models.bagel.context import Cache
+from umcompress.models.bagel.training import Item, Sample, TextItem, VisionItem, training_forward
 
 
 class Encoder:
@@ -35,64 +39,18 @@ class Encoder:
     def __init__(self) -> None:
         from umcompress.evals.scenes.tokenizer import build_tokenizer
 
-        self._tokenizer = build_tokenizer()
-        self._known: dict[str, Tensor] = {}
+        tokenizer = build_tokenizer()
+        self._ids = tokenizer.get_vocab()
 
     def __call__(self, text: str) -> Tensor:
-        if text not in self._known:
-            self._known[text] = torch.tensor(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._known[text]
+        words = text.replace(",", " ,").replace("?", " ?").split()
+        return torch.tensor([self._ids[word] for word in words])
 
 
-def generation_samples(
-    model: Bagel, encode: Encoder, settings: Settings, rng: np.random.Generator, finish: bool = False
-) -> list[Sample]:
-    """Text, then its picture's latent with noise.  The kinds that come last in training come more often."""
-    count, side = settings.generation_batch, model.config.latent_patch_size
-    share, kinds = (settings.finish_layout_share, FINISH_KINDS) if finish else (settings.layout_share, KINDS)
-    pairs = [_described_picture(rng, share, kinds) for _ in range(count)]
-    images = torch.stack([to_tensor(world.render(scene)) for _, scene in pairs])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-        latents = model.vae.encode(images).float()
-    tokens = latents.shape[2] * latents.shape[3] // side**2
-    shape = (count, tokens, model.config.latent_channels)
-    noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-    raw = rng.standard_normal(count)
-    dropped = rng.random(count) < settings.text_dropout
-    samples: list[Sample] = []
-    for index, (text, _) in enumerate(pairs):
-        items: list[Item] = [] if dropped[index] else [TextItem(encode(text))]
-        samples.append([*items, LatentItem(latents[index], True, float(raw[index]), noise[index])])
-    return samples
+# -- understanding -----------------------------------------------------------------------------------------
 
 
-def _described_picture(
-    rng: np.random.Generator, layout_share: float, kinds: Mapping[str, float]
-) -> tuple[str, world.Scene]:
-    """A text and a scene that satisfies it: a prompt, or the dense description, which teaches faster."""
-    if rng.random() < layout_share:
-        scene = world.sample_scene(rng)
-        return questions.describe(scene), scene
-    kind = str(rng.choice(list(kinds), p=list(kinds.values())))
-    prompt = prompts.sample_prompt(rng, kind)
-    return prompt.text, prompts.scene_for_prompt(rng, prompt)
-
-
-KINDS = {
-    "single_object": 0.10, "two_object": 0.16, "counting": 0.20, "colors": 0.10, "position": 0.24,
-    "color_attr": 0.20,
-}
-# In the finish, relations between two objects, which are learned last, come more often than all else.
-FINISH_KINDS = {
-    "single_object": 0.06, "two_object": 0.14, "counting": 0.24, "colors": 0.06, "position": 0.36,
-    "color_attr": 0.14,
-}
-FINISH_QUESTIONS = ("position", "position", "position", "count", "comparison", "color", "existence")
-
-
-def understanding_samples(
-    encode: Encoder, settings: Settings, rng: np.random.Generator, kinds: Sequence[str] | None = None
-) -> list[Sample]:
+def understanding_samples(encode: Encoder, settings: Settings, rng: np.random.Generator) -> list[Sample]:
     """Picture, often a description with loss, then questions and answers (loss on the answers)."""
     samples: list[Sample] = []
     for _ in range(settings.understanding_batch):
@@ -100,10 +58,102 @@ def understanding_samples(
         items: list[Item] = [VisionItem(to_tensor(world.render(scene)))]
         if rng.random() < settings.description_share:
             items.append(TextItem(encode(questions.describe(scene)), True))
-        for question in questions.sample_questions(rng, scene, settings.questions, kinds):
+        for question in questions.sample_questions(rng, scene, settings.questions):
             items += [TextItem(encode(question.text)), TextItem(encode(question.answer), True)]
         samples.append(items)
     return samples
+
+
+def train_understanding(model: Bagel, settings: Settings, out: Path, log: Log) -> Bagel:
+    """Train everything but the generation weights and the autoencoder; returns the averaged model."""
+    encode = Encoder()
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        return training_forward(model, understanding_samples(encode, settings, rng)).loss()
+
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(not (name.startswith("vae.") or is_generation(name) or name.endswith("pos_embed")))
+    stage = Stage("understanding", 3, settings.understanding_steps, settings.understanding_lr)
+    return run_stage(model, stage, loss, settings, out, log)
+
+
+# -- generation --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paintings:
+    """A batch to learn from: what the frozen understanding stream makes of the texts, and the pictures' latents.
+
+    `read` holds keys and values of B texts, `clean` the latent tokens (B * 9, D).
+    """
+
+    read: Cache
+    clean: Tensor
+
+
+@torch.no_grad()
+def paintings(model: Bagel, settings: Settings) -> list[Paintings]:
+    """All batches.  Texts and pictures pass the frozen parts once; noise and times are new in each step."""
+    encode, size = Encoder(), settings.generation_batch
+    batches = []
+    for index in range(settings.pictures // size):
+        rng = np.random.default_rng((settings.seed, 5, index))
+        pairs = [_described_picture(rng, settings.layout_share) for _ in range(size)]
+        latents = model.vae.encode(torch.stack([to_tensor(world.render(scene)) for _, scene in pairs]))
+        read = Cache(size)
+        model.absorb_text(read, [encode(text) for text, _ in pairs])
+        batches.append(Paintings(read, torch.cat([model.latent_tokens(latent) for latent in latents])))
+    return batches
+
+
+KINDS = {
+    "single_object": 0.08, "two_object": 0.16, "counting": 0.20, "colors": 0.12, "position": 0.24,
+    "color_attr": 0.20,
+}  # fmt: skip
+DESCRIBED = 3  # objects of a described picture at most, so that its text is no longer than the longest prompts
+
+
+def _described_picture(rng: np.random.Generator, layout_share: float) -> tuple[str, world.Scene]:
+    """A text and a scene that satisfies it: a prompt, or the dense description, which teaches faster."""
+    if rng.random() < layout_share:
+        scene = world.sample_scene(rng, objects=1 + int(rng.integers(DESCRIBED)))
+        return questions.describe(scene), scene
+    prompt = prompts.sample_prompt(rng, str(rng.choice(list(KINDS), p=list(KINDS.values()))))
+    return prompt.text, prompts.scene_for_prompt(rng, prompt)
+
+
+def flow_loss(model: Bagel, batch: Paintings, settings: Settings, rng: np.random.Generator) -> Tensor:
+    """Squared error of the velocity; a share of the batches goes without its texts, for guidance."""
+    count = batch.read.batch
+    raw = torch.from_numpy(rng.standard_normal((count, 1), dtype=np.float32))
+    noise = torch.from_numpy(rng.standard_normal(tuple(batch.clean.shape), dtype=np.float32))
+    read = Cache(count) if rng.random() < settings.text_dropout else batch.read
+    t = torch.sigmoid(raw).repeat_interleave(len(batch.clean) // count, dim=0)
+    t = settings.timestep_shift * t / (1 + (settings.timestep_shift - 1) * t)
+    noisy = (1 - t) * batch.clean + t * noise
+    velocity = model.velocity(read, noisy, t[:, 0], [(world.GRID, world.GRID)] * count)
+    return ((velocity - (noise - batch.clean)) ** 2).mean()
+
+
+def train_generation(model: Bagel, settings: Settings, out: Path, log: Log) -> Bagel:
+    """Train the generation weights alone; returns the averaged model."""
+    batches = paintings(model, settings)
+    log.write("paintings", 0, {"batches": len(batches)})
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        return flow_loss(model, batches[int(rng.integers(len(batches)))], settings, rng)
+
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(is_generation(name))
+    return run_stage(model, Stage("generation", 6, settings.generation_steps, settings.generation_lr), loss, settings, out, log)
+
+
+def is_generation(name: str) -> bool:
+    """Whether a weight of the model takes part in painting alone."""
+    return "_moe_gen" in name or name.startswith(("time_embedder.", "vae2llm.", "llm2vae."))
+
+
+# -- both --------------------------------------------------------------------------------------------------
 
 
 def initialise(model: Bagel) -> None:
@@ -135,62 +185,55 @@ def new_model(config: BagelConfig, autoencoder: nn.Module, seed: int) -> Bagel:
     return model
 
 
-def train_model(model: Bagel, settings: Settings, out: Path, log: Log) -> Bagel:
-    """Train, resuming from `out/model.safetensors` if it is there; returns the averaged model."""
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is called, which random numbers are its own, how long it lasts and how fast it learns."""
+
+    name: str
+    draws: int
+    steps: int
+    rate: float
+
+
+def run_stage(
+    model: Bagel, stage: Stage, loss_of: Callable[[np.random.Generator], Tensor], settings: Settings, out: Path, log: Log
+) -> Bagel:
+    """Train what requires gradients, resuming from `out/<stage>.safetensors` if it is there; the averaged model."""
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = _optimizer(model, settings)
-    checkpoint = out / "model"
+    optimizer = _optimizer(model, settings, stage.rate)
+    checkpoint = out / stage.name
     start = load_checkpoint(checkpoint, {"model": model, "average": average}, optimizer)
-    encode = Encoder()
-    last = settings.steps + settings.finish_steps - 1
-    for step in range(start, last + 1):
-        rate = learning_rate(step, settings)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for step in range(start, stage.steps):
+        rate = cosine(step, stage.steps, settings.warm_up) * stage.rate
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = _step(model, encode, settings, step)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        # Every random number follows from seed, stage and step.
+        rng = np.random.default_rng((settings.seed, stage.draws, step))
+        model.zero_grad(set_to_none=True)
+        # The fused CPU attention is slow backwards at these lengths; plain matrix products are twice as fast.
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16), sdpa_kernel(SDPBackend.MATH):
+            loss = loss_of(rng)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         _average(average, model, min(settings.ema, (step + 1) / (step + 10)))
-        if step % 50 == 0 or step == last:
-            log.write("model", step, losses | {"norm": float(norm), "lr": rate})
-        if (step + 1) % 500 == 0 or step in (settings.steps - 1, last):
+        last = step == stage.steps - 1
+        if step % 50 == 0 or last:
+            log.write(stage.name, step, {"loss": float(loss.detach()), "norm": float(norm), "lr": rate})
+        if (step + 1) % 250 == 0 or last:
             save_checkpoint(checkpoint, {"model": model, "average": average}, optimizer, step + 1)
     return average
 
 
-def learning_rate(step: int, settings: Settings) -> float:
-    """One cosine over `steps`, then a short second one over `finish_steps`."""
-    if step < settings.steps:
-        return cosine(step, settings.steps, settings.warm_up) * settings.lr
-    return cosine(step - settings.steps, settings.finish_steps, 20) * settings.finish_lr
-
-
-def _optimizer(model: Bagel, settings: Settings) -> torch.optim.Optimizer:
+def _optimizer(model: Bagel, settings: Settings, rate: float) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), eps=1e-8)
-
-
-def _step(model: Bagel, encode: Encoder, settings: Settings, step: int) -> dict[str, float]:
-    """Gradients of one step into the model; every random number follows from seed and step."""
-    rng = np.random.default_rng((settings.seed, 3, step))
-    model.zero_grad(set_to_none=True)
-    losses = {}
-    finish = step >= settings.steps
-    painted = generation_samples(model, encode, settings, rng, finish)
-    read = understanding_samples(encode, settings, rng, FINISH_QUESTIONS if finish else None)
-    for name, samples, weight in (("mse", painted, 1.0), ("ce", read, settings.understanding_weight)):
-        # The fused CPU attention is slow backwards at these lengths; plain matrix products are twice as fast.
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16), sdpa_kernel(SDPBackend.MATH):
-            output = training_forward(model, samples, settings.timestep_shift)
-            loss = output.loss()
-        (weight * loss).backward()  # type: ignore[no-untyped-call]
-        losses[name] = float(loss.detach())
-    return losses
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Second stage of training `bagel-mini`: the vision tower alone, so that it can tell the shapes apart.
 
 BAGEL starts from a trained SigLIP; a tower that starts from nothing sees colours and places at once, but
-learns shapes very late through the decoder.  Here two linear heads name shape and colour of every cell; they
+learns shapes very late through the decoder.  Here linear heads name shape, colour and fill of every cell; they
 are thrown away.
 """
 
@@ -29,25 +29,29 @@ from umcompress.models.bagel.vision import VisionContext
 
 
 class Heads(nn.Module):
-    """Linear readers of a patch: its shape and its colour, or empty (class 0)."""
+    """Linear readers of a patch: its shape, its colour and its fill, or empty (class 0)."""
+
+    NAMES = (world.SHAPES, world.COLOUR_NAMES, world.FILLS)
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.shape = nn.Linear(width, len(world.SHAPES) + 1)
-        self.colour = nn.Linear(width, len(world.COLOUR_NAMES) + 1)
+        self.readers = nn.ModuleList(nn.Linear(width, len(names) + 1) for names in self.NAMES)
+
+    def forward(self, rows: Tensor) -> list[Tensor]:
+        return [reader(rows).float() for reader in self.readers]
 
 
-def labelled(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures (count, 3, 36, 36), shape and colour of each of their cells (count * 9,)."""
+def labelled(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+    """Pictures (count, 3, 48, 48); shape, colour and fill of each of their cells (3, count * 9)."""
     pictures = []
-    shapes, colours = (torch.zeros(count, world.GRID**2, dtype=torch.long) for _ in range(2))
+    labels = torch.zeros(len(Heads.NAMES), count, world.GRID**2, dtype=torch.long)
     for index in range(count):
-        scene = world.sample_scene(rng)
+        scene = world.sample_scene(rng, objects=1 + int(rng.integers(world.GRID**2)))
         pictures.append(to_tensor(world.render(scene)))
         for thing in scene.objects:
-            shapes[index, thing.cell] = world.SHAPES.index(thing.shape) + 1
-            colours[index, thing.cell] = world.COLOUR_NAMES.index(thing.colour) + 1
-    return torch.stack(pictures), shapes.flatten(), colours.flatten()
+            named = zip(Heads.NAMES, (thing.shape, thing.colour, thing.fill), strict=True)
+            labels[:, index, thing.cell] = torch.tensor([names.index(name) + 1 for names, name in named])
+    return torch.stack(pictures), labels.flatten(1)
 
 
 def train_vision(model: Bagel, settings: Settings, out: Path, log: Log) -> None:
@@ -65,20 +69,20 @@ def train_vision(model: Bagel, settings: Settings, out: Path, log: Log) -> None:
         for group in optimizer.param_groups:
             group["lr"] = cosine(step, settings.vision_steps, 100) * settings.vision_lr
         rng = np.random.default_rng((settings.seed, 4, step))
-        images, shapes, colours = labelled(rng, settings.vision_batch)
+        images, labels = labelled(rng, settings.vision_batch)
         cut = [model.patchify(image) for image in images]
         context = VisionContext(Packing([len(patches) for patches, _ in cut]))
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             patches, ids = (torch.cat(part) for part in zip(*cut, strict=True))
             rows = tower(patches, ids, context)
-            shape, colour = heads.shape(rows).float(), heads.colour(rows).float()
-        loss = functional.cross_entropy(shape, shapes) + functional.cross_entropy(colour, colours)
+            read = heads(rows)
+        loss = torch.stack([functional.cross_entropy(one, truth) for one, truth in zip(read, labels, strict=True)]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0 or step == settings.vision_steps - 1:
-            there = shapes > 0
-            right = float((shape.argmax(-1) == shapes)[there].float().mean())
+            there = labels[0] > 0
+            right = float((read[0].argmax(-1) == labels[0])[there].float().mean())
             log.write("vision", step, {"loss": float(loss.detach()), "shapes_right": right})
     save_checkpoint(checkpoint, {"both": both}, optimizer, settings.vision_steps)

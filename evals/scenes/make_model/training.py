@@ -20,28 +20,27 @@ class Settings:
     """Everything that the result depends on."""
 
     seed: int = 0
-    bf16: bool = True
-    autoencoder_steps: int = 1000
-    autoencoder_batch: int = 48
+    bf16: bool = False
+    autoencoder_steps: int = 1_600
+    autoencoder_batch: int = 16
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-3
-    vision_steps: int = 400
+    vision_steps: int = 300
     vision_batch: int = 128
     vision_lr: float = 1e-3
-    steps: int = 3_400
-    finish_steps: int = 600
-    finish_lr: float = 5e-4
-    generation_batch: int = 48
+    understanding_steps: int = 2_000
     understanding_batch: int = 24
+    understanding_lr: float = 1.2e-3
     questions: int = 5
-    description_share: float = 0.6
-    layout_share: float = 0.3
-    finish_layout_share: float = 0.15
-    understanding_weight: float = 1.0
-    lr: float = 1.2e-3
+    description_share: float = 0.5
+    generation_steps: int = 12_000
+    generation_batch: int = 64
+    generation_lr: float = 2e-3
+    pictures: int = 40_000
+    layout_share: float = 0.4
     warm_up: int = 100
     weight_decay: float = 0.01
-    ema: float = 0.998
+    ema: float = 0.999
     timestep_shift: float = 2.0
     text_dropout: float = 0.1
 
