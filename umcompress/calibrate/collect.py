@@ -36,6 +36,7 @@ from umcompress.documents.plan import Edit
 from umcompress.graph.branches import Branch
 from umcompress.graph.lower import lowered
 from umcompress.graph.model_graph import ModelGraph
+from umcompress.graph.repeats import counts
 from umcompress.graph.sites import FeedForwardSite
 from umcompress.graph.trace import call_name
 
@@ -107,7 +108,8 @@ class _Sweep:
         self.streams: dict[str, list[tuple[Branch, Branch, SimilaritySum]]] = {}
         # Blocks with one stream: what goes in and what comes out, whatever the block does to it inside.
         self.wholes: list[tuple[str, SimilaritySum]] = []
-        self.inputs: list[tuple[str, Callable[[Tensor], None]]] = []
+        # (module whose input is watched, its component, what is told of the input)
+        self.inputs: list[tuple[str, str, Callable[[Tensor], None]]] = []
 
     def declare(self, declaration: Declaration) -> None:
         sums = self.sums[declaration] = {}
@@ -130,7 +132,7 @@ class _Sweep:
                 sums[site_key(place)] = heads = HeadSum(
                     weight, place.key_value_groups, place.query_heads_per_group
                 )
-                self.inputs.append((place.output, heads.add))
+                self.inputs.append((place.output, place.component, heads.add))
         elif isinstance(declaration, ChannelSamples):
             for site in self.graph.feed_forwards(**query):
                 if site_key(site) in self.keys:
@@ -141,7 +143,7 @@ class _Sweep:
             for site in self.graph.feed_forwards(**query):
                 if light or site_key(site) in self.keys:
                     sums[site_key(site)] = channels = kind(site.width, self._device(site))
-                    self.inputs.append((site.consumer, channels.add))
+                    self.inputs.append((site.consumer, site.component, channels.add))
 
     def _split(self, declaration: ContributionMoments | RoutedMoments, sums: dict[Key, _Accumulator]) -> None:
         kind = ContributionSum if isinstance(declaration, ContributionMoments) else RoutedSum
@@ -160,7 +162,9 @@ class _Sweep:
     ) -> None:
         sums[site_key(site)] = total
         pairs = InputAndChannels(total.add)
-        self.inputs += [(site.producers[0], pairs.enter), (site.consumer, pairs.inner)]
+        self.inputs += [
+            (site.producers[0], site.component, pairs.enter), (site.consumer, site.component, pairs.inner)
+        ]
 
     def _spans(
         self, path: str, declaration: BlockSimilarity | BranchSimilarity
@@ -189,8 +193,8 @@ class _Sweep:
             for path, whole in self.wholes:
                 for hook in watch_block(model.get_submodule(path), whole):
                     undo.callback(hook.remove)
-            for path, add in self.inputs:
-                hook = model.get_submodule(path).register_forward_pre_hook(partial(_pass_input, add))
+            for path, component, add in self.inputs:
+                hook = model.get_submodule(path).register_forward_pre_hook(partial(_pass_input, component, add))
                 undo.callback(hook.remove)
             feed()
 
@@ -209,7 +213,7 @@ class _Sweep:
                 with graph.inserting_after(_last_placeholder(before)):
                     before = graph.call_method("clone", (before,))
             with graph.inserting_after(after):
-                graph.call_function(_observer(similarity), (before, after))
+                graph.call_function(_observer(first.component, similarity), (before, after))
         graph.lint()
         return graph
 
@@ -221,13 +225,17 @@ def _last_placeholder(node: fx.Node) -> fx.Node:
     return node
 
 
-def _observer(similarity: SimilaritySum) -> Callable[[Tensor, Tensor], None]:
+def _observer(component: str, similarity: SimilaritySum) -> Callable[[Tensor, Tensor], None]:
     # fx names a function by its __name__; a bound method or an object has none of its own.
     def observe(before: Tensor, after: Tensor) -> None:
-        similarity.add(before, after)
+        if counts(component):
+            similarity.add(before, after)
 
     return observe
 
 
-def _pass_input(add: Callable[[Tensor], None], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    add(inputs[0])
+def _pass_input(
+    component: str, add: Callable[[Tensor], None], module: nn.Module, inputs: tuple[Tensor, ...]
+) -> None:
+    if counts(component):
+        add(inputs[0])

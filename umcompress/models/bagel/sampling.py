@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from umcompress.graph.repeats import repeated
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 
@@ -112,13 +114,18 @@ def denoise(
     guidance: Guidance,
     at_time: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """Euler steps from noise (G, D) at t=1 to latent tokens (G, D) at t=0; `num_timesteps - 1` of them."""
+    """Euler steps from noise (G, D) at t=1 to latent tokens (G, D) at t=0; `num_timesteps - 1` of them.
+
+    The two markers around a picture are understanding rows of every step: calibration counts those of the first alone,
+    or they would be most of what it sees of understanding.
+    """
     times = timesteps(num_timesteps, shift).tolist()
     x = noise.float()
-    for t, following in pairwise(times):
+    for number, (t, following) in enumerate(pairwise(times)):
         if at_time is not None:
             at_time(t)
-        x = x - guided_velocity(model, contexts, x, t, sizes, guidance) * (t - following)
+        with repeated("understanding") if number else nullcontext():
+            x = x - guided_velocity(model, contexts, x, t, sizes, guidance) * (t - following)
     return x
 
 
