@@ -1,7 +1,7 @@
 """Understanding questions about a scene, with exact answers, and the score of a guesser that sees nothing.
 
 Five kinds: color, count, existence, position, comparison. Answers are short lower-case strings. Questions are coarse:
-they name colours, fills and places, never one of the many shapes; only descriptions do.
+they name a colour, a fill or a place at a time, never one of the many shapes.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
-def _unique(scene: Scene) -> list[Object]:
-    """Objects that their fill and colour name without doubt."""
-    counts = Counter(thing.look for thing in scene.objects)
-    return [thing for thing in scene.objects if counts[thing.look] == 1]
+_WORDS = (*COLOUR_NAMES, *FILLS)
+
+
+def _unique(scene: Scene) -> list[tuple[str, Object]]:
+    """(word, object) wherever one colour or one fill names an object without doubt."""
+    counts = Counter(word for thing in scene.objects for word in (thing.colour, thing.fill))
+    return [(word, thing) for thing in scene.objects for word in (thing.colour, thing.fill) if counts[word] == 1]
 
 
 def _color(rng: np.random.Generator, scene: Scene) -> Question:
@@ -72,18 +75,11 @@ def _count(rng: np.random.Generator, scene: Scene) -> Question:
 
 
 def _existence(rng: np.random.Generator, scene: Scene) -> Question:
-    """Half yes, half no; half of the no ask for a fill and a colour that are there, but not together."""
-    present = {thing.look for thing in scene.objects}
+    """Half yes, half no, of a colour or a fill."""
+    present = {word for thing in scene.objects for word in (thing.colour, thing.fill)}
     yes = rng.random() < 0.5
-    options = sorted(present)
-    if not yes:
-        options = [look for look in LOOKS if look not in present]
-        words = {word for look in present for word in look.split()}
-        mixed = [look for look in options if set(look.split()) <= words]
-        if mixed and rng.random() < 0.5:
-            options = mixed
-    text = f"is there a {_choose(rng, options)} object?"
-    return Question("existence", text, "yes" if yes else "no", "is there a F C object?")
+    word = _choose(rng, [word for word in _WORDS if (word in present) == yes])
+    return Question("existence", f"is there a {word} object?", "yes" if yes else "no", "is there a W object?")
 
 
 def _holds(relation: str, subject: Object, target: Object) -> bool:
@@ -94,34 +90,34 @@ def _holds(relation: str, subject: Object, target: Object) -> bool:
     return a < b if relation in ("left of", "above") else a > b
 
 
-def _relative(rng: np.random.Generator, things: list[Object]) -> Question | None:
+def _relative(rng: np.random.Generator, named: Sequence[tuple[str, Object]]) -> Question | None:
     """Asks only along an axis on which the two differ."""
-    horizontal = [(a, b, 0) for a, b in itertools.permutations(things, 2) if a.column != b.column]
-    vertical = [(a, b, 2) for a, b in itertools.permutations(things, 2) if a.row != b.row]
-    pairs = horizontal + vertical
-    if not pairs:
+    pairs = list(itertools.permutations(named, 2))
+    horizontal = [(a, b, 0) for a, b in pairs if a[1].column != b[1].column]
+    vertical = [(a, b, 2) for a, b in pairs if a[1].row != b[1].row]
+    if not horizontal + vertical:
         return None
-    subject, target, axis = _choose(rng, pairs)
+    (word, subject), (other, target), axis = _choose(rng, horizontal + vertical)
     yes = rng.random() < 0.5
     relation = next(r for r in RELATIONS[axis : axis + 2] if _holds(r, subject, target) == yes)
     return Question(
         "position",
-        f"is the {subject.look} object {relation} the {target.look} object?",
+        f"is the {word} object {relation} the {other} object?",
         "yes" if yes else "no",
-        "is the F C object R the F C object?",
+        "is the W object R the W object?",
     )
 
 
 def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
-    things = _unique(scene)
-    if not things:
+    named = _unique(scene)
+    if not named:
         return None
     if rng.random() < 0.5:
-        question = _relative(rng, things)
+        question = _relative(rng, named)
         if question is not None:
             return question
-    thing = _choose(rng, things)
-    return Question("position", f"where is the {thing.look} object?", CELL_NAMES[thing.cell], "where is the F C object?")
+    word, thing = _choose(rng, named)
+    return Question("position", f"where is the {word} object?", CELL_NAMES[thing.cell], "where is the W object?")
 
 
 def _comparison(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -179,9 +175,10 @@ def sample_questions(
     return questions[:n]
 
 
-def describe(scene: Scene) -> str:
+def describe(scene: Scene, shapes: bool = True) -> str:
     """Every object with its place, in reading order: "striped red circle top left, dotted blue square center"."""
-    return ", ".join(f"{thing.look} {thing.shape} {CELL_NAMES[thing.cell]}" for thing in scene.objects)
+    things = [(f"{o.look} {o.shape}" if shapes else o.look, CELL_NAMES[o.cell]) for o in scene.objects]
+    return ", ".join(f"{thing} {cell}" for thing, cell in things)
 
 
 @cache
@@ -213,13 +210,13 @@ def answers() -> tuple[str, ...]:
 
 def all_texts() -> tuple[str, ...]:
     """Strings that together hold every word of every question, answer and description."""
-    phrases = [*(f"{word} objects" for word in (*COLOUR_NAMES, *FILLS)), "objects"]
+    phrases = [*(f"{word} objects" for word in _WORDS), "objects"]
     return (
         *(f"what color is the {place} object?" for place in CELL_NAMES),
         *(f"how many {phrase} are there?" for phrase in phrases),
-        *(f"is there a {look} object?" for look in LOOKS),
-        *(f"where is the {look} object?" for look in LOOKS),
-        *(f"is the {look} object {relation} the {look} object?" for look in LOOKS for relation in RELATIONS),
+        *(f"is there a {word} object?" for word in _WORDS),
+        *(f"where is the {word} object?" for word in _WORDS),
+        *(f"is the {word} object {relation} the {word} object?" for word in _WORDS for relation in RELATIONS),
         *(f"are there more {phrase} than {phrase}?" for phrase in phrases),
         *(f"{LOOKS[0]} {shape} {cell}, {LOOKS[0]} {shape} {cell}" for shape in SHAPES for cell in CELL_NAMES),
         *answers(),

@@ -10,20 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umcompress.evals.scenes import world
+from umcompress.evals.scenes import glyphs, world
 
 seeds = st.integers(0, 2**32 - 1)
 
 
 def _things(cell: int) -> st.SearchStrategy[world.Object]:
-    def build(shape: str, colour: str, size: int, u: float, v: float) -> world.Object:
-        room = world.CELL - 1 - size
-        return world.Object(shape, colour, cell, size, 1 + int(u * room), 1 + int(v * room))
-
-    unit = st.floats(0, 1, exclude_max=True)
+    offset = st.sampled_from(world.OFFSETS)
     return st.builds(
-        build, st.sampled_from(world.SHAPES), st.sampled_from(world.COLOUR_NAMES),
-        st.sampled_from(world.SIZES), unit, unit,
+        world.Object, st.sampled_from(glyphs.SHAPES), st.sampled_from(world.COLOUR_NAMES),
+        st.sampled_from(glyphs.FILLS), st.just(cell), offset, offset,
     )  # fmt: skip
 
 
@@ -35,26 +31,37 @@ scenes = (
 
 
 @given(scenes)
-def test_drawing_stays_in_its_box_and_fills_it(scene: world.Scene) -> None:
+def test_drawing_stays_in_its_box_and_is_the_filled_shape(scene: world.Scene) -> None:
     image = world.render(scene)
-    assert image.shape == (36, 36, 3)
+    assert image.shape == (48, 48, 3)
     assert image.dtype == np.uint8
     ink = (image != world.BACKGROUND).any(axis=-1)
     for thing in scene.objects:
         x1, y1, x2, y2 = thing.box
-        rows, columns = np.nonzero(ink[y1:y2, x1:x2])
-        assert (rows.min(), rows.max()) == (0, thing.size - 1)
-        assert (columns.min(), columns.max()) == (0, thing.size - 1)
-        assert tuple(image[(y1 + y2) // 2, (x1 + x2) // 2]) == world.COLOURS[thing.colour]
+        assert np.array_equal(ink[y1:y2, x1:x2], glyphs.mask(thing.shape, thing.fill))
+        assert (image[y1:y2, x1:x2][ink[y1:y2, x1:x2]] == world.COLOURS[thing.colour]).all()
         ink[y1:y2, x1:x2] = False
     assert not ink.any()
 
 
 @given(scenes)
 def test_a_pixel_of_background_around_every_cell(scene: world.Scene) -> None:
-    ink = (world.render(scene) != world.BACKGROUND).any(axis=-1).reshape(3, 12, 3, 12)
-    assert not ink[:, [0, 11]].any()
-    assert not ink[:, :, :, [0, 11]].any()
+    ink = (world.render(scene) != world.BACKGROUND).any(axis=-1).reshape(3, 16, 3, 16)
+    assert not ink[:, [0, 15]].any()
+    assert not ink[:, :, :, [0, 15]].any()
+
+
+def test_no_two_shapes_and_fills_look_alike() -> None:
+    """In pixels, wherever in the cell they stand; what differs by less could not be told from its picture."""
+    padded = [
+        np.pad(glyphs.mask(shape, fill), ((dy, 4 - dy), (dx, 4 - dx)))
+        for shape in glyphs.SHAPES for fill in glyphs.FILLS for dx in world.OFFSETS for dy in world.OFFSETS
+    ]  # fmt: skip
+    flat = np.stack(padded).reshape(len(padded), -1).astype(int)
+    differ = (flat[:, None, :] != flat[None]).sum(-1)
+    np.fill_diagonal(differ, 99)
+    assert differ.min() >= 4
+    assert {fill for fill in glyphs.FILLS if glyphs.mask("square", fill).all()} == {"plain"}
 
 
 @given(scenes, scenes)
@@ -87,11 +94,13 @@ def test_number_of_objects_can_be_asked_for() -> None:
 
 
 def test_two_objects_in_a_cell_are_refused() -> None:
-    thing = world.Object("circle", "red", 4, 8, 1, 1)
+    thing = world.Object("circle", "red", "plain", 4, 1, 1)
     with pytest.raises(ValueError, match="one a cell"):
         world.Scene((thing, thing))
-    with pytest.raises(ValueError, match="unknown shape 'star'"):
-        world.shape_mask("star", 8)
+    with pytest.raises(ValueError, match="unknown shape 'blob'"):
+        glyphs.mask("blob")
+    with pytest.raises(ValueError, match="unknown fill 'wavy'"):
+        glyphs.mask("circle", "wavy")
 
 
 def test_palette_is_well_separated() -> None:
@@ -106,7 +115,7 @@ def test_the_world_stays_as_it_is() -> None:
     digest = hashlib.sha256()
     for _ in range(200):
         digest.update(world.render(world.sample_scene(rng)).tobytes())
-    assert digest.hexdigest()[:16] == "aab4363bcb83032a"
+    assert digest.hexdigest()[:16] == "9fe829f1d961007d"
 
 
 def test_drawing_is_fast() -> None:

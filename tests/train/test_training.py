@@ -257,13 +257,18 @@ def test_training_data_is_none_of_the_evaluation() -> None:
 
 
 def test_training_pictures_show_what_their_prompts_say() -> None:
-    from umcompress.evals.pictures.geneval_rules import judge
-    from umcompress.evals.scenes import prompts
     from umcompress.evals.scenes.detector import detect
+    from umcompress.evals.scenes.glyphs import PLURALS
 
-    known = {p.text: p for kind in prompts.KINDS for p in prompts.all_prompts(kind)}
-    items = Scenes().training_items("generation", 24, 3)
-    assert all(judge(known[item.prompt].metadata, detect(np.asarray(item.image))).correct for item in items)
+    named = 0
+    for item in Scenes().training_items("generation", 24, 3):
+        things = detect(np.asarray(item.image))
+        assert things
+        for thing in things:
+            assert thing.score == 1.0
+            assert thing.label in item.prompt or PLURALS[thing.label] in item.prompt
+            named += f"{thing.color} {thing.label}" in item.prompt
+    assert named > 24
 
 
 def test_names_come_from_the_plan(tiny_bagel: Path) -> None:

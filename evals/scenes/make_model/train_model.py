@@ -50,6 +50,10 @@ class Encoder:
 # -- understanding -----------------------------------------------------------------------------------------
 
 
+# What is learned last is asked more often.
+ASKED = ("existence", "count", "comparison", "position", "position", "existence", "count", "color")
+
+
 def understanding_samples(encode: Encoder, settings: Settings, rng: np.random.Generator) -> list[Sample]:
     """Picture, often a description with loss, then questions and answers (loss on the answers)."""
     samples: list[Sample] = []
@@ -57,8 +61,8 @@ def understanding_samples(encode: Encoder, settings: Settings, rng: np.random.Ge
         scene = world.sample_scene(rng)
         items: list[Item] = [VisionItem(to_tensor(world.render(scene)))]
         if rng.random() < settings.description_share:
-            items.append(TextItem(encode(questions.describe(scene)), True))
-        for question in questions.sample_questions(rng, scene, settings.questions):
+            items.append(TextItem(encode(questions.describe(scene, shapes=False)), True))
+        for question in questions.sample_questions(rng, scene, settings.questions, ASKED):
             items += [TextItem(encode(question.text)), TextItem(encode(question.answer), True)]
         samples.append(items)
     return samples
