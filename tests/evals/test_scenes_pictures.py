@@ -22,9 +22,9 @@ def test_images_are_enlarged_unchanged(tmp_path: Path) -> None:
     sheet = np.asarray(Image.open(path))
     assert sheet.shape[1] == 3 * (144 + 6) + 6
     assert np.array_equal(sheet[6:150:3, 6:150:3], images[0])
-    assert np.array_equal(sheet[7:114:3, 121:228:3], images[1])
+    assert np.array_equal(sheet[7:150:3, 157:300:3], images[1])
     plain = np.asarray(contact_sheet(images, scale=3, columns=3))
-    assert plain.shape == (2 * (108 + 6) + 6, sheet.shape[1], 3)
+    assert plain.shape == (2 * (144 + 6) + 6, sheet.shape[1], 3)
 
 
 def test_bad_calls_are_refused() -> None:
