@@ -9,11 +9,17 @@ from pico_passes import bench
 from tiny_bagel import DECODER, write_tiny_bagel
 
 from umcompress.calibrate.collect import collect
-from umcompress.calibrate.declare import BlockSimilarity, ChannelActivation, ChannelSamples, Declaration, HeadContribution
+from umcompress.calibrate.declare import (
+    BlockSimilarity,
+    ChannelActivation,
+    ChannelSamples,
+    Declaration,
+    HeadContribution,
+)
 from umcompress.graph.model_graph import trace_model
 from umcompress.graph.repeats import counts, repeated
-from umcompress.models.base import GenerationItem
-from umcompress.opening import open_source
+from umcompress.models.items import GenerationItem
+from umcompress.models.source import open_source
 
 PROMPTS = ("a striped red star", "draw two plain blue crosses please")
 STEPS, LATENTS, MARKERS = 3, 9, 2

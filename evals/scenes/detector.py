@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from umcompress.evals.pictures.geneval_rules import Detection
 from umcompress.evals.scenes.glyphs import FILLS, SHAPES
-from umcompress.evals.scenes.world import BACKGROUND, CELL, COLOUR_NAMES, GRID, OFFSETS, Image, Object, Scene, cell_picture
+from umcompress.evals.scenes.world import (
+    BACKGROUND,
+    CELL,
+    COLOUR_NAMES,
+    GRID,
+    OFFSETS,
+    Image,
+    Object,
+    Scene,
+    cell_picture,
+)
 
 Floats = NDArray[np.float32]
 
@@ -29,7 +39,7 @@ _CONFIDENCES = (1.0, 0.91, 0.3, 0.0)
 
 @dataclass(frozen=True)
 class _Looks:
-    """All that a cell can show: `objects` as in the cell 0, their `pixels` (N, 768) less the background, `norms` (N,)."""
+    """All that a cell can show: `objects` as if in cell 0, `pixels` (N, 768) less the background, `norms` (N,)."""
 
     objects: tuple[Object, ...]
     pixels: Floats
@@ -73,7 +83,8 @@ def detect(image: Image) -> list[Detection]:
         like = looks.objects[nearest]
         seen = Object(like.shape, like.colour, like.fill, cell, like.dx, like.dy)
         x1, y1, x2, y2 = (float(side) for side in seen.box)
-        found.append(Detection(seen.shape, (x1, y1, x2, y2), confidence(distance / float(looks.norms[nearest])), seen.look))
+        score = confidence(distance / float(looks.norms[nearest]))
+        found.append(Detection(seen.shape, (x1, y1, x2, y2), score, seen.look))
     return sorted(found, key=lambda thing: -thing.score)
 
 

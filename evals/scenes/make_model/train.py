@@ -1,4 +1,4 @@
-"""Train `bagel-mini` from nothing: `python -m umcompress.evals.scenes.train --out DIR`.
+"""Train `bagel-mini` from nothing: `python -m umcompress.evals.scenes.make_model.train --out DIR`.
 
 Four stages, resumable and seeded: the autoencoder, the vision tower, understanding, generation.  Writes the model
 folder, the log of all losses, their curves as a picture, and the scores on 1 000 unseen prompts and 2 000
@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from umcompress.evals.scenes.evaluation import Scenes
 from umcompress.evals.scenes.make_model.train_autoencoder import latent_statistics, train_autoencoder
 from umcompress.evals.scenes.make_model.train_curves import draw_curves
+from umcompress.evals.scenes.make_model.train_model import new_model, train_generation, train_understanding
 from umcompress.evals.scenes.make_model.train_vision import train_vision
 from umcompress.evals.scenes.make_model.training import Log, Settings
 from umcompress.evals.scenes.tokenizer import build_tokenizer
-from umcompress.evals.scenes.make_model.train_model import new_model, train_generation, train_understanding
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.family import BagelFamily
 from umcompress.models.bagel.model import Bagel

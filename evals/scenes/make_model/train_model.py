@@ -28,8 +28,8 @@ from umcompress.evals.scenes.make_model.training import (
     to_tensor,
 )
 from umcompress.models.bagel.config import BagelConfig
-from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.context import Cache
+from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.training import Item, Sample, TextItem, VisionItem, training_forward
 
 
@@ -149,7 +149,8 @@ def train_generation(model: Bagel, settings: Settings, out: Path, log: Log) -> B
 
     for name, weight in model.named_parameters():
         weight.requires_grad_(is_generation(name))
-    return run_stage(model, Stage("generation", 6, settings.generation_steps, settings.generation_lr), loss, settings, out, log)
+    stage = Stage("generation", 6, settings.generation_steps, settings.generation_lr)
+    return run_stage(model, stage, loss, settings, out, log)
 
 
 def is_generation(name: str) -> bool:
@@ -189,6 +190,10 @@ def new_model(config: BagelConfig, autoencoder: nn.Module, seed: int) -> Bagel:
     return model
 
 
+# Random numbers of one step -> its loss.
+Loss = Callable[[np.random.Generator], Tensor]
+
+
 @dataclass(frozen=True)
 class Stage:
     """What a stage is called, which random numbers are its own, how long it lasts and how fast it learns."""
@@ -200,7 +205,7 @@ class Stage:
 
 
 def run_stage(
-    model: Bagel, stage: Stage, loss_of: Callable[[np.random.Generator], Tensor], settings: Settings, out: Path, log: Log
+    model: Bagel, stage: Stage, loss_of: Loss, settings: Settings, out: Path, log: Log
 ) -> Bagel:
     """Train what requires gradients, resuming from `out/<stage>.safetensors` if it is there; the averaged model."""
     average = copy.deepcopy(model).requires_grad_(False)

@@ -76,7 +76,8 @@ def train_vision(model: Bagel, settings: Settings, out: Path, log: Log) -> None:
             patches, ids = (torch.cat(part) for part in zip(*cut, strict=True))
             rows = tower(patches, ids, context)
             read = heads(rows)
-        loss = torch.stack([functional.cross_entropy(one, truth) for one, truth in zip(read, labels, strict=True)]).sum()
+        losses = [functional.cross_entropy(one, truth) for one, truth in zip(read, labels, strict=True)]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
