@@ -266,6 +266,8 @@ def test_inspect(tiny_bagel: Path) -> None:
     assert sites[f"{DECODER}.1", "block", GEN] == "attention + feed_forward"
     assert sites[f"{DECODER}.1.self_attn", "attention", GEN] == "8 heads of 8, 4 groups"
     assert sites[f"{DECODER}.1.mlp_moe_gen", "feed_forward", GEN] == "96 channels, gated silu"
+    assert sites[f"{DECODER}.1.mlp", "feed_forward", UND] == "96 channels, gated silu"
+    assert sites[f"{DECODER}.2.mlp", "feed_forward", UND] == "96 channels, gated silu, not read in generation"
     assert sites[f"{VISION_TOWER}.0.mlp", "feed_forward", UND] == "64 channels, gelu"
     assert len(found.sites) == 3 * 6 + 2 * 3
 
@@ -291,7 +293,7 @@ def test_inspect_a_compressed_model(tiny_bagel: Path, tmp_path: Path) -> None:
     assert sites[f"{DECODER}.0", UND] == "feed_forward"
     assert (f"{DECODER}.0.self_attn", UND) not in sites
     assert sites[f"{DECODER}.1.self_attn", GEN] == "4 heads of 8, 4 groups"
-    assert sites[f"{DECODER}.1.mlp", UND] == "2 channels, gated silu"
+    assert sites[f"{DECODER}.1.mlp", UND] == "2 channels, gated silu, not read in generation"
     assert found.graph is not None
     assert "self.self_attn(None, input_layernorm_moe_gen, context)" in found.graph
 

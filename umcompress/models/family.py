@@ -12,7 +12,7 @@ from torch import nn
 
 from umcompress.checkpoint.layout import WeightFiles
 from umcompress.checkpoint.writer import TensorToWrite
-from umcompress.documents.base import Component
+from umcompress.documents.base import Component, Task
 from umcompress.documents.plan import Plan
 from umcompress.errors import ModelError, UsageError
 from umcompress.models.plain_folder import Plain
@@ -58,6 +58,10 @@ class Family(ABC):
     @abstractmethod
     def component_of(self, path: str) -> Component:
         """What the module or parameter at `path` is for."""
+
+    def not_read(self, model: nn.Module) -> Mapping[str, Task]:
+        """Module path -> the task whose result does not depend on what the module computes, though it runs."""
+        return {}
 
     def with_components(self, components: Mapping[str, Component]) -> Family:
         """The family with these parts in place of its own: globs of module paths, and what each is for."""

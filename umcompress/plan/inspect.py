@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
-from umcompress.documents.base import Component
+from umcompress.documents.base import Component, Task
 from umcompress.documents.previews import Inspection, Missing, SiteInfo
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.graph.printer import print_graph
@@ -30,9 +30,15 @@ def inspect_model(model: str, graph_path: str | None, trust_remote_code: bool = 
         model=model, family=source.family.name,
         stacks={name: len(graph.blocks(stack=name)) for name in graph.stacks},
         parameters=weight.parameters, bytes=weight.bytes, macs_per_token=weight.macs_per_token,
-        sites=tuple(_sites(graph)), graph=text,
+        sites=tuple(_marked(site, source.family.not_read(skeleton)) for site in _sites(graph)), graph=text,
         missing=tuple(Missing(path=gap.path, kind=gap.kind, reason=gap.reason) for gap in graph.gaps()),
     )  # fmt: skip
+
+
+def _marked(site: SiteInfo, not_read: Mapping[str, Task]) -> SiteInfo:
+    """The site, with the task in which nothing depends on it."""
+    task = not_read.get(site.path)
+    return site if task is None else site.model_copy(update={"shape": f"{site.shape}, not read in {task}"})
 
 
 def _sites(graph: ModelGraph) -> Iterator[SiteInfo]:

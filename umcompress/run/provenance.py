@@ -63,8 +63,14 @@ def _report(
         model=model, steps=tuple(steps), evaluations={e.name: e.json_values() for e in evaluations}, seed=seed,
         device=source.device, dtype=source.dtype, hardware=_hardware(source.device), versions=_versions(),
         commit=_commit(), command=tuple(sys.argv), created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=(*_own_code(source), *source.family.left_aside(source.folder)),
+        notes=(*_own_code(source), *source.family.left_aside(source.folder), *_not_read(source)),
     )
+
+
+def _not_read(source: Any) -> tuple[str, ...]:
+    """Parts whose removal costs a task nothing, whatever is measured: scores of that task say nothing about them."""
+    found = source.family.not_read(source.skeleton())
+    return tuple(f"not read in {task}: {path}" for path, task in found.items())
 
 
 def _own_code(source: Any) -> tuple[str, ...]:

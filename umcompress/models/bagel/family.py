@@ -12,7 +12,7 @@ from torch import nn
 
 from umcompress.checkpoint.layout import WeightFiles
 from umcompress.checkpoint.writer import TensorToWrite
-from umcompress.documents.base import Component
+from umcompress.documents.base import Component, Task
 from umcompress.documents.plan import Plan
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.expert_layout import NOTES
@@ -77,6 +77,12 @@ class BagelFamily(Family):
         if "_moe_gen" in path or path.split(".", 1)[0] in GENERATION:
             return "generation"
         return "shared" if path.startswith(SHARED) else "understanding"
+
+    def not_read(self, model: nn.Module) -> dict[str, Task]:
+        """In the last block the picture has read the text by its attention; the text goes through one part more."""
+        last = len(model.get_submodule(self.stacks(model)["decoder"])) - 1  # type: ignore[arg-type]
+        path = f"{self.stacks(model)['decoder']}.{last}.mlp"
+        return {path: "generation"} if any(name == path for name, _ in model.named_modules()) else {}
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         assert isinstance(model, Bagel)
