@@ -77,7 +77,7 @@ def train_understanding(model: Bagel, settings: Settings, out: Path, log: Log) -
 
     for name, weight in model.named_parameters():
         weight.requires_grad_(not (name.startswith("vae.") or is_generation(name) or name.endswith("pos_embed")))
-    stage = Stage("understanding", 3, settings.understanding_steps, settings.understanding_lr)
+    stage = Stage("understanding", 3, settings.understanding_steps, settings.understanding_lr, 0.99)
     return run_stage(model, stage, loss, settings, out, log)
 
 
@@ -149,7 +149,7 @@ def train_generation(model: Bagel, settings: Settings, out: Path, log: Log) -> B
 
     for name, weight in model.named_parameters():
         weight.requires_grad_(is_generation(name))
-    stage = Stage("generation", 6, settings.generation_steps, settings.generation_lr)
+    stage = Stage("generation", 6, settings.generation_steps, settings.generation_lr, 0.999)
     return run_stage(model, stage, loss, settings, out, log)
 
 
@@ -196,12 +196,16 @@ Loss = Callable[[np.random.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is called, which random numbers are its own, how long it lasts and how fast it learns."""
+    """What a stage is called, which random numbers are its own, how long it lasts and how fast it learns.
+
+    decay: of the running mean of the weights, which is what remains of the stage.
+    """
 
     name: str
     draws: int
     steps: int
     rate: float
+    decay: float
 
 
 def run_stage(
@@ -226,7 +230,7 @@ def run_stage(
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        _average(average, model, min(settings.ema, (step + 1) / (step + 10)))
+        _average(average, model, min(stage.decay, (step + 1) / (step + 10)))
         last = step == stage.steps - 1
         if step % 50 == 0 or last:
             log.write(stage.name, step, {"loss": float(loss.detach()), "norm": float(norm), "lr": rate})
