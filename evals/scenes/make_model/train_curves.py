@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-CURVES = (("autoencoder", "l1"), ("vision", "loss"), ("model", "mse"), ("model", "ce"))
+CURVES = (("autoencoder", "total"), ("vision", "loss"), ("understanding", "loss"), ("generation", "loss"))
 WIDTH, HEIGHT, MARGIN = 640, 180, 44
 
 
