@@ -29,6 +29,7 @@ from umcompress.evals.scenes.world import (
 )
 
 Floats = NDArray[np.float32]
+_GREY = np.array(BACKGROUND, dtype=np.float32)
 
 # Error -> confidence, linear in between. The error is the squared distance to the nearest look over the squared
 # distance of that look to an empty cell: 0 is exact, and an empty cell has 1 from all of them. GenEval finds an object
@@ -51,7 +52,7 @@ def _looks() -> _Looks:
     drawn = itertools.product(SHAPES, COLOUR_NAMES, FILLS, OFFSETS, OFFSETS)
     objects = tuple(Object(shape, colour, fill, 0, dx, dy) for shape, colour, fill, dx, dy in drawn)
     pictures = [cell_picture(o.shape, o.colour, o.fill, o.dx, o.dy) for o in objects]
-    pixels = np.stack(pictures).astype(np.float32) - np.float32(BACKGROUND)
+    pixels = np.stack(pictures).astype(np.float32) - _GREY
     flat = pixels.reshape(len(objects), -1)
     return _Looks(objects, flat, (flat**2).sum(axis=1))
 
@@ -63,9 +64,9 @@ def confidence(error: float) -> float:
 
 def _cells(image: Image) -> Floats:
     """(48, 48, 3) -> (9, 768), less the background."""
-    pixels = image.astype(np.float32) - np.float32(BACKGROUND)
-    cut = pixels.reshape(GRID, CELL, GRID, CELL, 3).transpose(0, 2, 1, 3, 4)
-    return cut.reshape(GRID * GRID, -1)
+    pixels = image.astype(np.float32) - _GREY
+    cut: Floats = pixels.reshape(GRID, CELL, GRID, CELL, 3).transpose(0, 2, 1, 3, 4).reshape(GRID * GRID, -1)
+    return cut
 
 
 def detect(image: Image) -> list[Detection]:

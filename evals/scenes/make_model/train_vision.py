@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from umcompress.evals.scenes import world
+from umcompress.evals.scenes.glyphs import FILLS, SHAPES
 from umcompress.evals.scenes.make_model.training import (
     Log,
     Settings,
@@ -31,7 +32,7 @@ from umcompress.models.bagel.vision import VisionContext
 class Heads(nn.Module):
     """Linear readers of a patch: its shape, its colour and its fill, or empty (class 0)."""
 
-    NAMES = (world.SHAPES, world.COLOUR_NAMES, world.FILLS)
+    NAMES = (SHAPES, world.COLOUR_NAMES, FILLS)
 
     def __init__(self, width: int) -> None:
         super().__init__()
