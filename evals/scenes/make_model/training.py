@@ -33,10 +33,10 @@ class Settings:
     understanding_lr: float = 1.5e-3
     questions: int = 8
     description_share: float = 0.4
-    generation_steps: int = 14_000
+    generation_steps: int = 8_500
     generation_batch: int = 64
     generation_lr: float = 2e-3
-    pictures: int = 28_800
+    pictures: int = 44_800
     layout_share: float = 0.4
     warm_up: int = 100
     weight_decay: float = 0.01
