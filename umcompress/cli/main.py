@@ -152,6 +152,22 @@ def _apply(options: Namespace) -> int:
     return 1 if report.stopped else 0
 
 
+def _sweep(options: Namespace) -> int:
+    from umcompress.report.sweep_view import sweep_view
+    from umcompress.run.sweep import sweep
+
+    result, folder = sweep(
+        options.recipe, options.axes, options.output, options.overrides, options.device, options.dtype
+    )
+    if processes.rank() == 0:
+        from umcompress.report.sweep_page import write_pictures
+
+        written = write_pictures(result, folder)
+        _print(result, sweep_view(result, str(folder), written), options.format)
+    processes.stop()
+    return 1 if any(cell.failed or cell.stopped for cell in result.cells) else 0
+
+
 def _plan(options: Namespace) -> int:
     from umcompress.plan.command import plan as plan_command
     from umcompress.report.plan_view import plan_view
@@ -287,6 +303,7 @@ def _ask(options: Namespace) -> int:
 _COMMANDS = {
     "init": _init,
     "apply": _apply,
+    "sweep": _sweep,
     "plan": _plan,
     "inspect": _inspect,
     "evaluate": _evaluate,

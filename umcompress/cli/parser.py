@@ -97,6 +97,16 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     _format_option(parser)
 
 
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    _recipe_options(parser)
+    parser.add_argument(
+        "--axis", dest="axes", action="append", default=[], metavar="PATH=V1,V2,...",
+        help="values of one key, as --set names it; repeatable; default: the recipe's `sweep`",
+    )
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="the sweep's folder; an unfinished sweep resumes")
+    _format_option(parser)
+
+
 def _plan(parser: argparse.ArgumentParser) -> None:
     _recipe_options(parser)
     _format_option(parser)
@@ -183,6 +193,7 @@ def _ask(parser: argparse.ArgumentParser) -> None:
 COMMANDS = {
     "init": ("write a first recipe for a model, to be changed", _init),
     "apply": ("compress a model as a recipe says, and report what it cost", _apply),
+    "sweep": ("run a recipe over a grid of values, and draw what each costs", _sweep),
     "plan": ("what a recipe would do: sizes and shapes, no weights read", _plan),
     "inspect": ("components, blocks, sites and sizes of a model", _inspect),
     "evaluate": ("score a model on understanding and generation", _evaluate),

@@ -73,6 +73,10 @@ class RecipeHead(Document):
         default=False, description="Run Python code that comes with the model (and with an evaluation's `reference`)."
     )
 
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] | None = Field(
+        default=None, description="The grid of `umcompress sweep`: path, as --set takes it, to values."
+    )
+
     @model_validator(mode="after")
     def _one_component_each(self) -> RecipeHead:
         listed = [glob for globs in (self.components or {}).values() for glob in globs]
@@ -131,8 +135,11 @@ class Recipe(RecipeHead):
         """The recipe with every default written out; parsing it again gives an equal recipe."""
         head = RecipeHead.model_validate({name: getattr(self, name) for name in RecipeHead.model_fields})
         named = zip(self.evaluation_names, self.evaluate, strict=True)
+        plain = head.json_values()
+        if plain["sweep"] is None:
+            del plain["sweep"]
         return {
-            **head.json_values(),
+            **plain,
             "evaluate": [{name: self._evaluated(evaluation)} for name, evaluation in named],
             "steps": [step.resolved() for step in self.steps],
         }

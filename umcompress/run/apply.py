@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from umcompress.models.source import Source
     from umcompress.run.held_model import HeldModel
     from umcompress.run.loop import Loop, Outcome
+    from umcompress.run.sharing import Shared
 
 
 def apply(
@@ -53,18 +54,35 @@ def apply(
         loaded.recipe.trust_remote_code,
     )
     check(loaded.recipe, source)
-    made_of = fingerprint(loaded, source.fingerprint() + ("/out of core" if out_of_core else ""))
+    if loaded.recipe.sweep:
+        say(f"the recipe's grid is left out; it is for: umcompress sweep {recipe}")
+    return carry_out(loaded, source, path, out_of_core), path
+
+
+def carry_out(
+    loaded: LoadedRecipe, source: Source, path: Path, out_of_core: bool = False, shared: Shared | None = None
+) -> Report:
+    """A checked recipe into its folder.  shared: what runs of a sweep have in common."""
+    weights = source.fingerprint()
+    made_of = fingerprint(loaded, weights + ("/out of core" if out_of_core else ""))
     folder = RunFolder(path)
     try:
         claimed = processes.by_first(lambda: folder.claim(loaded, made_of))
         if claimed and (path / "report.json").is_file() and folder.model.is_dir():
             say(f"{path} holds the finished run of this recipe; nothing is left to do")
-            return read_report(path), path
-        from umcompress.run.loop import Loop
+            report = read_report(path)
+        else:
+            from umcompress.run.loop import Loop
 
-        loop = Loop(loaded.recipe, folder, _held(loaded.recipe, source, out_of_core), say)
-        outcome = loop.run()
-        return processes.by_first(lambda: _finish(loaded, loop, outcome, made_of)), path
+            if shared is not None:
+                given = shared
+                processes.by_first(lambda: given.give(loaded.recipe, weights, folder))
+            loop = Loop(loaded.recipe, folder, _held(loaded.recipe, source, out_of_core), say, shared)
+            outcome = loop.run()
+            report = processes.by_first(lambda: _finish(loaded, loop, outcome, made_of))
+        if shared is not None:
+            shared.take(loaded.recipe, weights, folder)
+        return report
     finally:
         folder.release()
 

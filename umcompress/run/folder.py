@@ -30,6 +30,7 @@ MARK = "run.json"
 RECIPE = "recipe.yaml"
 RESOLVED = "recipe.resolved.yaml"
 TENSORS = "tensors.safetensors"
+BASELINE = "baseline"
 # Where a training keeps its curve, and its checkpoint as long as the step is not committed.
 TRAINING = "training"
 

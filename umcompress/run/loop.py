@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from umcompress import processes
 from umcompress.calibrate.collect import collect
+from umcompress.calibrate.declare import Declaration
 from umcompress.calibrate.statistics import Statistics
 from umcompress.data.sources import calibration_items, seeded, training_source
 from umcompress.documents.plan import Plan
@@ -23,10 +24,11 @@ from umcompress.errors import PlanError
 from umcompress.extend.pass_base import Pass, Proposal, TrainingPass
 from umcompress.extend.users_code import call
 from umcompress.graph.model_graph import ModelGraph
-from umcompress.recipe.recipe import Recipe, Step
-from umcompress.run.folder import TRAINING, CommittedStep, RunFolder, keep_tensors, kept_tensors
+from umcompress.recipe.recipe import Calibration, Recipe, Step
+from umcompress.run.folder import BASELINE, TRAINING, CommittedStep, RunFolder, keep_tensors, kept_tensors
 from umcompress.run.held_model import HeldModel
 from umcompress.run.measured import measured
+from umcompress.run.sharing import Shared, step_key, trains
 from umcompress.train.step import feed_experts, run_training, sharded, summary
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 
 Say = Callable[[str], None]
-BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ class Place:
 
 
 class Loop:
-    """One run of a recipe on a model, into a folder."""
+    """One run of a recipe on a model, into a folder.  shared: what runs of a sweep have in common."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, held: HeldModel, say: Say) -> None:
-        self.recipe, self.folder, self.held, self.say = recipe, folder, held, say
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, held: HeldModel, say: Say, shared: Shared | None = None
+    ) -> None:
+        self.recipe, self.folder, self.held, self.say, self.shared = recipe, folder, held, say, shared
         self.source = held.source
         self.evaluations = [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate]
 
@@ -179,16 +182,28 @@ class Loop:
     def _propose(self, place: Place) -> Proposal:
         planner = place.step.pass_
         assert isinstance(planner, Pass)
-        wanted, needs, graph = self.recipe.calibration_of(planner), call(planner, "needs"), self.held.graph()
+        wanted, needs = self.recipe.calibration_of(planner), tuple(call(planner, "needs"))
         if not needs:
-            return _plan(planner, graph, Statistics(task=wanted.task))
+            return _plan(planner, self.held.graph(), Statistics(task=wanted.task))
+        if self.shared is None or trains(self.recipe):
+            return _plan(planner, *self._calibrated(place, self.held, wanted, needs))
+        start = step_key(self.recipe, self.source.fingerprint(), place.index - 1)
+        key = (start, place.index, place.step.after, wanted, needs)
+        made, known = self.shared.calibrated(key, self.held, lambda own: self._calibrated(place, own, wanted, needs))
+        if known:
+            self.say(f"{place.title}: calibrated before, in another cell")
+        return _plan(planner, *made)
+
+    def _calibrated(
+        self, place: Place, held: HeldModel, wanted: Calibration, needs: Sequence[Declaration]
+    ) -> tuple[ModelGraph, Statistics]:
         self.say(f"{place.title}: calibrating on {wanted.samples} {wanted.task} samples")
-        items = calibration_items(self.recipe, wanted, self.evaluations, self.say)
+        graph, items = held.graph(), calibration_items(self.recipe, wanted, self.evaluations, self.say)
         statistics = collect(
-            graph, needs, lambda: self.held.feed(items), wanted.task, self.held.rework(planner.name, items),
+            graph, needs, lambda: held.feed(items), wanted.task, held.rework(place.step.pass_.name, items),
             wanted.memory, lambda text: self.say(f"{place.title}: {text}"),
         )
-        return _plan(planner, graph, statistics)
+        return graph, statistics
 
     def _measured(self, index: int, name: str, work: Path, plan: Plan | None) -> StepReport:
         """Scores, size, speed; of a step (which has a `plan`) scores may be held against the baseline's."""

@@ -1,0 +1,44 @@
+"""A sweep as a table: a row a cell.  Formats what the document holds."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from umcompress.documents.base import TASKS
+from umcompress.documents.sweep import Sweep, SweptCell, values_text
+from umcompress.report.report_view import change_text, loss_notes, score_text
+from umcompress.report.table import Table, View, amount, numbers, words
+
+NO_PICTURES = "no pictures: matplotlib is not there; pip install 'umcompress[plots]' and give the same command again"
+
+
+def sweep_view(sweep: Sweep, folder: str, written: Sequence[str]) -> View:
+    """written: the pictures' files, in the folder; none where nothing could draw them."""
+    lines = [f"{sweep.recipe} on {sweep.model}: {len(sweep.cells)} cells"]
+    lines += [f"{values_text(cell.values)}: no result: {cell.failed}" for cell in sweep.cells if cell.failed]
+    lines += [f"{values_text(cell.values)}: stopped at {cell.stopped}" for cell in sweep.cells if cell.stopped]
+    ends = [f"written: {folder}/{name}" for name in written] or [NO_PICTURES]
+    done = [shlex.quote(f"{folder}/cells/{cell.name}") for cell in sweep.cells if cell.result is not None]
+    ends.append(f"next: umcompress compare {' '.join(done[:3])}")
+    return (lines[0], sweep_table(sweep), "", *lines[1:], *ends)
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """The unpruned model first; sizes of all parameters, changes from the unpruned model."""
+    tasks = [task for task in TASKS if task in sweep.baseline.scores]
+    scores = [score_text(sweep.baseline.scores[task]) for task in tasks]
+    rows = [("unpruned", amount(sweep.baseline.parameters.total), *scores)]
+    rows += [(values_text(cell.values), *_cells(cell, len(tasks))) for cell in sweep.cells]
+    results = [cell.result for cell in sweep.cells if cell.result is not None]
+    notes = ["± half of the 95 % interval; cells: change from the unpruned model, * beyond noise (95 %)"]
+    columns = (words("cell"), *numbers("params", *tasks))
+    return Table("Sweep", columns, tuple(rows), (*notes, *loss_notes([sweep.baseline, *results])))
+
+
+def _cells(cell: SweptCell, count: int) -> tuple[str, ...]:
+    result = cell.result
+    if result is None:
+        return ("-",) * (count + 1)
+    changes = [change_text(result.changes.get(task)) for task in TASKS if task in result.scores]
+    return (amount(result.parameters.total), *changes)
