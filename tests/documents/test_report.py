@@ -167,3 +167,27 @@ def test_reports_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_report_has_no_field_that_is_lost() -> None:
     assert Report.model_validate(report().json_values()) == report()
+
+
+def test_the_schema_of_reports_names_every_key_that_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    from umcompress.cli.main import main
+
+    assert main(["schema", "--report"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    written = report().json_values()
+    assert set(written) == set(schema["properties"]) and written["format"] == 2
+    assert set(written["steps"][0]) == set(schema["$defs"]["StepReport"]["properties"])
+    assert "lower_is_better" in schema["$defs"]["Score"]["properties"]
+
+
+def test_a_report_of_the_first_format_is_read(tmp_path: Path) -> None:
+    plain = report().json_values() | {"format": 1}
+    for row in plain["steps"]:
+        for score in [*row["scores"].values(), *(one for of in row["evaluations"].values() for one in of.values())]:
+            for key in ("lower_is_better", "items", "items_of"):
+                score.pop(key)
+        for one in [*row["changes"].values(), *row["previous"].values()]:
+            one.pop("paired"), one.pop("relative")
+    (tmp_path / "report.json").write_text(json.dumps(plain))
+    found = read_report(tmp_path)
+    assert found.format == 1 and found.steps == report().steps

@@ -67,7 +67,7 @@ def test_numbers_are_those_of_separate_runs(recipe: Path, swept: Path, tmp_path:
         settings = [part for path, value in cell.values.items() for part in ("--set", f"{path}={value}")]
         assert main(["apply", str(recipe), *settings, "-o", str(alone)]) == 0
         mine, theirs = read_report(swept / "cells" / cell.name), read_report(alone)
-        assert untimed([step.plain() for step in mine.steps]) == untimed([step.plain() for step in theirs.steps])
+        assert untimed(mine.json_values()["steps"]) == untimed(theirs.json_values()["steps"])
         assert mine.result == cell.result and mine.fingerprint == theirs.fingerprint
         file = "model/model.safetensors"
         assert (swept / "cells" / cell.name / file).read_bytes() == (alone / file).read_bytes()
@@ -96,7 +96,7 @@ def test_what_cells_share_is_done_once_and_a_killed_sweep_resumes(
     assert main(["sweep", str(recipe), *AXES, "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
     assert said.count("nothing is left to do") == 2 and "unpruned model" not in said
-    assert untimed(read(tmp_path / "out").plain()) == untimed(read(swept).plain())
+    assert untimed(read(tmp_path / "out").json_values()) == untimed(read(swept).json_values())
 
 
 def test_a_finished_sweep_is_shown_again(recipe: Path, swept: Path, capsys: pytest.CaptureFixture[str]) -> None:

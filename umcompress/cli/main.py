@@ -267,6 +267,11 @@ def _evaluations(options: Namespace) -> int:
 
 
 def _schema(options: Namespace) -> int:
+    if options.report:
+        from umcompress.documents.report import report_schema
+
+        print(json.dumps(report_schema(), indent=2))
+        return 0
     from umcompress.documents.gate import Gate
     from umcompress.documents.schema import recipe_schema
     from umcompress.extend.registry import all_evaluations, all_passes

@@ -169,7 +169,7 @@ def _evaluations(parser: argparse.ArgumentParser) -> None:
 
 
 def _schema(parser: argparse.ArgumentParser) -> None:
-    pass
+    parser.add_argument("--report", action="store_true", help="of report.json, in place of recipes")
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
@@ -201,7 +201,7 @@ COMMANDS = {
     "report": ("a finished run's report again, or as one HTML page", _report),
     "passes": ("the passes there are, or the options of one", _passes),
     "evaluations": ("the evaluations there are, or the options of one", _evaluations),
-    "schema": ("JSON Schema of recipes, for editors", _schema),
+    "schema": ("JSON Schema of recipes, for editors, or of reports", _schema),
     "generate": ("draw an image from a prompt", _generate),
     "ask": ("ask a question about a picture", _ask),
 }

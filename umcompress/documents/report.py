@@ -123,7 +123,8 @@ class Report(Document):
     these and the seed agree.
     """
 
-    format: Literal[1] = 1
+    # 2: losses, whose items are kept.  A report of an earlier version is read as it is.
+    format: Literal[1, 2] = 2
     model: str
     recipe: dict[str, Any] | None = None
     recipe_name: str | None = None
@@ -155,6 +156,12 @@ class Report(Document):
     def dumps(self) -> str:
         """The text of report.json."""
         return json.dumps(self.json_values(), indent=2, ensure_ascii=False) + "\n"
+
+
+def report_schema() -> dict[str, Any]:
+    """JSON Schema of report.json as it is written."""
+    schema = Report.model_json_schema(by_alias=True, mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "umcompress report"}
 
 
 def step_report(

@@ -11,7 +11,8 @@ from umcompress.documents.sweep import Sweep
 from umcompress.report.sweep_view import NO_PICTURES, sweep_table
 
 PNG, SVG, PAGE = "sweep.png", "sweep.svg", "sweep.html"
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:68rem;margin:1rem auto;padding:0 1rem;color-scheme:light dark}
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:68rem;margin:1rem auto;padding:0 1rem;color-scheme:
+  light dark}
 figure{margin:0;background:#fff;border-radius:6px}svg{width:100%;height:auto}div{overflow-x:auto}
 table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #8886}
 td:first-child,th:first-child{text-align:left}"""

@@ -57,7 +57,7 @@ def sweep(
         baseline=baseline,
         cells=tuple(_swept(cell, report) for cell, report in zip(cells, done, strict=True)),
     )
-    text = json.dumps(result.plain(), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(result.json_values(), indent=1, ensure_ascii=False) + "\n"
     processes.by_first(lambda: write_text_atomic(path / FILE, text))
     return result, path
 
@@ -91,11 +91,11 @@ def cells_of(axes: Axes) -> list[Cell]:
         raise UsageError("sweep", f"{count} cells, at most {_MOST} are run", "give the axes fewer values")
     cells: dict[str, Cell] = {}
     for combination in itertools.product(*axes.values()):
-        values = dict(zip(axes, combination, strict=True))
-        name = re.sub(r"[^A-Za-z0-9.=_-]+", "-", values_text(values).replace(", ", "_").replace(" ", "-")).strip("-.")
+        chosen: dict[str, Any] = dict(zip(axes, combination, strict=True))
+        name = re.sub(r"[^A-Za-z0-9.=_-]+", "-", values_text(chosen).replace(", ", "_").replace(" ", "-")).strip("-.")
         if name in cells:
             raise UsageError("sweep", f"two cells would be called {name}", "leave the value out that is there twice")
-        cells[name] = Cell(name=name, values=values)
+        cells[name] = Cell(name=name, values=chosen)
     return list(cells.values())
 
 
