@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from umcompress.documents.base import TASKS
 from umcompress.documents.sweep import Sweep, SweptCell, values_text
 from umcompress.report.report_view import change_text, loss_notes, score_text
-from umcompress.report.table import Table, View, amount, numbers, words
+from umcompress.report.table import Table, View, number_columns, short_number, text_column
 
 NO_PICTURES = "no pictures: matplotlib is not there; pip install 'umcompress[plots]' and give the same command again"
 
@@ -28,11 +28,11 @@ def sweep_table(sweep: Sweep) -> Table:
     """The unpruned model first; sizes of all parameters, changes from the unpruned model."""
     tasks = [task for task in TASKS if task in sweep.baseline.scores]
     scores = [score_text(sweep.baseline.scores[task]) for task in tasks]
-    rows = [("unpruned", amount(sweep.baseline.parameters.total), *scores)]
+    rows = [("unpruned", short_number(sweep.baseline.parameters.total), *scores)]
     rows += [(values_text(cell.values), *_cells(cell, len(tasks))) for cell in sweep.cells]
     results = [cell.result for cell in sweep.cells if cell.result is not None]
     notes = ["± half of the 95 % interval; cells: change from the unpruned model, * beyond noise (95 %)"]
-    columns = (words("cell"), *numbers("params", *tasks))
+    columns = (text_column("cell"), *number_columns("params", *tasks))
     return Table("Sweep", columns, tuple(rows), (*notes, *loss_notes([sweep.baseline, *results])))
 
 
@@ -41,4 +41,4 @@ def _cells(cell: SweptCell, count: int) -> tuple[str, ...]:
     if result is None:
         return ("-",) * (count + 1)
     changes = [change_text(result.changes.get(task)) for task in TASKS if task in result.scores]
-    return (amount(result.parameters.total), *changes)
+    return (short_number(result.parameters.total), *changes)

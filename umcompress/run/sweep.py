@@ -18,7 +18,7 @@ from umcompress.errors import CheckError, PlanError, RecipeError, UsageError
 from umcompress.plan.command import _load
 from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
-from umcompress.recipe.yaml_lines import Source as YamlText
+from umcompress.recipe.yaml_lines import YamlText
 from umcompress.run.folder import make_folder
 
 if TYPE_CHECKING:
