@@ -76,18 +76,18 @@ def test_numbers_are_those_of_separate_runs(recipe: Path, swept: Path, tmp_path:
 def test_what_cells_share_is_done_once_and_a_killed_sweep_resumes(
     recipe: Path, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from umcompress.run.in_memory import Pipeline
+    from umcompress.run.loop import Loop
 
-    measured, calls = Pipeline._measured, []
+    measured, calls = Loop._measured, []
 
-    def killed(self: Pipeline, *arguments: Any) -> Any:
-        calls.append(arguments[2])
+    def killed(self: Loop, *arguments: Any) -> Any:
+        calls.append(arguments[1])
         if len(calls) == 5:
             raise KeyboardInterrupt
         return measured(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Pipeline, "_measured", killed)
+        patched.setattr(Loop, "_measured", killed)
         assert main(["sweep", str(recipe), *AXES, "-o", str(tmp_path / "out")]) == 130
     said = capsys.readouterr().err
     # The baseline, the step that is equal, and a step for each of three cells.
