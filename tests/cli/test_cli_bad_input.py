@@ -245,7 +245,7 @@ def test_all_tensors_that_are_wrong_are_listed(
         assert "ema.safetensors: missing language_model.model.norm.weight" in said
         assert "ema.safetensors: missing vae2llm.weight" in said
         assert "ema.safetensors: unexpected surplus" in said
-        assert "llm2vae.bias is [35], expected [36]" in said
+        assert "llm2vae.bias is [63], expected [64]" in said
         assert "Traceback" not in said
 
 

@@ -77,7 +77,7 @@ def test_pictures_lie_in_the_official_folders(done: Path) -> None:
         assert json.loads((folder / "metadata.jsonl").read_text(encoding="utf-8")) == row
         assert sorted(path.name for path in (folder / "samples").iterdir()) == ["0000.png", "0001.png"]
         with Image.open(folder / "samples" / "0000.png") as image:
-            assert (image.size, image.mode) == ((36, 36), "RGB")
+            assert (image.size, image.mode) == ((48, 48), "RGB")
         with Image.open(folder / "grid.png") as image:
             assert image.size[0] > 72
     assert not list(done.rglob("*.partial"))

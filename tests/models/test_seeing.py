@@ -117,7 +117,7 @@ def lengthened(name: str, made: dict[str, Tensor], more: list[int]) -> dict[str,
 def test_a_batch_reads_as_single_questions_do(name: str, runners: dict[str, Any]) -> None:
     runner = runners[name]
     asked = [runner.preparer.prepare([picture], text) for picture, text in zip(PICTURES, QUESTIONS, strict=True)]
-    found = list(runner._shared(dict(enumerate(asked)), 0))
+    found = list(runner._batches(dict(enumerate(asked)), 0))
     assert len(found) < 3 or name in ("internvl", "aya_vision", "idefics3", "llava_onevision")
     for part in found:
         together = runner._logits([asked[place] for place in part])
