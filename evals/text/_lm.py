@@ -210,7 +210,7 @@ def language_model(runner: Any, batch: int | None = None, pictures: bool = False
         return RunnerLM(runner, batch)
     from lm_eval.models.huggingface import HFLM
 
-    known = words.known
+    known = words.checked_ids
     at_rest = getattr(runner, "at_rest", nullcontext)
 
     class Known(HFLM):  # type: ignore[misc]

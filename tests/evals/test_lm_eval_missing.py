@@ -20,7 +20,7 @@ def test_a_missing_lm_eval_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_need_neither_torch_nor_lm_eval() -> None:
     code = (
-        "import sys\nfrom umcompress.evals.lm_eval_tasks import LmEval\nimport umcompress.lm_eval\n"
+        "import sys\nfrom umcompress.evals.text.lm_eval_tasks import LmEval\nimport umcompress.lm_eval\n"
         "LmEval.model_validate({'tasks': ['a', 'b']})\n"
         "heavy = {'torch', 'lm_eval', 'datasets', 'numpy'} & set(sys.modules)\nassert not heavy, heavy"
     )

@@ -96,7 +96,7 @@ def test_models_whose_pictures_are_tokens(name: str, tmp_path: Path) -> None:
     assert found.shape == (2, 1) and found.dtype == torch.float64
     codes = runner.pictures.codes_of(pictures).tolist()
     for prompt, row, loss in zip(prompts, codes, found, strict=True):
-        ids, nats = runner.pictures.prompted(prompt)[0], []
+        ids, nats = runner.pictures.prompt_ids(prompt)[0], []
         for place, code in enumerate(row):
             nats.append(-float(whole(runner, name, ids, row[:place], width).log_softmax(-1)[code]))
         assert float(loss) == pytest.approx(sum(nats) / len(nats), rel=1e-6)

@@ -87,7 +87,7 @@ def test_a_text_without_spaces_is_a_text(tmp_path: Path) -> None:
     assert [len(part) for part in one.parts()] == [55, 55]
 
 
-@pytest.mark.parametrize("method", ["read_text", "write_text"])
+@pytest.mark.parametrize("method", ["read_bytes", "write_text"])
 def test_texts_and_recipes_that_the_file_system_refuses(
     method: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
