@@ -186,21 +186,23 @@ class Loop:
         if not needs:
             return _plan(planner, self.held.graph(), Statistics(task=wanted.task))
         if self.shared is None or trains(self.recipe):
-            return _plan(planner, *self._calibrated(place, self.held, wanted, needs))
+            return _plan(planner, *self._calibrated(place, planner, self.held, wanted, needs))
         start = step_key(self.recipe, self.source.fingerprint(), place.index - 1)
         key = (start, place.index, place.step.after, wanted, needs)
-        made, known = self.shared.calibrated(key, self.held, lambda own: self._calibrated(place, own, wanted, needs))
+        made, known = self.shared.calibrated(
+            key, self.held, lambda own: self._calibrated(place, planner, own, wanted, needs)
+        )
         if known:
             self.say(f"{place.title}: calibrated before, in another cell")
         return _plan(planner, *made)
 
     def _calibrated(
-        self, place: Place, held: HeldModel, wanted: Calibration, needs: Sequence[Declaration]
+        self, place: Place, planner: Pass, held: HeldModel, wanted: Calibration, needs: Sequence[Declaration]
     ) -> tuple[ModelGraph, Statistics]:
         self.say(f"{place.title}: calibrating on {wanted.samples} {wanted.task} samples")
         graph, items = held.graph(), calibration_items(self.recipe, wanted, self.evaluations, self.say)
         statistics = collect(
-            graph, needs, lambda: held.feed(items), wanted.task, held.rework(place.step.pass_.name, items),
+            graph, needs, lambda: held.feed(items), wanted.task, held.rework(planner.name, items),
             wanted.memory, lambda text: self.say(f"{place.title}: {text}"),
         )
         return graph, statistics
