@@ -30,7 +30,7 @@ from umcompress.passes.channel_prune import ChannelPrune
 from umcompress.passes.head_prune import HeadPrune
 from umcompress.passes.layer_drop import LayerDrop
 from umcompress.rewrite.apply import rewrite
-from umcompress.run.out_of_core import open_on_disk, write
+from umcompress.run.out_of_core import open_on_disk
 
 FAMILY = TransformersFamily()
 IDS = torch.arange(5, 17).view(2, 6)
@@ -303,5 +303,5 @@ def test_a_head_that_is_stored_apart_from_an_alias_of_the_embedding_keeps_its_va
         again_: Any = again
         assert torch.equal(again_(input_ids=IDS, decoder_input_ids=IDS).logits, right)
     disk = open_on_disk(source)
-    write(disk, tmp_path / "disk", CompressionRecord(base=str(folder), family="transformers", plans=()))
+    disk.write(tmp_path / "disk", CompressionRecord(base=str(folder), family="transformers", plans=()))
     assert load_file(tmp_path / "disk/model.safetensors").keys() == load_file(out / "model.safetensors").keys()

@@ -42,7 +42,7 @@ class Both(Evaluation):
 
     def calibration_items(self, task, samples, seed):
         import numpy as np
-        from umcompress.models.base import GenerationItem, UnderstandingItem
+        from umcompress.extend import GenerationItem, UnderstandingItem
 
         if task == "generation":
             return [GenerationItem("dot " * (1 + place % 2), seed + place) for place in range(samples)]
