@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from umcompress.extend import BranchKind, Declined, PlanError, Scope
 
 if TYPE_CHECKING:
-    from umcompress.extend import ModelGraph
+    from umcompress.extend import FeedForwardSite, ModelGraph
 
 
 def exact_ratio(ratio: float) -> Fraction:
@@ -50,6 +50,27 @@ def random_scores(seed: int, site: str, component: str, count: int) -> list[floa
     """Uniform scores that depend on the seed and the site's own name only."""
     draw = random.Random(f"{seed}/{component}/{site}")
     return [draw.random() for _ in range(count)]
+
+
+def streams_together(sites: Iterable[FeedForwardSite]) -> Iterator[tuple[FeedForwardSite, ...]]:
+    """Sites that are cut alike: those of one place in the streams of a block.  Others are alone."""
+    blocks: dict[str, list[FeedForwardSite]] = {}
+    for site in sites:
+        blocks.setdefault(site.block, []).append(site)
+    for found in blocks.values():
+        components = [site.component for site in found]
+        if len(set(components)) == len(components):
+            yield tuple(found)
+        else:
+            yield from ((site,) for site in found)
+
+
+def summed(scores: Sequence[Sequence[float]]) -> list[float]:
+    """The sum of several rankings of the same units, each over its mean; a single one is left as it is."""
+    if len(scores) == 1:
+        return list(scores[0])
+    means = [sum(one) / len(one) or 1.0 for one in scores]
+    return [sum(value / mean for value, mean in zip(unit, means, strict=True)) for unit in zip(*scores, strict=True)]
 
 
 def unmatched(

@@ -21,6 +21,7 @@ from umcompress.extend import (
     Evidence,
     KeepChannels,
     Plan,
+    PlanError,
     Proposal,
     Ratio,
     SetTensors,
@@ -36,6 +37,8 @@ from umcompress.passes._common import (
     removing_ratios,
     require_equal_counts,
     round_half_up,
+    streams_together,
+    summed,
     top_positions,
     unmatched,
 )
@@ -74,6 +77,11 @@ class ChannelPrune(SitePass):
     uniform: bool = Field(
         default=False, description="refuse widths that differ by layer, which an ordinary configuration cannot say"
     )
+    couple: Literal["channels", "width"] = Field(
+        default="channels",
+        description="with component: shared, where a block has two streams: the same channels in both, by the sum of "
+        "their scores over each stream's mean, or each stream its own channels at one width",
+    )
     seed: NonNegativeInt = Field(default=0, description="for score: random")
 
     @model_validator(mode="after")
@@ -99,8 +107,13 @@ class ChannelPrune(SitePass):
         declined = unmatched(
             graph, scope, "feed_forward", sites, "its inner channels cannot be followed through the graph"
         )
+        pairs = list(streams_together(sites))
+        self._check_pairs(pairs)
         scores = {} if statistics.dry else {s.path: self._scores(graph, statistics, s) for s in sites}
-        counts = self._counts(sites, scores)
+        if self.couple == "channels":
+            for pair in pairs if scores else ():
+                scores |= dict.fromkeys((s.path for s in pair), summed([scores[s.path] for s in pair]))
+        counts = self._counts(pairs, scores)
         if self.uniform:
             every = graph.feed_forwards(component=scope.component, stack=scope.stack)
             widths = [counts.get(site.path, site.width) for site in every]
@@ -149,14 +162,27 @@ class ChannelPrune(SitePass):
                 scores = scores * _norms.row_norms(weight)
         return [float(score) for score in scores]
 
+    def _check_pairs(self, pairs: Sequence[Sequence[FeedForwardSite]]) -> None:
+        """PlanError where the streams of a block have no channels in common that could be kept in both."""
+        odd = next((pair for pair in pairs if len({site.width for site in pair}) > 1), None)
+        if odd is not None:
+            widths = ", ".join(f"{site.width} in {site.component}" for site in odd)
+            raise PlanError(
+                f"{self.name}: component shared", f"{odd[0].block} has feed-forwards of unequal width ({widths})",
+                "cut one component at a time; streams are cut alike where they are alike",
+            )  # fmt: skip
+
     def _counts(
-        self, sites: Sequence[FeedForwardSite], scores: Mapping[str, Sequence[float]]
+        self, pairs: Sequence[Sequence[FeedForwardSite]], scores: Mapping[str, Sequence[float]]
     ) -> dict[str, int]:
+        """How many channels stay at each site: the streams of a block get one number."""
+        first = {pair[0].path: pair for pair in pairs}
         if self.allocation == "uniform" or not scores:
-            return {site.path: kept_count(site.width, self.keep_ratio, self.multiple_of) for site in sites}
-        return global_counts(
-            {site.path: scores[site.path] for site in sites}, self.keep_ratio, self.multiple_of
-        )
+            counts = {pair[0].path: kept_count(pair[0].width, self.keep_ratio, self.multiple_of) for pair in pairs}
+        else:
+            ranked = {path: summed([sorted(scores[s.path]) for s in pair]) for path, pair in first.items()}
+            counts = global_counts(ranked, self.keep_ratio, self.multiple_of)
+        return {site.path: counts[path] for path, pair in first.items() for site in pair}
 
     def _repaired(
         self, graph: ModelGraph, statistics: Statistics, site: FeedForwardSite, kept: tuple[int, ...]

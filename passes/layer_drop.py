@@ -8,7 +8,7 @@ included.  The nearer to 1, the less the part changes the stream, and the sooner
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unit:
-    """A candidate for dropping: its branches, and the site of its score."""
+    """A candidate for dropping: its branches, and the sites of its score, one a stream."""
 
     index: int
     name: str
     branches: tuple[BranchSite, ...]
-    site: Any
+    sites: tuple[Any, ...]
 
 
 class LayerDrop(SitePass):
@@ -148,12 +148,15 @@ class LayerDrop(SitePass):
         query = scope.query()
         if self.unit != "block":
             sites = graph.branches(self.unit, **query)
-            alone = (site for site in sites if sites.count(site) == 1)
-            return [Unit(site.index, f"{site.block}.{site.kind}", (site,), site) for site in alone]
+            together: dict[str, list[BranchSite]] = {}
+            for site in (site for site in sites if sites.count(site) == 1):
+                together.setdefault(f"{site.block}.{site.kind}", []).append(site)
+            return [Unit(same[0].index, name, tuple(same), tuple(same)) for name, same in together.items()]
         units = []
         for block in graph.blocks(**query):
-            own = tuple(branch for branch in block.branches if branch.component == scope.component)
-            units.append(Unit(block.index, block.path, own, (block, str(scope.component))))
+            parts = [scope.component] if scope.component in block.components else sorted(block.components)
+            own = tuple(branch for branch in block.branches if branch.component in parts)
+            units.append(Unit(block.index, block.path, own, tuple((block, part) for part in parts)))
         return units
 
     def _count(self, units: list[Unit]) -> int:
@@ -198,7 +201,7 @@ class LayerDrop(SitePass):
         if self.score == "last" or statistics.dry:
             return units[-count:], {}
         measured = statistics[self._similarity()]
-        scores = {unit.name: measured[unit.site].cosine for unit in units}
+        scores = {unit.name: _mean_cosine(measured, unit) for unit in units}
         return sorted(units, key=lambda unit: _first_to_go(unit, scores[unit.name]))[:count], scores
 
     def _greedy(
@@ -221,7 +224,7 @@ class LayerDrop(SitePass):
             # The edited copy has the surviving units in the same order, under new indices.
             for original, now in zip(left, here, strict=True):
                 if original.name in allowed:
-                    scores[original.name] = measured[now.site].cosine
+                    scores[original.name] = _mean_cosine(measured, now)
             candidates = [unit for unit in left if unit.name in allowed]
             best = min(candidates, key=lambda unit: _first_to_go(unit, scores[unit.name]))
             chosen.append(best)
@@ -235,6 +238,12 @@ class LayerDrop(SitePass):
 
 def _drop(site: BranchSite) -> DropBranch:
     return DropBranch(block=site.block, branch=site.kind, component=cast(Component, site.component))
+
+
+def _mean_cosine(measured: Mapping[Any, Any], unit: Unit) -> float:
+    """The score of a part: of several streams, their mean, each stream counting alike whatever its tokens."""
+    cosines = [float(measured[site].cosine) for site in unit.sites]
+    return sum(cosines) / len(cosines)
 
 
 def _first_to_go(unit: Unit, cosine: float) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""A BAGEL that loses the same in both streams is an ordinary smaller BAGEL, and its folder says so everywhere.
+"""A BAGEL that loses the same in both streams is a plain smaller BAGEL, and its folder says so everywhere.
 
 `read_strictly` is a reader of the BAGEL layout of its own: it builds the list of tensors and shapes from the numbers
 in `config.json` alone, as servers do, and compares it with the headers of the weight files.
@@ -16,7 +16,10 @@ from safetensors import safe_open
 from tiny_bagel import DECODER, write_tiny_bagel
 from torch import Tensor, nn
 
+from umcompress.cli.main import main
 from umcompress.documents.plan import DropBlock, DropBranch, Edit, KeepChannels, Plan
+from umcompress.extend import Statistics, find_pass
+from umcompress.graph.model_graph import trace_model
 from umcompress.models.bagel.family import BagelFamily
 from umcompress.models.plain_folder import Plain
 from umcompress.models.save import save_plain
@@ -70,7 +73,7 @@ def decoder_tensors(text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def read_strictly(folder: Path) -> dict[str, Any]:
-    """`config.json` of an ordinary BAGEL, after every number in it has been held against the weights."""
+    """`config.json` of a plain BAGEL, after every number in it has been held against the weights."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "bagel" and config["architectures"] == ["BagelForConditionalGeneration"]
     own = json.loads((folder / "llm_config.json").read_text())
@@ -115,7 +118,7 @@ def test_a_cut_of_both_streams_alike_is_an_ordinary_bagel(
 ) -> None:
     model = cut(dense, *edits)
     plain = FAMILY.plain(model, dense, ())
-    assert isinstance(plain, Plain) and f"{layers} blocks of width {width}" in plain.note
+    assert isinstance(plain, Plain) and f"a plain BAGEL, {layers} blocks with {width} channels" in plain.note
     save_plain(plain, tmp_path / "model", dense)
     text = read_strictly(tmp_path / "model")["llm_config"]
     assert (text["num_hidden_layers"], text["intermediate_size"]) == (layers, width)
@@ -135,13 +138,41 @@ def test_a_cut_of_both_streams_alike_is_an_ordinary_bagel(
             [DropBranch(block=f"{DECODER}.1", branch="feed_forward", component="generation")],
             "block 1 has no generation feed-forward",
         ),
-        ([DropBranch(block=f"{DECODER}.1", branch="attention", component="generation")], "heads or branches differ"),
-        ([DropBlock(block="vit_model.vision_model.encoder.layers.1")], "the vision tower differ"),
+        ([DropBranch(block=f"{DECODER}.1", branch="attention", component="generation")], "heads or branches"),
+        ([DropBlock(block="vit_model.vision_model.encoder.layers.1")], "leave the tower whole"),
     ],
 )
 def test_what_is_no_ordinary_bagel_says_why(dense: Path, edits: list[Edit], says: str) -> None:
     reason = FAMILY.plain(cut(dense, *edits), dense, ())
     assert isinstance(reason, str) and says in reason
+
+
+def test_passes_on_both_streams_leave_a_plain_bagel(dense: Path, tmp_path: Path) -> None:
+    """Component shared: a block goes from both streams, and the streams keep as many channels."""
+    model = FAMILY.load(dense)
+    for name, options in (
+        ("layer_drop", {"score": "last", "drop_count": 1}),
+        ("channel_prune", {"score": "magnitude", "keep_ratio": 0.5}),
+        ("channel_prune", {"score": "magnitude", "keep_ratio": 0.5, "couple": "width"}),
+    ):
+        asked = find_pass(name).model_validate({"component": "shared"} | options)
+        proposal = asked.plan(trace_model(model, FAMILY), Statistics())
+        rewrite(model, FAMILY, [proposal.plan], [dict(proposal.tensors)])
+    plain = FAMILY.plain(model, dense, ())
+    assert isinstance(plain, Plain)
+    save_plain(plain, tmp_path / "model", dense)
+    text = read_strictly(tmp_path / "model")["llm_config"]
+    assert (text["num_hidden_layers"], text["intermediate_size"]) == (2, 24)
+
+
+def test_plan_says_a_plain_bagel(dense: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    step = {"pass": "layer_drop", "component": "shared", "score": "last", "drop_count": 1}
+    recipe.write_text(json.dumps({"model": str(dense), "steps": [step]}))
+    assert main(["plan", str(recipe), "--format", "json"]) == 0
+    assert "a plain BAGEL, 2 blocks" in json.loads(capsys.readouterr().out)["result"]
+    assert main(["plan", str(recipe)]) == 0
+    assert "a plain BAGEL, 2 blocks" in capsys.readouterr().out
 
 
 def test_an_old_config_json_that_does_not_parse_is_replaced(dense: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico import PicoFamily
+from pico import GatedMLP, PicoFamily, PicoUnified, spread
 from pico_passes import Bench, bench, inputs_of
 from pydantic import ValidationError
 from torch import Tensor
@@ -64,6 +64,64 @@ def test_the_strongest_channels_stay(pico: Bench, score: str, component: str) ->
         scores = direct(pico, site, score)
         assert evidence.scores == pytest.approx(scores, rel=1e-11)
         assert edit == KeepChannels(site=site.path, keep=best(scores, site.width // 2))
+
+
+class Twins(PicoUnified):
+    """Streams of one width, as in BAGEL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.layers:
+            block.mlp_gen = GatedMLP(12, 10)
+
+
+@pytest.fixture(scope="module")
+def twins() -> Bench:
+    model = spread(Twins(), 3).double()
+    return Bench(model, trace_model(model, PicoFamily()), bench().feeds)
+
+
+def over_mean(scores: list[float]) -> list[float]:
+    return [score / (sum(scores) / len(scores)) for score in scores]
+
+
+def test_both_streams_keep_the_channels_that_matter_to_their_sum(twins: Bench) -> None:
+    """Each stream's scores over their mean: else the stream with the larger numbers would decide for both."""
+    plan = twins.plan(prune(component="shared")).plan
+    kept = {edit.site: edit.keep for edit in plan.edits if isinstance(edit, KeepChannels)}
+    sites = twins.graph.feed_forwards()
+    assert len(sites) == len(kept) == 6
+    alone = {site.path: best(direct(twins, site, "activation"), site.width // 2) for site in sites}
+    for block in {site.block for site in sites}:
+        one, other = [site for site in sites if site.block == block]
+        assert {one.component, other.component} == {"understanding", "generation"}
+        pair = [over_mean(direct(twins, site, "activation")) for site in (one, other)]
+        together = [a + b for a, b in zip(*pair, strict=True)]
+        assert kept[one.path] == kept[other.path] == best(together, one.width // 2)
+    assert kept != alone
+
+
+def test_streams_may_keep_their_own_channels_at_one_width(twins: Bench) -> None:
+    plan = twins.plan(prune(component="shared", couple="width")).plan
+    for edit, site in zip(plan.edits, twins.graph.feed_forwards(), strict=True):
+        assert edit == KeepChannels(site=site.path, keep=best(direct(twins, site, "activation"), site.width // 2))
+
+
+@pytest.mark.parametrize("couple", ["channels", "width"])
+def test_a_global_ranking_leaves_the_streams_of_a_block_one_width(twins: Bench, couple: str) -> None:
+    plan = twins.plan(prune(component="shared", couple=couple, allocation="global", keep_ratio=0.6)).plan
+    counts = {edit.site: len(edit.keep) for edit in plan.edits if isinstance(edit, KeepChannels)}
+    sites = twins.graph.feed_forwards()
+    kept = {site.path: counts.get(site.path, site.width) for site in sites}
+    for block in {site.block for site in sites}:
+        assert len({kept[site.path] for site in sites if site.block == block}) == 1
+    assert len(set(kept.values())) > 1
+
+
+def test_streams_of_unequal_width_are_not_cut_together(pico: Bench) -> None:
+    narrow = pico.apply(pico.plan(prune()))
+    with pytest.raises(PlanError, match="unequal width"):
+        prune(component="shared", score="magnitude").plan(trace_model(narrow, PicoFamily()), Statistics())
 
 
 def test_every_channel_has_its_own_activation(pico: Bench) -> None:

@@ -58,6 +58,23 @@ def test_the_least_turning_parts_go(pico: Bench, unit: str, component: str) -> N
     assert [e.note == "dropped" for e in plan.evidence] == [i in expected for i in range(5)]
 
 
+@pytest.mark.parametrize("unit", ["block", "attention", "feed_forward"])
+def test_both_streams_lose_what_turns_them_least_on_average(pico: Bench, unit: str) -> None:
+    own = [direct_scores(pico, unit, stream) for stream in (0, 1)]
+    scores = [(one + other) / 2 for one, other in zip(*own, strict=True)]
+    expected = sorted(sorted(range(5), key=lambda i: -scores[i])[:2])
+    plan = pico.plan(drop(component="shared", unit=unit, drop_count=2)).plan
+    if unit == "block":
+        assert plan.edits == tuple(DropBlock(block=f"layers.{i}") for i in expected)
+    else:
+        gone = [(edit.block, edit.branch, edit.component) for edit in plan.edits if isinstance(edit, DropBranch)]
+        streams = ("understanding", "generation")
+        assert sorted(gone) == sorted((f"layers.{i}", unit, stream) for i in expected for stream in streams)
+    assert [e.scores[0] for e in plan.evidence] == pytest.approx(scores, abs=1e-12)
+    greedy = pico.plan(drop(component="shared", unit=unit, drop_count=1, greedy=True)).plan
+    assert dropped(greedy.edits)[0] == f"layers.{max(range(5), key=lambda i: scores[i])}"
+
+
 def test_a_block_without_another_component_goes_as_a_whole(pico: Bench) -> None:
     plan = pico.plan(drop(stack="vision", score="first", drop_count=1)).plan
     assert plan.edits == (DropBlock(block="vision.0"),)
@@ -205,7 +222,7 @@ def test_keeping_everything_is_the_identity(pico: Bench) -> None:
         ({"stack": "visoin", "drop_count": 1}, "did you mean 'vision'"),
         ({"stack": "vision", "component": "generation", "drop_count": 1}, "component: understanding"),
         ({"component": None, "drop_count": 1}, "name one of generation, understanding"),
-        ({"component": "shared", "drop_count": 1}, "name one of generation, understanding"),
+        ({"component": "shared", "stack": "vision", "drop_count": 1}, "component: understanding"),
     ],
 )
 def test_impossible_wishes(pico: Bench, options: dict[str, Any], message: str) -> None:

@@ -204,7 +204,7 @@ def test_a_step_that_cannot_be_planned_leaves_the_state_before(planned: Callable
         ({"pass": "layer_drop", "unit": "attention", "keep_ratio": 0.1}, "nothing would stay"),
         ({"pass": "head_prune", "keep_ratio": 0.5, "stack": "vison"}, "did you mean 'vision'?"),
         ({"pass": "head_prune", "keep_ratio": 0.5, "layers": "2-5"}, "no layer 3, 4, 5 of 0 to 2"),
-        ({"pass": "channel_prune", "keep_ratio": 0.5, "component": "shared"}, "name one of generation, und"),
+        ({"pass": "head_prune", "keep_ratio": 0.5, "stack": "vision", "component": "shared"}, "belong to under"),
     ],
 )
 def test_what_is_legal_is_said(tiny_bagel: Path, step: dict[str, Any], legal: str | None) -> None:

@@ -273,18 +273,18 @@ def write_config(model: nn.Module, folder: Path) -> None:
 
 def unified(seed: int = 0, **sizes: int) -> PicoUnified:
     """Weights are spread so that no branch is small beside the stream."""
-    return _spread(PicoUnified(**sizes), seed)
+    return spread(PicoUnified(**sizes), seed)
 
 
 def text(seed: int = 0, **sizes: Any) -> PicoText:
-    return _spread(PicoText(**sizes), seed)
+    return spread(PicoText(**sizes), seed)
 
 
 def plain(seed: int = 0, **sizes: int) -> PicoText:
-    return _spread(PicoText(**sizes, plain=True), seed)
+    return spread(PicoText(**sizes, plain=True), seed)
 
 
-def _spread(model: M, seed: int) -> M:
+def spread(model: M, seed: int) -> M:
     draw = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if not parameter.is_meta:
@@ -312,7 +312,7 @@ MODELS = {
 
 def pico_bagel(seed: int = 0) -> nn.Module:
     """The real BAGEL class at a toy size (under 0.1 M parameters), with random weights."""
-    return _spread(Bagel(_bagel_config()), seed)
+    return spread(Bagel(_bagel_config()), seed)
 
 
 def _bagel_config() -> BagelConfig:

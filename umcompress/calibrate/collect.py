@@ -172,7 +172,8 @@ class _Sweep:
         """(key, first branch, last branch) of every site in a block that the declaration covers."""
         found = self.graph.block(path)
         component = declaration.scope.component
-        own = [branch for branch in found.branches if component in (None, branch.component)]
+        joint = component == "shared" and found.site.has_streams
+        own = [branch for branch in found.branches if joint or component in (None, branch.component)]
         if isinstance(declaration, BranchSimilarity):
             for branch in own:
                 if branch.kind == declaration.unit:

@@ -61,6 +61,7 @@ class PlanReport(Document):
 
     problems: why `apply` would end although every step can be planned: data that are not there, or do not fit.
     loads_with: what would load the result, if layers come to be as they are planned here; why: why not transformers.
+    result: which kind of plain model it is, and who reads such ones.
     """
 
     model: str
@@ -70,6 +71,7 @@ class PlanReport(Document):
     problems: tuple[str, ...] = ()
     loads_with: Literal["transformers", "umcompress"] | None = None
     why: str = ""
+    result: str = ""
     notes: tuple[str, ...] = ()
 
 

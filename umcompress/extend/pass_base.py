@@ -99,7 +99,8 @@ class ScopedPass(Pass):
 
     component: Component | None = Field(
         default=None,
-        description="whose parts to compress; may be left out where the model has one component only",
+        description="whose parts to compress; may be left out where the model has one component only; shared means "
+        "both streams of blocks that have two, cut alike",
     )
     layers: Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | int | list[int])] = Field(
         default="all",
@@ -130,6 +131,8 @@ class ScopedPass(Pass):
         self._check_stack(graph)
         blocks = graph.blocks(stack=self.stack)
         here = sorted({component for block in blocks for component in block.components})
+        if "shared" not in here and graph.blocks(component="shared", stack=self.stack):
+            here.append("shared")
         component = self.component or (here[0] if len(here) == 1 else None)
         if component is None or component not in here:
             raise PlanError(

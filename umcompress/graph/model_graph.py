@@ -54,6 +54,13 @@ class _InStack(Protocol):
     def index(self) -> int: ...
 
 
+class _InBlock(Protocol):
+    @property
+    def block(self) -> str: ...
+    @property
+    def component(self) -> str: ...
+
+
 Site = TypeVar("Site", bound=_InStack)
 Read = Callable[[str], Tensor]
 
@@ -61,6 +68,7 @@ Read = Callable[[str], Tensor]
 class ModelGraph:
     """Sites of a model, narrowed by component, stack (None: the main one; "all") and layers.
 
+    `shared` means what serves every task: parts of that component, and all parts of blocks with several streams.
     A graph is a picture of the model at one moment: after a rewrite, trace again.
     """
 
@@ -77,7 +85,7 @@ class ModelGraph:
     ) -> tuple[BlockSite, ...]:
         """Blocks, in depth order; a block belongs to every component that one of its branches belongs to."""
         found = self._narrow((b.site for b in self._blocks.values()), stack, layers)
-        return tuple(site for site in found if component is None or component in site.components)
+        return tuple(site for site in found if component is None or site.serves(component))
 
     def branches(
         self,
@@ -90,28 +98,28 @@ class ModelGraph:
         every = (site for b in self._blocks.values() for site in b.site.branches)
         found = self._narrow(every, stack, layers)
         wanted = (site for site in found if kind is None or site.kind == kind)
-        return tuple(site for site in wanted if component is None or site.component == component)
+        return tuple(site for site in wanted if self._serves(site, component))
 
     def attentions(
         self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
     ) -> tuple[AttentionSite, ...]:
         """Streams of attentions that follow the protocol, in depth order."""
         found = self._narrow((s for b in self._blocks.values() for s in b.attentions), stack, layers)
-        return tuple(site for site in found if component is None or site.component == component)
+        return tuple(site for site in found if self._serves(site, component))
 
     def feed_forwards(
         self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
     ) -> tuple[FeedForwardSite, ...]:
         """Groups of feed-forward channels, in depth order. Feed-forwards that were split are not among them."""
         found = self._narrow((s for b in self._blocks.values() for s in b.feed_forwards), stack, layers)
-        return tuple(site for site in found if component is None or site.component == component)
+        return tuple(site for site in found if self._serves(site, component))
 
     def experts(
         self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
     ) -> tuple[ExpertSite, ...]:
         """Feed-forwards that were split into experts, in depth order."""
         found = self._narrow((s for b in self._blocks.values() for s in b.experts), stack, layers)
-        return tuple(site for site in found if component is None or site.component == component)
+        return tuple(site for site in found if self._serves(site, component))
 
     def gaps(self, stack: str = "all") -> tuple[Gap, ...]:
         """Kinds of sites that blocks do not have, and why, in depth order."""
@@ -166,6 +174,11 @@ class ModelGraph:
         if path not in self._blocks:
             raise UsageError(f"find the block {path}", "no such block", did_you_mean(path, self._blocks))
         return self._blocks[path]
+
+    def _serves(self, site: _InBlock, component: str | None) -> bool:
+        """Whether a site is meant by `component`; None means every one."""
+        joint = component == "shared" and self._blocks[site.block].site.has_streams
+        return joint or component in (None, site.component)
 
     def _narrow(self, sites: Iterable[Site], stack: str | None, layers: Set[int] | None) -> tuple[Site, ...]:
         stack = self.family.main_stack if stack is None else stack

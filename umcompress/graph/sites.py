@@ -39,6 +39,15 @@ class BlockSite:
         """Every component that one of the branches belongs to."""
         return frozenset(branch.component for branch in self.branches) or frozenset({self.component})
 
+    @property
+    def has_streams(self) -> bool:
+        """Whether it has a stream for each of several components."""
+        return len(self.components) > 1
+
+    def serves(self, component: str) -> bool:
+        """Whether it has a part of that component; `shared` means all parts of a block with several streams."""
+        return component in self.components or (component == "shared" and self.has_streams)
+
 
 @dataclass(frozen=True)
 class AttentionSite:

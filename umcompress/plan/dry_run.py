@@ -43,10 +43,10 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         on_disk = predicted(stored, source.family, measured)
         memory = memory.model_copy(update={"out_of_core": on_disk.out_of_core})
     data = data_problems(recipe, source, source.runner(model))
-    loads_with, why = states[-1].loads_with() if not any(step.problem for step in steps) else (None, "")
+    loads_with, why, note = states[-1].loads_with() if not any(step.problem for step in steps) else (None, "", "")
     return PlanReport(
         model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory,
-        problems=tuple(f"{place}: {error}" for place, error in data), loads_with=loads_with, why=why,
+        problems=tuple(f"{place}: {error}" for place, error in data), loads_with=loads_with, why=why, result=note,
         notes=tuple(source.family.left_aside(source.folder)),
     )
 
@@ -71,10 +71,10 @@ class _State:
     def __init__(self, source: Source, model: nn.Module, weight: Weight, plans: tuple[Plan, ...]) -> None:
         self.source, self.model, self.weight, self.plans = source, model, weight, plans
 
-    def loads_with(self) -> tuple[Literal["transformers", "umcompress"], str]:
-        """What would load the model as it is now, and why it is not transformers, where there is more to say."""
+    def loads_with(self) -> tuple[Literal["transformers", "umcompress"], str, str]:
+        """What would load the model as it is now; why not transformers, and what it is, where there is more to say."""
         plain = self.source.family.plain(self.model, self.source.folder, self.plans)
-        return ("umcompress", plain) if isinstance(plain, str) else (plain.loads_with, "")
+        return ("umcompress", plain, "") if isinstance(plain, str) else (plain.loads_with, "", plain.note)
 
 
 def _after(dry: DryStep, before: _State) -> tuple[_State, PlanStep]:

@@ -44,6 +44,7 @@ def _result(plan: PlanReport) -> list[str]:
     # Of experts, what to set instead is said in the reason.
     split = plan.why.removeprefix("model/ needs umcompress: ")
     lines += [f"why: {split}"] if plan.why else []
+    lines += [plan.result] if plan.result else []
     alike = "whole blocks, or as much of every layer, leave a model that transformers loads"
     return [*lines, alike] if plan.why and split == plan.why else lines
 

@@ -1,4 +1,4 @@
-"""A compressed BAGEL whose two streams are still alike, written as an ordinary smaller BAGEL.
+"""A compressed BAGEL whose two streams are still alike, written as a plain smaller BAGEL.
 
 vLLM-Omni, NeMo and the official code build a BAGEL from one number of blocks and one feed-forward width for both
 streams.  A model that is just that, with other numbers, needs no plans: its folder says the numbers everywhere that
@@ -23,7 +23,10 @@ from umcompress.models.plain_folder import Plain
 TEXT_CONFIG, VISION_CONFIG, CONFIG = "llm_config.json", "vit_config.json", "config.json"
 INDEX = "model.safetensors.index.json"
 STREAMS = {"understanding": "mlp", "generation": "mlp_moe_gen"}
-NOTE = "model/ is an ordinary BAGEL folder with {layers} blocks of width {width} in both streams"
+NOTE = (
+    "a plain BAGEL, {layers} blocks with {width} channels in both streams: the layout that vLLM-Omni, NeMo AutoModel "
+    "and BAGEL's own code read"
+)
 
 
 def ordinary_folder(
@@ -37,7 +40,7 @@ def ordinary_folder(
     before = BagelConfig.from_folder(folder)
     layers, widths = _sizes(model)
     if reasons := list(_differences(model, before, layers, widths)):
-        return f"model/ needs umcompress: no ordinary BAGEL folder can hold it, since {'; '.join(reasons)}"
+        return f"model/ needs umcompress: it is no plain BAGEL, since {'; '.join(reasons)}"
     width = widths["understanding"][0]
     if (layers, width) == (before.text.num_hidden_layers, before.text.intermediate_size):
         return ""
@@ -69,16 +72,16 @@ def _differences(
         return
     for stream, found in widths.items():
         if 0 in found:
-            yield f"block {found.index(0)} has no {stream} feed-forward (drop both branches of both streams)"
+            yield f"block {found.index(0)} has no {stream} feed-forward: drop whole blocks (component: shared)"
         elif len(set(found)) > 1:
-            yield f"{stream} widths differ by block ({min(found)} to {max(found)}): keep one (uniform: true)"
+            yield f"{stream} widths differ by block ({min(found)} to {max(found)}): cut all layers to one keep_ratio"
     if any(0 in found or len(set(found)) > 1 for found in widths.values()):
         return
     (understanding,), (generation,) = (set(found) for found in widths.values())
     if understanding != generation:
         yield (
             f"the streams differ in width ({understanding} in understanding, {generation} in generation): "
-            "prune both to one keep_ratio"
+            "cut both alike (component: shared)"
         )
         return
     text = before.text.model_copy(update={"num_hidden_layers": layers, "intermediate_size": understanding})
@@ -86,9 +89,20 @@ def _differences(
     found_shapes = _shapes(model)
     odd = sorted(name for name in wanted.keys() | found_shapes.keys() if wanted.get(name) != found_shapes.get(name))
     if odd:
-        where = "the vision tower" if all(name.startswith("vit_model") for name in odd) else "heads or branches"
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        yield f"{where} differ from the layout ({odd[0]}{more})"
+        yield f"{_why_not(odd)} ({odd[0]}{more})"
+
+
+def _why_not(odd: list[str]) -> str:
+    """What the tensors that differ from the layout are part of, and what would leave it plain."""
+    if all(name.startswith("vit_model") for name in odd):
+        return "the vision tower was cut, whose depth its readers take from different places: leave the tower whole"
+    if all(name.endswith("mlp.down_proj.bias") or name.endswith("mlp_moe_gen.down_proj.bias") for name in odd):
+        return "feed-forwards have a bias, which the layout has no place for: use another repair than bias"
+    return (
+        "heads or branches of the decoder were cut, which its configuration has no number for: cut whole blocks and "
+        "channels of both streams (component: shared)"
+    )
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
