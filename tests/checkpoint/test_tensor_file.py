@@ -15,7 +15,7 @@ from umcompress.checkpoint import tensor_file
 from umcompress.documents.plan import Plan, SetTensors
 from umcompress.errors import UsageError
 from umcompress.extend import TensorFile
-from umcompress.run.folder import keep_tensors, kept_tensors
+from umcompress.run.committed import keep_tensors, kept_tensors
 
 TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool]
 

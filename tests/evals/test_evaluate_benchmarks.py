@@ -12,6 +12,7 @@ from typing import Any
 
 import benchmark_data as data
 import pytest
+from run_fakes import depends_on
 from tiny_bagel import write_recipe
 
 from umcompress.cli.main import main
@@ -111,14 +112,17 @@ def test_a_recipe_with_a_benchmark(
 
 
 def test_a_killed_step_leaves_the_answers_of_evaluations_only(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path, depends_on("01-x"))
     work = folder.work(1, "01-x", {"mme"})
     (work / "mme").mkdir()
     (work / "mme" / "answers.jsonl").write_text("kept")
     (work / "old").mkdir()
     (work / "tensors.safetensors").write_text("gone")
     assert folder.work(1, "01-x", {"mme"}) == work
-    assert [path.name for path in work.rglob("*")] == ["mme", "answers.jsonl"]
+    assert {path.name for path in work.rglob("*")} == {".key", "mme", "answers.jsonl"}
+    # Of a step with other options nothing is kept.
+    changed = RunFolder(tmp_path, depends_on("01-x", data="another"))
+    assert {path.name for path in changed.work(1, "01-x", {"mme"}).rglob("*")} == {".key"}
 
 
 def test_two_processes_answer_what_one_does(folders: dict[str, Path], tiny_bagel: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
+from run_fakes import depends_on
 from safetensors.torch import load_file, save_file
 
 from umcompress.cli.main import main
@@ -17,7 +18,7 @@ from umcompress.errors import CheckError, UsageError
 from umcompress.extend.registry import find_evaluation, find_pass
 from umcompress.recipe.files import LoadedRecipe, load_recipe
 from umcompress.run.apply import _checking
-from umcompress.run.folder import RunFolder
+from umcompress.run.folder import Mark, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def test_a_folder_of_our_half_made_beginnings_is_taken_over(
     (tmp_path / "out").mkdir()
     for name in halves:
         (tmp_path / "out" / name).write_text(loaded.text if name == "recipe.yaml" else "hal", encoding="utf-8")
-    folder = RunFolder(tmp_path / "out")
-    assert folder.claim(loaded, "made of this") is False
+    folder = RunFolder(tmp_path / "out", depends_on())
+    assert folder.claim(loaded) is False
     folder.release()
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"recipe.yaml", "recipe.resolved.yaml", "run.json"}
@@ -53,7 +54,7 @@ def test_a_folder_of_our_half_made_beginnings_is_taken_over(
 def test_what_somebody_wrote_is_not_taken_over(name: str, loaded: LoadedRecipe, tmp_path: Path) -> None:
     (tmp_path / name).write_text("my own", encoding="utf-8")
     with pytest.raises(UsageError, match="not empty"):
-        RunFolder(tmp_path).claim(loaded, "made of this")
+        RunFolder(tmp_path, depends_on()).claim(loaded)
     assert (tmp_path / name).read_text() == "my own"
 
 
@@ -87,7 +88,10 @@ def its_folder_a_file(file: Path) -> None:
 def test_a_damaged_step_is_none_and_is_written_anew(
     damage: Callable[[Path], None], home: Path, tmp_path: Path
 ) -> None:
-    folder = RunFolder(shutil.copytree(home / "finished", tmp_path / "out"))
+    out = shutil.copytree(home / "finished", tmp_path / "out")
+    made_of = Mark.model_validate_json((out / "run.json").read_text()).depends_on
+    assert made_of is not None
+    folder = RunFolder(out, made_of)
     before = folder.committed(1, "01-layer_drop")
     assert before is not None
     damage(tmp_path / "out" / "steps" / "01-layer_drop" / "step.json")

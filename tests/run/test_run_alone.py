@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
+from run_fakes import depends_on
 
 from umcompress.cli.main import main
 from umcompress.errors import UsageError
@@ -22,8 +23,9 @@ from umcompress.run.folder import RunFolder
 HOLDS = """
 import sys, time
 from pathlib import Path
+from umcompress.run.dependencies import Dependencies
 from umcompress.run.folder import RunFolder
-folder = RunFolder(Path(sys.argv[1]))
+folder = RunFolder(Path(sys.argv[1]), Dependencies(steps=()))
 folder._hold("test")
 print("held", flush=True)
 time.sleep(600)
@@ -38,34 +40,34 @@ def loaded(tmp_path: Path) -> LoadedRecipe:
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(loaded: LoadedRecipe, tmp_path: Path) -> None:
-    out, ours = tmp_path / "out", RunFolder(tmp_path / "out")
-    assert ours.claim(loaded, "made of this") is False
+    out, ours = tmp_path / "out", RunFolder(tmp_path / "out", depends_on())
+    assert ours.claim(loaded) is False
     ours.release()
     before = sorted(path.name for path in out.iterdir())
     first = subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout is not None and first.stdout.readline() == "held\n"
         with pytest.raises(UsageError, match="at work in it") as refused:
-            ours.claim(loaded, "made of this")
+            ours.claim(loaded)
         assert "-o" in refused.value.do
     finally:
         first.kill()
         first.wait()
     # Killed without a word: nothing is left that would keep others out.
-    assert ours.claim(loaded, "made of this") is True
+    assert ours.claim(loaded) is True
     ours.release()
     assert sorted(path.name for path in out.iterdir()) == before
 
 
 def test_a_released_folder_is_free(loaded: LoadedRecipe, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "out")
-    folder.claim(loaded, "made of this")
+    folder = RunFolder(tmp_path / "out", depends_on())
+    folder.claim(loaded)
     with pytest.raises(UsageError, match="at work in it"):
-        RunFolder(tmp_path / "out").claim(loaded, "made of this")
+        RunFolder(tmp_path / "out", depends_on()).claim(loaded)
     folder.release()
     folder.release()
-    other = RunFolder(tmp_path / "out")
-    assert other.claim(loaded, "made of this") is True
+    other = RunFolder(tmp_path / "out", depends_on())
+    assert other.claim(loaded) is True
     other.release()
 
 

@@ -144,7 +144,8 @@ def _apply(options: Namespace) -> int:
     from umcompress.run.apply import apply
 
     report, folder = apply(
-        options.recipe, options.output, options.overrides, options.device, options.dtype, options.out_of_core
+        options.recipe, options.output, options.overrides, options.device, options.dtype, options.out_of_core,
+        options.reuse,
     )
     if processes.rank() == 0:
         _print(report, report_view(report, str(folder)), options.format)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,6 @@ from umcompress.models.save import is_compressed, load_compressed, read_record
 from umcompress.rewrite.apply import shapes_only
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_SAMPLED_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -62,19 +60,6 @@ class Source:
 
     def runner(self, model: nn.Module) -> Runner:
         return self.family.runner(model, self.folder)
-
-    def fingerprint(self) -> str:
-        """Identifies weights, settings and the code that is run: names, sizes and samples of all files' content."""
-        digest = hashlib.sha256()
-        kinds = (".safetensors", ".json", *((".py",) if self.trust_remote_code else ()))
-        for path in sorted(p for p in self.folder.iterdir() if p.suffix in kinds and p.is_file()):
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}:".encode())
-            with path.open("rb") as file:
-                for part in range(16):
-                    file.seek(part * max(0, size - _SAMPLED_CHUNK) // 15)
-                    digest.update(file.read(_SAMPLED_CHUNK))
-        return digest.hexdigest()
 
 
 def located(source: Source) -> tuple[nn.Module, DiskTensors]:

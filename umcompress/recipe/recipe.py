@@ -6,8 +6,6 @@ caller injects how names become classes, so this module stays below the registry
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -140,11 +138,11 @@ class Recipe(RecipeHead):
             del plain["sweep"]
         return {
             **plain,
-            "evaluate": [{name: self._evaluated(evaluation)} for name, evaluation in named],
+            "evaluate": [{name: self.evaluated(evaluation)} for name, evaluation in named],
             "steps": [step.resolved() for step in self.steps],
         }
 
-    def _evaluated(self, evaluation: Document) -> dict[str, Any]:
+    def evaluated(self, evaluation: Document) -> dict[str, Any]:
         """The options of an evaluation; the seed that it leaves open is the recipe's."""
         plain = evaluation.json_values()
         open_seed = "seed" in plain and "seed" not in evaluation.model_fields_set
@@ -156,12 +154,6 @@ class Recipe(RecipeHead):
         if base is None:
             return self.resolved()
         return _with_code(self.resolved(), lambda name: os.path.relpath(base / name, folder))
-
-    def fingerprint(self) -> str:
-        """Identifies what the recipe computes: a hash of `resolved()` without places: of the output, and of code."""
-        content = {key: value for key, value in self.resolved().items() if key != "output"}
-        content = _with_code(content, lambda name: Path(name).name)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _with_code(resolved: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:

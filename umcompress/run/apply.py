@@ -15,8 +15,8 @@ from umcompress.plan.command import _load
 from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.recipe import Recipe
-from umcompress.run.fingerprint import fingerprint
-from umcompress.run.folder import RunFolder, write_plans
+from umcompress.run.fingerprint import dependencies
+from umcompress.run.folder import RunFolder, reuse_steps, write_plans
 from umcompress.run.provenance import _record, _report
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def apply(
     device: str | None = None,
     dtype: str | None = None,
     out_of_core: bool = False,
+    reuse: str | None = None,
 ) -> tuple[Report, Path]:
     """Run a recipe.  Goes on with an unfinished run of the same recipe in the output folder.
 
@@ -56,19 +57,17 @@ def apply(
     check(loaded.recipe, source)
     if loaded.recipe.sweep:
         say(f"the recipe's grid is left out; it is for: umcompress sweep {recipe}")
-    return carry_out(loaded, source, path, out_of_core), path
+    return carry_out(loaded, source, path, out_of_core, reuse=Path(reuse) if reuse else None), path
 
 
 def carry_out(
-    loaded: LoadedRecipe, source: Source, path: Path, out_of_core: bool = False, shared: Shared | None = None
-) -> Report:
-    """A checked recipe into its folder.  shared: what runs of a sweep have in common."""
-    weights = source.fingerprint()
-    made_of = fingerprint(loaded, weights + ("/out of core" if out_of_core else ""))
-    folder = RunFolder(path)
+    loaded: LoadedRecipe, source: Source, path: Path, out_of_core: bool = False, shared: Shared | None = None,
+    reuse: Path | None = None,
+) -> Report:  # fmt: skip
+    """A checked recipe into its folder.  shared: what runs of a sweep have in common; reuse: a run to take steps of."""
+    folder = RunFolder(path, processes.by_first(lambda: dependencies(loaded, source, out_of_core)))
     try:
-        claimed = processes.by_first(lambda: folder.claim(loaded, made_of))
-        if claimed and (path / "report.json").is_file() and folder.model.is_dir():
+        if processes.by_first(lambda: _finished(folder, loaded, reuse)):
             say(f"{path} holds the finished run of this recipe; nothing is left to do")
             report = read_report(path)
         else:
@@ -76,15 +75,26 @@ def carry_out(
 
             if shared is not None:
                 given = shared
-                processes.by_first(lambda: given.give(loaded.recipe, weights, folder))
+                processes.by_first(lambda: given.give(folder))
             loop = Loop(loaded.recipe, folder, _held(loaded.recipe, source, out_of_core), say, shared)
             outcome = loop.run()
-            report = processes.by_first(lambda: _finish(loaded, loop, outcome, made_of))
+            report = processes.by_first(lambda: _finish(loaded, loop, outcome, folder.depends_on.fingerprint()))
         if shared is not None:
-            shared.take(loaded.recipe, weights, folder)
+            shared.take(folder)
         return report
     finally:
         folder.release()
+
+
+def _finished(folder: RunFolder, loaded: LoadedRecipe, reuse: Path | None) -> bool:
+    """Claim the folder, and take steps of another run; whether everything is done already."""
+    in_place = reuse is not None and folder.path.is_dir() and reuse.resolve() == folder.path.resolve()
+    begun = folder.claim(loaded, redo=in_place)
+    if begun and (folder.path / "report.json").is_file() and folder.model.is_dir():
+        return True
+    if reuse is not None and not in_place:
+        reuse_steps(folder, reuse)
+    return False
 
 
 def _held(recipe: Recipe, source: Source, out_of_core: bool) -> HeldModel:

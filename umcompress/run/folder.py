@@ -8,20 +8,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umcompress.checkpoint.atomic import atomic_folder, sha256_file, write_text_atomic
+from umcompress.checkpoint.atomic import write_text_atomic
 from umcompress.documents.base import Document
-from umcompress.documents.plan import Plan, SetTensors
-from umcompress.documents.report import StepReport
-from umcompress.errors import CheckError, UsageError
+from umcompress.documents.plan import Plan
+from umcompress.errors import UsageError
 from umcompress.files import is_regular, read_bytes, read_text
 from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.yaml_writer import yaml_text
+from umcompress.run.committed import STEP, CommittedStep, kept_tensors, read_step
+from umcompress.run.dependencies import Dependencies, changes, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,64 +31,95 @@ if TYPE_CHECKING:
 MARK = "run.json"
 RECIPE = "recipe.yaml"
 RESOLVED = "recipe.resolved.yaml"
-TENSORS = "tensors.safetensors"
 BASELINE = "baseline"
 # Where a training keeps its curve, and its checkpoint as long as the step is not committed.
 TRAINING = "training"
+# In a folder that is worked in: the key of the step that it is for.
+_KEY = ".key"
 
 
 class Mark(Document):
-    """Says that a folder is ours, and what it computes."""
+    """Says that a folder is ours, and what its steps depend on (folders of earlier versions say only the first)."""
 
     umcompress_run: int = 1
     fingerprint: str
-
-
-class CommittedStep(Document):
-    """What is kept of a finished step."""
-
-    report: StepReport
-    plan: Plan | None = None
+    depends_on: Dependencies | None = None
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run, whose steps depend on what `depends_on` says."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, depends_on: Dependencies) -> None:
+        self.path, self.depends_on = path, depends_on
         self._lock: int | None = None
 
     @property
     def model(self) -> Path:
         return self.path / "model"
 
-    def claim(self, loaded: LoadedRecipe, fingerprint: str) -> bool:
-        """Take the folder for this run; whether an unfinished or finished run of the same recipe is in it.
+    def claim(self, loaded: LoadedRecipe, redo: bool = False) -> bool:
+        """Take the folder for this run; whether there is something in it to go on with.
 
-        Raises UsageError where the folder is somebody else's, holds another recipe's run, or is being worked in. It is
-        this process's until `release`, or until the process ends.
+        Raises UsageError where the folder is somebody else's, is being worked in, or holds results of another run that
+        would be lost.  redo: these may go; steps that still hold are kept.  The folder is this process's until
+        `release`, or until the process ends.
         """
         asked = f"the output folder {self.path}"
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(asked, "a file of that name", "choose another with -o")
         make_folder(self.path, asked)
         self._hold(asked)
-        mark = self.path / MARK
+        mark, begun = self.path / MARK, False
         if mark.is_file():
-            if _fingerprint(mark, asked) == fingerprint:
+            before = _mark(mark, asked)
+            if before.fingerprint == self.depends_on.fingerprint():
                 return True
-            if not self._only_claimed():
-                raise UsageError(
-                    asked, "a run of another recipe, model or version (or of this recipe before it was changed, or in "
-                    "memory and not out of core, or the other way round)",
-                    f"give another folder with -o, or remove it first: rm -r {self.path}",
-                )
+            begun = not self._only_claimed()
+            if begun:
+                self._set_aside_changed(before, asked, redo)
         elif not self._is_our_beginning(loaded):
             raise UsageError(asked, "it is not empty, and no run of umcompress is in it", "choose another with -o")
         write_text_atomic(self.path / RECIPE, loaded.text)
         write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved_in(self.path)))
-        write_text_atomic(mark, Mark(fingerprint=fingerprint).model_dump_json() + "\n")
-        return False
+        said = Mark(fingerprint=self.depends_on.fingerprint(), depends_on=self.depends_on)
+        write_text_atomic(mark, said.model_dump_json() + "\n")
+        return begun
+
+    def _set_aside_changed(self, before: Mark, asked: str, redo: bool) -> None:
+        """Remove results that hold no longer, where there are none or that is wished.  UsageError otherwise."""
+        keys = self.depends_on.keys()
+        held, lost = list[str](), list[Path]()
+        for path in sorted((self.path / "steps").glob("[!.]*")):
+            step = read_step(path)
+            if step is not None and step.key in keys:
+                held.append(step.report.name)
+            else:
+                lost.append(path)
+        report = self.path / "report.json"
+        if (lost or report.exists() or not held) and not redo:
+            raise UsageError(asked, f"a run of something else is in it: {_why(before, self.depends_on)}",
+                             _advice(self.path, held))
+        say(f"{self.path}: {_why(before, self.depends_on)}; "
+            + (f"{', '.join(held)} kept" if held else "nothing of it holds"))
+        report.unlink(missing_ok=True)
+        for path in lost:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def take_over(self, run: Path) -> list[str]:
+        """Copy committed steps of another run that depend on the same things; the names of those taken."""
+        there = {step.key: path for path in sorted((run / "steps").glob("[!.]*")) if (step := read_step(path))}
+        taken = []
+        for index, (step, key) in enumerate(zip(self.depends_on.steps, self.depends_on.keys(), strict=True)):
+            if key in there and self.committed(index, step.name) is None:
+                self.copy_step(index, step.name, there[key])
+                taken.append(step.name)
+        return taken
+
+    def copy_step(self, index: int, name: str, committed: Path) -> None:
+        """A committed step of another run's folder into this one, as a whole or not at all."""
+        work = self.work(index, name)
+        shutil.copytree(committed, work, dirs_exist_ok=True)
+        self._in_place(index, name, work)
 
     def _hold(self, asked: str) -> None:
         """Two runs in one folder would take each other's files away. The lock leaves nothing on the disk."""
@@ -128,37 +161,39 @@ class RunFolder:
 
     def committed(self, index: int, name: str) -> CommittedStep | None:
         """A finished step, None where it is still to be done."""
-        file = self.step_path(index, name) / "step.json"
-        if not is_regular(file):
-            return None
-        try:
-            return CommittedStep.model_validate_json(read_text(file))
-        except ValueError as error:
-            say(f"{file} is damaged ({str(error).splitlines()[0]}): the step is done again")
-            return None
+        step = read_step(self.step_path(index, name))
+        return step if step is not None and step.key == self.depends_on.key(index) else None
 
     def work(self, index: int, name: str, keep: Collection[str] = ()) -> Path:
         """A folder for what a step leaves behind, outside of `steps` until it is committed.
 
-        It is empty but for the folders to `keep`, if a killed run left any.
+        It is empty but for the folders to `keep`, if a killed run of the same step left any.
         """
-        final = self.step_path(index, name)
+        final, key = self.step_path(index, name), self.depends_on.key(index)
         path = final.with_name(f".{final.name}.partial")
         for place in (path.parent, path):
             if place.exists() and not place.is_dir():
                 place.unlink()
         path.mkdir(parents=True, exist_ok=True)
+        same = is_regular(path / _KEY) and read_bytes(path / _KEY) == key.encode()
         for left in path.iterdir():
             if not left.is_dir() or left.is_symlink():
                 left.unlink()
-            elif left.name not in keep:
+            elif left.name not in keep or not same:
                 shutil.rmtree(left)
+        write_text_atomic(path / _KEY, key)
         return path
 
     def commit(self, index: int, name: str, work: Path, step: CommittedStep) -> None:
         for checkpoint in (work / TRAINING).glob("*.safetensors"):
             checkpoint.unlink()
-        write_text_atomic(work / "step.json", step.model_dump_json(indent=2, by_alias=True) + "\n")
+        named = step.model_copy(update={"key": self.depends_on.key(index)})
+        whole = named.model_copy(update={"digest": named.content()})
+        write_text_atomic(work / STEP, whole.model_dump_json(indent=2, by_alias=True) + "\n")
+        self._in_place(index, name, work)
+
+    def _in_place(self, index: int, name: str, work: Path) -> None:
+        (work / _KEY).unlink(missing_ok=True)
         target = self.step_path(index, name)
         if target.is_dir():
             shutil.rmtree(target, ignore_errors=True)
@@ -171,6 +206,19 @@ class RunFolder:
         return kept_tensors(plan, self.step_path(index, name))
 
 
+def reuse_steps(folder: RunFolder, run: Path) -> None:
+    """Take the steps of another run that depend on the same things.  UsageError where not even its baseline does."""
+    asked = f"--reuse {run}"
+    if not is_regular(run / MARK):
+        raise UsageError(asked, "no run of umcompress is in it", "name the output folder of a run")
+    before = _mark(run / MARK, asked)
+    if taken := folder.take_over(run):
+        say(f"taken from {run}: {', '.join(taken)}")
+    elif folder.committed(0, BASELINE) is None:
+        found = f"nothing of it holds: {_why(before, folder.depends_on)}"
+        raise UsageError(asked, found, "leave --reuse out, or name a run of the same model, versions and evaluations")
+
+
 def make_folder(path: Path, asked: str) -> None:
     """The folder, and those above it.  UsageError where that cannot be."""
     try:
@@ -180,47 +228,29 @@ def make_folder(path: Path, asked: str) -> None:
         raise UsageError(asked, found, "choose another with -o") from error
 
 
-def _fingerprint(mark: Path, asked: str) -> str:
+def _mark(file: Path, asked: str) -> Mark:
     try:
-        return Mark.model_validate_json(mark.read_text(encoding="utf-8")).fingerprint
+        return Mark.model_validate_json(read_text(file))
     except ValueError as error:
-        found = f"its {mark.name} is damaged, or not ours"
+        found = f"its {file.name} is damaged, or not ours"
         raise UsageError(asked, found, "choose another with -o, or remove it first") from error
 
 
-def keep_tensors(plan: Plan, tensors: Mapping[str, Tensor], work: Path) -> Plan:
-    """Write what a plan sets next to it; the plan with the file's digest."""
-    if not plan.tensor_names():
-        return plan
-    from umcompress.checkpoint.writer import in_memory, write_file
-
-    write_file(work / TENSORS, {name: in_memory(tensor) for name, tensor in sorted(tensors.items())})
-    digest = sha256_file(work / TENSORS)
-    edits = [
-        edit.model_copy(update={"digest": digest, "file": TENSORS}) if isinstance(edit, SetTensors) else edit
-        for edit in plan.edits
-    ]
-    return plan.model_copy(update={"edits": tuple(edits)})
+def _why(before: Mark, now: Dependencies) -> str:
+    if before.depends_on is None:
+        return "it was made by an earlier version of umcompress"
+    return shortened(changes(before.depends_on, now))
 
 
-def kept_tensors(plan: Plan, folder: Path) -> Mapping[str, Tensor]:
-    """What `keep_tensors` wrote.  CheckError where the file is not the one of the plan."""
-    edits = [edit for edit in plan.edits if isinstance(edit, SetTensors)]
-    if not edits:
-        return {}
-    from safetensors.torch import load_file
-
-    file = folder / TENSORS
-    if not is_regular(file) or any(edit.digest != sha256_file(file) for edit in edits):
-        raise CheckError(f"the tensors of the step {folder.name}", f"{file} is not the file that its plan names",
-                         "remove the output folder and run again")
-    return load_file(file)
+def _advice(path: Path, held: Collection[str]) -> str:
+    place = shlex.quote(str(path))
+    if not held:
+        return f"give another folder with -o, or remove it first: rm -r {place}"
+    return (f"give another folder with -o, and --reuse {place} to take {', '.join(held)} from here; "
+            f"or -o {place} --reuse {place}: what holds no longer is then done again in its place")
 
 
 def write_plans(folder: RunFolder, plans: Mapping[str, Plan]) -> None:
     """plan.json: every step's plan in order."""
     text = json.dumps({name: plan.model_dump(mode="json") for name, plan in plans.items()}, indent=1)
     write_text_atomic(folder.path / "plan.json", text + "\n")
-
-
-__all__ = ["TRAINING", "CommittedStep", "RunFolder", "atomic_folder", "keep_tensors", "kept_tensors", "write_plans"]

@@ -25,10 +25,11 @@ from umcompress.extend.pass_base import Pass, Proposal, TrainingPass
 from umcompress.extend.users_code import call
 from umcompress.graph.model_graph import ModelGraph
 from umcompress.recipe.recipe import Calibration, Recipe, Step
-from umcompress.run.folder import BASELINE, TRAINING, CommittedStep, RunFolder, keep_tensors, kept_tensors
+from umcompress.run.committed import CommittedStep, keep_tensors, kept_tensors
+from umcompress.run.folder import BASELINE, TRAINING, RunFolder
 from umcompress.run.held_model import HeldModel
 from umcompress.run.measured import measured
-from umcompress.run.sharing import Shared, step_key, trains
+from umcompress.run.sharing import Shared, trains
 from umcompress.train.step import feed_experts, run_training, sharded, summary
 
 if TYPE_CHECKING:
@@ -187,8 +188,7 @@ class Loop:
             return _plan(planner, self.held.graph(), Statistics(task=wanted.task))
         if self.shared is None or trains(self.recipe):
             return _plan(planner, *self._calibrated(place, planner, self.held, wanted, needs))
-        start = step_key(self.recipe, self.source.fingerprint(), place.index - 1)
-        key = (start, place.index, place.step.after, wanted, needs)
+        key = (self.folder.depends_on.key(place.parent), wanted, needs)
         made, known = self.shared.calibrated(
             key, self.held, lambda own: self._calibrated(place, planner, own, wanted, needs)
         )

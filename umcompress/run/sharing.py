@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import shutil
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from umcompress.extend.pass_base import TrainingPass
 from umcompress.models.source import Source
-from umcompress.run.folder import BASELINE, RunFolder
+from umcompress.run.folder import RunFolder
 from umcompress.run.held_model import HeldModel
 
 if TYPE_CHECKING:
@@ -74,32 +71,14 @@ class Shared:
             self._calibrations[key] = measure(other)
         return self._calibrations[key], known
 
-    def give(self, recipe: Recipe, made_of: str, folder: RunFolder) -> None:
+    def give(self, folder: RunFolder) -> None:
         """Put into a run's folder the steps, from the baseline on, that another run took from the same start."""
-        for index, name, key in _begun(recipe, made_of):
-            if folder.committed(index, name) is not None:
-                continue
-            if key not in self._steps:
-                return
-            work = folder.work(index, name)
-            shutil.copytree(self._steps[key], work, dirs_exist_ok=True)
-            work.rename(folder.step_path(index, name))
+        for index, (step, key) in enumerate(zip(folder.depends_on.steps, folder.depends_on.keys(), strict=True)):
+            if folder.committed(index, step.name) is None and key in self._steps:
+                folder.copy_step(index, step.name, self._steps[key])
 
-    def take(self, recipe: Recipe, made_of: str, folder: RunFolder) -> None:
+    def take(self, folder: RunFolder) -> None:
         """Remember the committed steps of a run."""
-        for index, name, key in _begun(recipe, made_of):
-            if folder.committed(index, name) is not None:
-                self._steps.setdefault(key, folder.step_path(index, name))
-
-
-def step_key(recipe: Recipe, made_of: str, index: int) -> str:
-    """Identifies what a run has computed after its step `index`: the recipe up to there, and the weights."""
-    resolved = recipe.resolved()
-    resolved = {key: value for key, value in resolved.items() if key != "output"}
-    resolved["steps"] = resolved["steps"][:index]
-    return hashlib.sha256(json.dumps([resolved, made_of], sort_keys=True).encode()).hexdigest()
-
-
-def _begun(recipe: Recipe, made_of: str) -> list[tuple[int, str, str]]:
-    names = [BASELINE, *(step.name for step in recipe.steps)]
-    return [(index, name, step_key(recipe, made_of, index)) for index, name in enumerate(names)]
+        for index, (step, key) in enumerate(zip(folder.depends_on.steps, folder.depends_on.keys(), strict=True)):
+            if folder.committed(index, step.name) is not None:
+                self._steps.setdefault(key, folder.step_path(index, step.name))
