@@ -1,23 +1,30 @@
-"""Which share of random mutants of the code do the tests of their room let pass?
+"""Which share of random mutants of the code do the tests let pass?
 
-    python benchmarks/mutation_sample.py --count 50 --seed 0 --seconds 90
+    pip install pytest-cov
+    python benchmarks/mutation_sample.py --count 300 --seed 0 --seconds 90
 
 A mutant changes one place: a comparison, a constant by one, `and` to `or`, a `not`, a statement left out, a value that
-is returned. It is made in a copy of the source, and `tests/ROOM` runs against that copy until a test fails. A mutant
-survives when all tests pass; one whose tests are not done in time is counted apart: nothing is known of it.
+is returned. The tests of the rooms run once with coverage, which says which of them pass through each line; a mutant
+made in a copy of the source then meets the tests of its line, the fastest first, until one fails. It survives when all
+of them pass; one whose tests are not done in time is counted apart, and so is a line that no test passes through in
+its own process. Each mutant is tried in a fork of a process that has imported the libraries but none of our modules.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import importlib
+import json
+import multiprocessing
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,23 +125,106 @@ def installed(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / "umcompress" / name, ignore=ignore)
 
 
-def outcome(mutant: Mutant, package: Path, seconds: float) -> str:
-    """`killed`, `survived` or `not done`."""
+# -- which tests pass through a line -----------------------------------------------------------------------------------
+
+Line = tuple[str, int]
+
+
+def tests_by_line(rooms: tuple[str, ...], package: Path, kept: Path) -> dict[Line, list[str]]:
+    """Tests of these rooms that run each line of the package, the fastest first; from `kept` if it is there."""
+    if not kept.is_file():
+        kept.write_text(json.dumps(_covered(rooms, package)))
+    found: dict[Line, list[str]] = {}
+    for file, lines in json.loads(kept.read_text()).items():
+        found |= {(file, int(line)): tests for line, tests in lines.items()}
+    return found
+
+
+def _covered(rooms: tuple[str, ...], package: Path) -> dict[str, dict[int, list[str]]]:
+    from coverage import CoverageData
+
+    data, times = package / "coverage", package / "times.json"
+    where = [f"tests/{room}" for room in rooms]
+    plugin = package / "note_times.py"
+    plugin.write_text(NOTE_TIMES)
+    settings = package / "coveragerc"
+    settings.write_text(f"[run]\nsource = {package / 'umcompress'}\ndata_file = {data}\n")
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "note_times", "--cov",
+        f"--cov-config={settings}", "--cov-context=test", "--cov-report=", *where,
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, env=_environment(package) | {"TIMES": str(times)}, check=True)
+    seconds: dict[str, float] = json.loads(times.read_text())
+    measured = CoverageData(str(data))
+    measured.read()
+    found: dict[str, dict[int, list[str]]] = defaultdict(dict)
+    for file in measured.measured_files():
+        for line, contexts in measured.contexts_by_lineno(file).items():
+            tests = {context.rpartition("|")[0] for context in contexts if context} & set(seconds)
+            found[str(Path(file).relative_to(package))][line] = sorted(tests, key=seconds.__getitem__)
+    return found
+
+
+NOTE_TIMES = """
+import collections, json, os
+took = collections.Counter()
+def pytest_runtest_logreport(report):
+    took[report.nodeid] += report.duration
+def pytest_sessionfinish():
+    with open(os.environ["TIMES"], "w") as file:
+        json.dump(took, file)
+"""
+
+
+def _environment(package: Path) -> dict[str, str]:
+    # Not the source in the current folder, which `-m` would put first.
+    own = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own}
+
+
+# -- one mutant --------------------------------------------------------------------------------------------------------
+
+
+def outcome(mutant: Mutant, package: Path, tests: dict[Line, list[str]], seconds: float) -> str:
+    """`killed`, `survived`, `not run` (no test passes through the line) or `not done`."""
     inside = mutant.file.relative_to(ROOT)
-    target = package / (inside if inside.parts[0] == "umcompress" else Path("umcompress") / inside)
+    inside = inside if inside.parts[0] == "umcompress" else Path("umcompress") / inside
+    chosen = tests.get((str(inside), mutant.line), [])
+    if not chosen:
+        return "not run"
+    target = package / inside
     original = target.read_text(encoding="utf-8")
     target.write_text(mutated(original, mutant.number), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{mutant.room}"]
-    # Not the source in the current folder, which `-m` would put first.
-    settings = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment = {**os.environ, **settings, "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return "not done"
+        child = multiprocessing.get_context("fork").Process(target=_run, args=(package, chosen))
+        child.start()
+        child.join(seconds)
+        if child.is_alive():
+            child.kill()
+            child.join()
+            return "not done"
     finally:
         target.write_text(original, encoding="utf-8")
-    return "survived" if done.returncode == 0 else "killed"
+    return "survived" if child.exitcode == 0 else "killed"
+
+
+def _run(package: Path, tests: list[str]) -> None:
+    import pytest
+
+    os.environ |= _environment(package)
+    sys.path.insert(0, str(package))
+    os.chdir(ROOT)
+    with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-cov", *tests])
+    os._exit(int(code))
+
+
+def import_libraries() -> None:
+    """What every test needs, once; none of our modules, which a mutant changes."""
+    for name in ("torch.fx", "transformers.models.qwen2", "pydantic", "hypothesis", "scipy.stats"):
+        importlib.import_module(name)
+    ours = [name for name in sys.modules if name.partition(".")[0] == "umcompress"]
+    assert not ours, ours
 
 
 def main() -> None:
@@ -144,19 +234,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=600, help="for the tests of one mutant")
     parser.add_argument("--rooms", nargs="*", default=ROOMS)
+    parser.add_argument("--covered", type=Path, default=Path("mutation_coverage.json"), help="tests by line, kept")
     asked = parser.parse_args()
-    every = mutants(tuple(asked.rooms))
+    rooms = tuple(asked.rooms)
+    every = mutants(rooms)
     counts: Counter[str] = Counter()
+    import_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        installed(Path(folder))
+        package = Path(folder)
+        installed(package)
+        tests = tests_by_line(rooms, package, asked.covered)
         for mutant in random.Random(asked.seed).sample(every, min(asked.count, len(every))):
-            found = outcome(mutant, Path(folder), asked.seconds)
+            found = outcome(mutant, package, tests, asked.seconds)
             counts[found] += 1
             print(f"{found}: {mutant.file.relative_to(ROOT)}:{mutant.line} {mutant.what}", flush=True)
     decided = counts["killed"] + counts["survived"]
     share = f"{counts['survived'] / decided:.0%}" if decided else "unknown"
     print(f"{len(every)} places; {counts['killed']} killed, {counts['survived']} survived ({share} of those decided), "
-          f"{counts['not done']} not done in time")
+          f"{counts['not done']} not done in time, {counts['not run']} on lines that no test runs in its own process")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from umcompress.checkpoint.fill import fill
 from umcompress.models.family import Family
-from umcompress.models.runner import Likelihood, Work, likelihood
+from umcompress.models.runner import Likelihood, Runner, Work, likelihood
 
 CONFIG, WEIGHTS = "byte_model.json", "byte_model.safetensors"
 
@@ -58,16 +58,16 @@ class ByteModel(nn.Module):
         return self.head(x)
 
 
-class ByteRunner:
+class ByteRunner(Runner):
     """Runs one model.  Only what the tasks need: this one answers in text."""
 
     tasks = ("understanding",)
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, folder):
+        self.model, self.folder = model, folder
 
     @torch.no_grad()
-    def logits(self, text):
+    def next_bytes(self, text):
         """(T, 256), T bytes of the text."""
         return self.model(torch.tensor([list(text.encode())]))[0]
 
@@ -76,7 +76,7 @@ class ByteRunner:
         for text in questions:
             answer = ""
             for _ in range(max_new_tokens):
-                answer += chr(int(self.logits(text + answer)[-1, :128].argmax()))
+                answer += chr(int(self.next_bytes(text + answer)[-1, :128].argmax()))
             answers.append(answer)
         return answers
 
@@ -86,11 +86,11 @@ class ByteRunner:
 
     def _likelihood(self, prompt, text):
         ids = torch.tensor(list(text.encode()))
-        return likelihood(self.logits(prompt + text)[-len(ids) - 1 : -1], ids)
+        return likelihood(self.next_bytes(prompt + text)[-len(ids) - 1 : -1], ids)
 
     def feed(self, items, at_time=None):
         for item in items:
-            self.logits(item.text)
+            self.next_bytes(item.text)
 
     @torch.no_grad()
     def pass_tokens(self, task):
@@ -99,12 +99,12 @@ class ByteRunner:
 
     def workload(self, task):
         start = time.perf_counter()
-        self.logits("a" * 64)
+        self.next_bytes("a" * 64)
         seconds = time.perf_counter() - start
         return Work(seconds, {"tokens_per_second": 64 / seconds})
 
     def probe(self):
-        return {"logits": self.logits("the same text before and after")}
+        return {"logits": self.next_bytes("the same text before and after")}
 
 
 class ByteFamily(Family):
@@ -134,4 +134,4 @@ class ByteFamily(Family):
         return "shared"
 
     def runner(self, model, folder):
-        return ByteRunner(model)
+        return ByteRunner(model, folder)

@@ -11,13 +11,15 @@ import random
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from umcompress.evals._lines import ResumableLines, Row, earlier_seconds, read_rows
-from umcompress.evals._progress import Progress
-from umcompress.extend import Document, Evaluation, Score, UsageError, processes
+from umcompress.extend import Document, Evaluation, Progress, Score, UsageError, processes
+
+if TYPE_CHECKING:
+    from umcompress.extend import Runner
 
 T = TypeVar("T")
 
@@ -90,8 +92,8 @@ class Benchmark(Evaluation):
 
     def collect(
         self, items: Sequence[T], out: Path, key: Callable[[T], str], work: Callable[[Sequence[T]], list[Row]],
-        progress: Callable[[str], None], *, runner: Any = None, file: str = "answers.jsonl", unit: str = "questions",
-        chunk: int | None = None, settings: Mapping[str, Any] | None = None,
+        progress: Callable[[str], None], *, runner: Runner | None = None, file: str = "answers.jsonl",
+        unit: str = "questions", chunk: int | None = None, settings: Mapping[str, Any] | None = None,
     ) -> list[Row]:
         """A row for each item, in order: from the file where it is there, else from `work`, a chunk at a time.
 
@@ -99,7 +101,7 @@ class Benchmark(Evaluation):
         model and the `settings` are the same.  The chunks do not depend on the number of processes, so neither
         do the rows.
         """
-        size = chunk or int(getattr(runner, "batch", 1))
+        size = chunk or (None if runner is None else runner.batch_size) or 1
         keys = [key(item) for item in items]
         if len(set(keys)) < len(keys):
             raise UsageError(f"{self.name}: the data in {self.folder}", "two items have the same id", "mend the data")
@@ -144,11 +146,11 @@ def digest(parts: Iterable[str]) -> str:
     return found.hexdigest()[:16]
 
 
-def model_digest(runner: Any) -> str | None:
+def model_digest(runner: Runner | None) -> str | None:
     """Identifies a runner's model: names, shapes and sampled values of its weights.  None if it shows none."""
-    model: Any = getattr(runner, "model", None)
-    if not hasattr(model, "state_dict"):
+    if runner is None:
         return None
+    model = runner.model
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -158,6 +160,6 @@ def model_digest(runner: Any) -> str | None:
 
 
 __all__ = [
-    "Benchmark", "Needed", "Progress", "ResumableLines", "Row", "digest", "earlier_seconds", "model_digest",
+    "Benchmark", "Needed", "ResumableLines", "Row", "digest", "earlier_seconds", "model_digest",
     "read_rows",
 ]  # fmt: skip

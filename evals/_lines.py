@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from umcompress.extend import UsageError, files, processes
+from umcompress.extend import UsageError, files, processes, write_text_atomic
 
 Row = dict[str, Any]
 # Beside NAME.jsonl: how long each run was at it.
@@ -62,9 +62,7 @@ class ResumableLines:
         return rows
 
     def _rewrite(self, rows: Iterable[Row]) -> None:
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text("".join(_line(row) for row in rows), encoding="utf-8")
-        partial.replace(self.path)
+        write_text_atomic(self.path, "".join(_line(row) for row in rows), sync=False)
         for part in self._parts()[1:]:
             part.unlink(missing_ok=True)
 
@@ -98,9 +96,7 @@ class ResumableLines:
         file = self._seconds_file()
         others = [row for row in read_rows(file) if row["began"] != self._began] if file.is_file() else []
         mine = {"began": self._began, "seconds": round(time.monotonic() - self._started, 3)}
-        partial = file.with_name(f"{file.name}.partial")
-        partial.write_text("".join(_line(row) for row in [*others, mine]), encoding="utf-8")
-        partial.replace(file)
+        write_text_atomic(file, "".join(_line(row) for row in [*others, mine]), sync=False)
 
     def finish(self, keys: Sequence[str]) -> list[Row]:
         """The rows of `keys` in that order, those of all processes; afterwards the file is in that order too."""

@@ -24,7 +24,7 @@ from umcompress.extend import (
 )
 
 if TYPE_CHECKING:
-    from umcompress.extend import TrainingItem
+    from umcompress.extend import Runner, TrainingItem
 
 BATCH = 16
 Time = Annotated[float, Field(gt=0, lt=1)]
@@ -72,7 +72,7 @@ class TaskLoss(Evaluation):
     def check(self) -> None:
         self.provider.check()
 
-    def suits(self, runner: Any) -> None:
+    def suits(self, runner: Runner) -> None:
         """UsageError where nothing can be scored; ModelError where the model cannot have a loss of such items."""
         from umcompress.extend import trainer_of
 
@@ -91,11 +91,11 @@ class TaskLoss(Evaluation):
             )  # fmt: skip
         return found
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         from umcompress.extend import trainer_of
 
         trainer, scores, rows = trainer_of(runner), dict[Task, Score](), list[dict[str, Any]]()
-        batch = min(BATCH, int(getattr(runner, "batch", BATCH)))
+        batch = min(BATCH, runner.batch_size or BATCH)
         for task in self._scored(trainer.tasks):
             started = time.monotonic()
             found = self._found(task)

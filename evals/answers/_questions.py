@@ -8,10 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from umcompress.evals._benchmark import Benchmark, Row, digest
 from umcompress.extend import Score, ScoredItem, Task, UsageError, open_picture, text_of
+
+if TYPE_CHECKING:
+    from umcompress.extend import Runner
 
 KEPT = 16  # decoded pictures: questions about one picture follow each other
 
@@ -100,7 +103,7 @@ class QuestionBenchmark(Benchmark):
         """How long an answer may become."""
         return self.new_tokens
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """answers.jsonl in `out` has a row a question: its id, kind, prompt and answer."""
         if "understanding" not in runner.tasks:
             raise UsageError(f"the evaluation {self.name}", "this model answers no questions", "leave it out")

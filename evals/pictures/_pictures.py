@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from umcompress.evals._benchmark import Benchmark, Row
-from umcompress.extend import UsageError, open_picture, processes
+from umcompress.extend import UsageError, atomic_file, open_picture, processes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from umcompress.extend import Runner
 
 LIST = "pictures.jsonl"
 SHOWN, SIDE = 12, 256
@@ -29,7 +31,7 @@ class Wanted:
 
 
 def paint(
-    benchmark: Benchmark, runner: Any, wanted: Sequence[Wanted], out: Path, progress: Callable[[str], None],
+    benchmark: Benchmark, runner: Runner, wanted: Sequence[Wanted], out: Path, progress: Callable[[str], None],
     data: str,
 ) -> None:
     """Generate missing pictures into `out/images`; every process returns when all pictures exist.
@@ -59,9 +61,9 @@ def paint(
         sample_sheet(out / "samples.png", [(folder / item.file, item.prompt) for item in some])
 
 
-def sampling(runner: Any) -> str:
+def sampling(runner: Runner) -> str:
     """The settings that a runner samples with, as far as it shows any."""
-    return f"{getattr(runner, 'sampling', '')} {getattr(runner, 'guidance', '')}".strip()
+    return runner.sampling_settings
 
 
 def _every(count: int) -> int:
@@ -74,9 +76,8 @@ def save(path: Path, picture: NDArray[np.uint8] | Image) -> None:
 
     image = picture if isinstance(picture, Pillow.Image) else Pillow.fromarray(picture)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{processes.rank()}.partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+    with atomic_file(path, str(processes.rank())) as partial:
+        image.save(partial, format="PNG")
 
 
 def open_rgb(path: Path) -> Image:
@@ -115,6 +116,6 @@ def picture_grid(path: Path, files: Iterable[Path], columns: int = 2) -> None:
     save(path, whole)
 
 
-def device_of(runner: Any) -> str:
+def device_of(runner: Runner) -> str:
     """Where a runner's model is; judges go to the same place."""
-    return str(getattr(getattr(runner, "model", None), "device", "cpu"))
+    return str(runner.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, me
 
 if TYPE_CHECKING:
     from umcompress.evals.pictures._clip import Clip
+    from umcompress.extend import Runner
 
 HESSEL = 2.5
 
@@ -53,7 +54,7 @@ class ClipScore(Benchmark):
             raise UsageError("clip_score", "no `clip` is named", "clip: FOLDER of openai/clip-vit-base-patch16, say")
         check_folder(self.clip, "clip", f"clip_score: clip {self.clip}")
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Pictures and their scores go to `out`."""
         started = time.monotonic()
         self.check()
@@ -73,7 +74,7 @@ class ClipScore(Benchmark):
         return {"generation": self.timed(score, started, self.partial(len(rows), len(whole)), out)}
 
     def _compare(
-        self, runner: Any, wanted: Sequence[Wanted], out: Path, progress: Callable[[str], None], mark: str
+        self, runner: Runner, wanted: Sequence[Wanted], out: Path, progress: Callable[[str], None], mark: str
     ) -> list[Row]:
         """A row a picture: its cosine, and whether CLIP could read the whole prompt."""
         assert self.clip is not None

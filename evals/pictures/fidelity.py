@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, fi
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from umcompress.extend import Runner
 
 KINDS = ("pixels", "latents")
 
@@ -57,7 +59,7 @@ class Fidelity(Benchmark):
         wanted = [Wanted(f"{index:05d}.png", prompt, index) for index, prompt in enumerate(whole)]
         return self.drawn(wanted, lambda item: "")
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """The pictures that others are compared with; they are like themselves."""
         if "generation" not in runner.tasks:
             return {}
@@ -65,12 +67,12 @@ class Fidelity(Benchmark):
         wanted = self._wanted(whole)
         paint(self, runner, wanted, out, progress, digest(whole))
         same = KindScore(value=1.0, low=1.0, high=1.0, n=len(wanted))
-        kinds = KINDS if hasattr(runner, "latents") else KINDS[:1]
+        kinds = KINDS if runner.encodes_pictures else KINDS[:1]
         score = Score(**same.model_dump(), by_kind=dict.fromkeys(kinds, same))
         return {"generation": self.timed(score, started, self.partial(len(wanted), len(whole)), out)}
 
     def compare(
-        self, runner: Any, out: Path, progress: Callable[[str], None], reference: Path
+        self, runner: Runner, out: Path, progress: Callable[[str], None], reference: Path
     ) -> dict[Task, Score]:
         """Paint, and compare with the pictures in `reference`."""
         if "generation" not in runner.tasks:
@@ -108,7 +110,7 @@ def _mark(reference: Path) -> str:
     return digest([files.read_text(file)])
 
 
-def distances(runner: Any, picture: Image, reference: Image, other: Image) -> dict[str, float]:
+def distances(runner: Runner, picture: Image, reference: Image, other: Image) -> dict[str, float]:
     """How far a picture is from its reference, and how far the reference of another prompt is from that."""
     import numpy as np
 
@@ -117,7 +119,7 @@ def distances(runner: Any, picture: Image, reference: Image, other: Image) -> di
                          "compare models that paint in the same size")
     a, b, c = (np.asarray(image, dtype=np.float64) / 255 for image in (picture, reference, other))
     found = {"pixels": float(np.sqrt(((a - b) ** 2).mean())), "pixels_other": float(np.sqrt(((c - b) ** 2).mean()))}
-    if hasattr(runner, "latents"):
+    if runner.encodes_pictures:
         import torch
 
         with torch.no_grad():

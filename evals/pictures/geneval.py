@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -29,6 +29,9 @@ from umcompress.extend import (
     processes,
     proportion,
 )
+
+if TYPE_CHECKING:
+    from umcompress.extend import Runner
 
 METADATA = "evaluation_metadata.jsonl"
 NOISES = 64  # at most so many pictures a prompt: its noises do not depend on how many are asked for
@@ -93,7 +96,7 @@ class GenEval(Benchmark):
         if self.detections is not None:
             Precomputed.read(self.detections, prompts)
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """The score; pictures, verdicts with their detections and a sheet of samples go to `out`."""
         started = time.monotonic()
         self.check()
@@ -120,7 +123,7 @@ class GenEval(Benchmark):
 
         return [(prompt, picture(prompt, number)) for prompt in prompts for number in range(self.images)]
 
-    def _paint(self, runner: Any, prompts: Sequence[Prompt], out: Path, progress: Callable[[str], None]) -> None:
+    def _paint(self, runner: Runner, prompts: Sequence[Prompt], out: Path, progress: Callable[[str], None]) -> None:
         wanted = [picture for _, picture in self._files(prompts)]
         if processes.rank() == 0:
             for prompt in prompts:
@@ -136,7 +139,7 @@ class GenEval(Benchmark):
     # -- verdicts --------------------------------------------------------------------------------------------------
 
     def _judge(
-        self, runner: Any, prompts: Sequence[Prompt], out: Path, progress: Callable[[str], None]
+        self, runner: Runner, prompts: Sequence[Prompt], out: Path, progress: Callable[[str], None]
     ) -> tuple[list[Judged], str]:
         assert self.detector is not None and self.classifier is not None
         judges = Judges(self.detector, self.classifier, device_of(runner))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -30,6 +30,9 @@ from umcompress.extend import (
     processes,
     text_of,
 )
+
+if TYPE_CHECKING:
+    from umcompress.extend import Runner
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
 ASKED = "questions.jsonl"
@@ -94,7 +97,7 @@ class Wise(Benchmark):
         if self.grades is not None:
             self._graded(prompts)
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Pictures and the judge's questions go to `out`; the score comes from `grades`."""
         started = time.monotonic()
         self.check()

@@ -19,7 +19,7 @@ from umcompress.extend import Evaluation, Score, ScoredItem, Task, processes, sc
 if TYPE_CHECKING:
     import numpy as np
 
-    from umcompress.extend import GenerationItem, TrainingItem, UnderstandingItem
+    from umcompress.extend import GenerationItem, Runner, TrainingItem, UnderstandingItem
 
 CHUNK = 100
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Scenes(Evaluation):
     def _count(self, wanted: int) -> int:
         return wanted if self.limit is None else min(wanted, self.limit)
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Scores of the tasks that the runner has; answers, verdicts and a sheet of samples go to `out`."""
         scores: dict[Task, Score] = {}
         out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ class Scenes(Evaluation):
             found += [Asked(scene, question) for question in drawn]
         return found
 
-    def _understand(self, runner: Any, out: Path, progress: Callable[[str], None]) -> Score:
+    def _understand(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> Score:
         asked = self.asked()
 
         def work(part: slice) -> list[str]:
@@ -111,7 +111,7 @@ class Scenes(Evaluation):
         kinds = [prompts.KINDS[index % len(prompts.KINDS)] for index in range(self._count(self.prompts))]
         return [prompts.sample_prompt(rng, kind, "evaluation") for kind in kinds]
 
-    def _generate(self, runner: Any, out: Path, progress: Callable[[str], None]) -> Score:
+    def _generate(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> Score:
         from umcompress.evals.pictures.geneval_rules import judge
         from umcompress.evals.scenes.detector import detect
         from umcompress.evals.scenes.pictures import save_contact_sheet
@@ -137,7 +137,7 @@ class Scenes(Evaluation):
         counts = {kind: (right[kind], total[kind]) for kind in prompts.KINDS if total[kind]}
         return score_of_counts(counts, generation_chance(), average="kinds")
 
-    def _paint(self, runner: Any, texts: Sequence[str]) -> list[Any]:
+    def _paint(self, runner: Runner, texts: Sequence[str]) -> list[Any]:
         """All pictures; several processes paint whole batches each, so that batches are those of one process."""
         if processes.world() == 1:
             pictures: list[Any] = runner.generate(texts, self.seed)
@@ -147,7 +147,7 @@ class Scenes(Evaluation):
             found: list[Any] = runner.generate(texts[part], self.seed, places=range(part.start, part.stop))
             return found
 
-        return _shared(len(texts), getattr(runner, "batch", CHUNK), work)
+        return _shared(len(texts), runner.batch_size or CHUNK, work)
 
     def scored_items(self, task: Task) -> list[ScoredItem]:
         """The prompts; scenes that are asked about are disjoint from all others by how they are drawn."""

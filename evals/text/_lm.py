@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from umcompress.extend import UsageError, open_picture
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from umcompress.extend import Runner
+
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 DEFAULT_TOKENS = 256  # of an answer, where the task says nothing: lm-eval's own number
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -33,10 +35,10 @@ class RunnerLM(LM):  # type: ignore[misc]
 
     MULTIMODAL = True
 
-    def __init__(self, runner: Any, batch: int | None = None) -> None:
+    def __init__(self, runner: Runner, batch: int | None = None) -> None:
         super().__init__()
         self.runner = runner
-        self.batch = batch or int(getattr(runner, "batch", 8))
+        self.batch = batch or runner.batch_size or 8
         self.pictures = Decoder()
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -197,21 +199,17 @@ class RecordedLM(ForwardingLM):
         return self.collect(kind, requests, work)
 
 
-def language_model(runner: Any, batch: int | None = None, pictures: bool = False) -> LM:
+def language_model(runner: Runner, batch: int | None = None, pictures: bool = False) -> LM:
     """lm-eval's own `hf` over a causal language model of transformers, ours over everything else and for `pictures`.
 
     So what is measured in memory is what `lm_eval --model hf` measures on the saved folder.
     """
-    ours = not hasattr(runner, "logits") or (pictures and getattr(runner, "sees", False))
-    words = None if ours else getattr(runner, "words", None)
-    if words is None:
-        if not hasattr(runner, "score"):
-            raise UsageError("lm-eval tasks", f"{type(runner).__name__} scores no continuations", "give it a `score`")
+    if not runner.reads_texts or (pictures and runner.reads_pictures):
         return RunnerLM(runner, batch)
     from lm_eval.models.huggingface import HFLM
 
+    words, at_rest = runner.tokenizer, runner.at_rest
     known = words.checked_ids
-    at_rest = getattr(runner, "at_rest", nullcontext)
 
     class Known(HFLM):  # type: ignore[misc]
         """Refuses tokens that the model has no embedding for, before torch fails on them; reads each text at rest."""

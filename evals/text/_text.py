@@ -18,7 +18,7 @@ from umcompress.extend import PlanError, Task, UsageError, files
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from umcompress.extend import TextSample
+    from umcompress.extend import Runner, TextSample
 
 BATCH_TOKENS = 4096
 # Characters of a text that is worth a score.
@@ -64,27 +64,27 @@ class TextBenchmark(Benchmark):
         place = text.find("\n", share) + 1 or text.find(" ", share) + 1 or share if self.held_out else 0
         return text[:place], text[place:]
 
-    def suits(self, runner: Any) -> None:
+    def suits(self, runner: Runner) -> None:
         """UsageError where the model has no logits of plain text, no tokenizer, or no positions for the windows."""
         # The tokenizer is opened where it is asked for.
-        if not hasattr(runner, "logits") or not hasattr(runner, "words"):
+        if not runner.reads_texts:
             raise UsageError(f"{self.name} of this model", "it has no logits of plain text",
                              "use it on causal language models")
-        if not getattr(runner, "speaks", True):
-            kind = type(getattr(runner, "model", runner)).__name__
+        if not runner.generates_text:
+            kind = type(runner.model).__name__
             raise UsageError(f"{self.name} of this model", f"{kind} does not generate text",
                              "use it on causal language models")
-        most = getattr(runner, "positions", None)
+        most = runner.max_text_tokens
         if most is not None and self.window > most:
             raise UsageError(f"{self.name}: windows of {self.window} tokens", f"the model has positions for {most}",
                              f"set window: {most}, or less")
 
-    def ids(self, runner: Any) -> Tensor:
+    def ids(self, runner: Runner) -> Tensor:
         """The scored text as one row of ids, tokenized as a whole and without special tokens."""
         self.suits(runner)
         import torch
 
-        found = torch.tensor(runner.words.continuation_ids(self.parts()[1]), dtype=torch.long)
+        found = torch.tensor(runner.tokenizer.continuation_ids(self.parts()[1]), dtype=torch.long)
         if len(found) < 2:
             raise UsageError(f"{self.name}: score {self.path()}", "fewer than two tokens", "give it a longer text")
         return found

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
 from umcompress.evals.text._text import TextBenchmark
-from umcompress.extend import KindScore, Score, Task, UsageError, mean_score, proportion
+from umcompress.extend import KindScore, Score, Task, UsageError, atomic_file, mean_score, proportion
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from umcompress.extend import Runner
 
 FILE = "logits.safetensors"
 
@@ -30,11 +32,11 @@ class Agreement(TextBenchmark):
     tokens: PositiveInt = Field(default=1024, description="positions that are compared")
     window: PositiveInt = Field(default=256, description="tokens of context; no window is longer")
 
-    def _rows(self, runner: Any) -> list[Tensor]:
+    def _rows(self, runner: Runner) -> list[Tensor]:
         ids = self.ids(runner)[: self.tokens]
         return [ids[start : start + self.window] for start in range(0, len(ids), self.window)]
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Keep the logits that later models are compared with; this one agrees with itself."""
         from safetensors.torch import save_file
 
@@ -42,13 +44,12 @@ class Agreement(TextBenchmark):
         progress(f"agreement: logits of {sum(map(len, rows))} tokens")
         out.mkdir(parents=True, exist_ok=True)
         kept = {f"{index:05d}": runner.logits(row[None])[0].float().cpu() for index, row in enumerate(rows)}
-        partial = out / f".{FILE}.partial"
-        save_file(kept | {f"ids.{index:05d}": row for index, row in enumerate(rows)}, partial)
-        partial.replace(out / FILE)
+        with atomic_file(out / FILE) as partial:
+            save_file(kept | {f"ids.{index:05d}": row for index, row in enumerate(rows)}, partial)
         return {"understanding": self.timed(_score([1.0] * len(rows), [0.0] * len(rows), rows), started, None)}
 
     def compare(
-        self, runner: Any, out: Path, progress: Callable[[str], None], reference: Path
+        self, runner: Runner, out: Path, progress: Callable[[str], None], reference: Path
     ) -> dict[Task, Score]:
         """Hold this model's logits against those in `reference`."""
         from safetensors import safe_open

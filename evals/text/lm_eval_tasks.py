@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
-from umcompress.evals._benchmark import Progress, ResumableLines, earlier_seconds, model_digest
+from umcompress.evals._benchmark import ResumableLines, earlier_seconds, model_digest
 from umcompress.evals.text._lm_scores import scored
-from umcompress.extend import Evaluation, Score, ScoredItem, Task, UsageError, processes
+from umcompress.extend import Evaluation, Progress, Score, ScoredItem, Task, UsageError, processes
+
+if TYPE_CHECKING:
+    from umcompress.extend import Runner
 
 CHUNK = 64
 KEPT = ("results", "groups", "versions", "n-shot", "n-samples")
@@ -62,7 +65,7 @@ class LmEval(Evaluation):
         require(self.name)
         self._loaded()
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """A line a request in `out`, by kind of request; results.json as lm-eval gives it."""
         require(self.name)
         if "understanding" not in runner.tasks:
@@ -91,7 +94,7 @@ class LmEval(Evaluation):
         return {"understanding": score}
 
     def _collect(
-        self, runner: Any, out: Path, progress: Callable[[str], None], kind: str, requests: Sequence[Any],
+        self, runner: Runner, out: Path, progress: Callable[[str], None], kind: str, requests: Sequence[Any],
         work: Callable[[Sequence[Any]], list[Any]],
     ) -> list[Any]:  # fmt: skip
         """What `work` says to each request, from the file where it is there; processes share the chunks."""

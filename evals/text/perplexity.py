@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from umcompress.evals._benchmark import Row, digest
 from umcompress.evals.text._text import Windowed, batches
@@ -14,6 +14,8 @@ from umcompress.extend import KindScore, Score, Task, files, mean_score
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from umcompress.extend import Runner
 
 
 # Nats of which exp() is still a float64; a perplexity beyond is given as that, 8e307.
@@ -30,7 +32,7 @@ class Perplexity(Windowed):
 
     name: ClassVar[str] = "perplexity"
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         started, ids = time.monotonic(), self.ids(runner)
         parts = self.windows(len(ids))
         rows = self.collect(
@@ -42,14 +44,14 @@ class Perplexity(Windowed):
         losses = [loss for row in rows for loss in row["losses"]]
         counts = [count for row in rows for count in row["counts"]]
         # Of the text, not of what the tokenizer gives back: that may be in lower case, or have unknown tokens in it.
-        size = len(runner.words.beginning(self.parts()[1], parts[-1][1]).encode())
+        size = len(runner.tokenizer.beginning(self.parts()[1], parts[-1][1]).encode())
         whole = len(self.model_copy(update={"limit": None}).windows(len(ids)))
         read = digest([files.read_text(self.path()), repr(counts)])
         score = token_weighted(losses, counts, size).model_copy(update={"items_of": read})
         return {"understanding": self.timed(score, started, self.partial(len(losses), whole), out)}
 
 
-def _likelihood(runner: Any, ids: Tensor, batch: list[tuple[int, int, int]]) -> Row:
+def _likelihood(runner: Runner, ids: Tensor, batch: list[tuple[int, int, int]]) -> Row:
     """Sum of negative log-likelihoods (nats) and number of scored tokens of each window."""
     import torch
 

@@ -11,9 +11,9 @@ from pico import FAMILY, text, text_inputs, write_config
 from safetensors.torch import load_file
 from torch import Tensor
 
-from umcompress.checkpoint.atomic import atomic_folder, sha256_file, write_text_atomic
 from umcompress.checkpoint.index import open_files, open_folder, read_header
 from umcompress.checkpoint.writer import TensorToWrite, in_memory, write_file, write_shards
+from umcompress.documents.atomic import atomic_folder, sha256_file, write_text_atomic
 from umcompress.documents.plan import CompressionRecord, KeepChannels, Plan
 from umcompress.errors import CheckError, ModelError, UsageError
 from umcompress.models.save import load_compressed, read_record, save_compressed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,8 +17,8 @@ from umcompress.documents.report import StepReport
 from umcompress.documents.scores import Score, headline, proportion, score_of_counts, wilson
 from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, ResumableLines, model_digest
-from umcompress.evals._progress import EVERY, Progress, Remaining, duration
 from umcompress.extend.evaluation_options import chosen
+from umcompress.progress import EVERY, Progress, Remaining, duration
 from umcompress.report import terminal
 from umcompress.report.report_view import evaluation_view
 
@@ -71,17 +72,13 @@ def test_rows_of_another_model_are_set_aside(tmp_path: Path) -> None:
 
 
 def test_a_model_is_known_by_its_weights() -> None:
-    class Runner:
-        def __init__(self, model: nn.Module) -> None:
-            self.model = model
-
     torch.manual_seed(0)
     model = nn.Linear(300, 200)
-    first = model_digest(Runner(model))
-    assert first == model_digest(Runner(model)) and model_digest(object()) is None
+    first = model_digest(SimpleNamespace(model=model))
+    assert first == model_digest(SimpleNamespace(model=model)) and model_digest(None) is None
     with torch.no_grad():
         model.bias.mul_(1.01)
-    assert model_digest(Runner(model)) != first
+    assert model_digest(SimpleNamespace(model=model)) != first
 
 
 class Doubles(Benchmark):

@@ -74,7 +74,7 @@ def test_perplexity_is_that_of_single_predictions(
     runner: Any = source.runner(source.load())
     evaluation = Perplexity(data=text, window=window, stride=stride, limit=5)
     score = evaluation.run(runner, tmp_path, print)["understanding"]
-    ids = runner.words.continuation_ids(evaluation.parts()[1])
+    ids = runner.tokenizer.continuation_ids(evaluation.parts()[1])
     nats = [x for one in reference_nats(llama, ids, windows(len(ids), window, stride)[:5]) for x in one]
     assert score.numbers["perplexity"].value == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-5)
     assert score.value == pytest.approx(math.exp(-sum(nats) / len(nats)), rel=1e-5)

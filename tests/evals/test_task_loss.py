@@ -53,8 +53,8 @@ def test_answers_of_bagel_one_token_after_the_other(tiny_bagel: Path) -> None:
         assert isinstance(item, UnderstandingItem)
         cache = Cache(1)
         model.absorb_vision(cache, [vision_input(item.image, model.config).double()])
-        model.absorb_text(cache, [runner.words.ids(item.question)])
-        read, wanted, nats = marks.bos_token_id, [*runner.words.ids(item.answer).tolist(), marks.eos_token_id], []
+        model.absorb_text(cache, [runner.tokenizer.ids(item.question)])
+        read, wanted, nats = marks.bos_token_id, [*runner.tokenizer.ids(item.answer).tolist(), marks.eos_token_id], []
         for token in wanted:
             rows, _ = model.absorb_text(cache, [torch.tensor([read])], wrap=False)
             nats.append(-float(model.logits(rows)[0].log_softmax(-1)[token]))
@@ -75,7 +75,7 @@ def test_pictures_of_bagel_as_the_sampler_meets_them(tiny_bagel: Path) -> None:
         clean = model.latent_tokens(runner.latents([item.image])[0].float())
         noise = torch.from_numpy(draw.standard_normal(tuple(clean.shape), dtype=np.float32))
         cache = Cache(1)
-        model.absorb_text(cache, [runner.words.ids(item.prompt)])
+        model.absorb_text(cache, [runner.tokenizer.ids(item.prompt)])
         for time, loss in zip(TIMES, losses, strict=True):
             at = shift * time / (1 + (shift - 1) * time)
             velocity = model.velocity(cache, (1 - at) * clean + at * noise, at, [runner.size])
@@ -139,7 +139,7 @@ def test_texts_of_a_llama_one_at_a_time(llama: Path) -> None:
     texts = ["a longer text about nothing", "hm!", "one two three"]
     found = trainer.losses([TextSample(text) for text in texts], draws(3), TIMES)
     for text, loss in zip(texts, found, strict=True):
-        ids = torch.tensor([runner.words.ids(text)])
+        ids = torch.tensor([runner.tokenizer.ids(text)])
         chances = runner.model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
         assert float(loss) == pytest.approx(float(-chances.gather(-1, ids[0, 1:, None]).mean()), rel=1e-9)
 

@@ -35,7 +35,7 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def logits(runner: Any) -> Any:
-    return runner.logits(torch.tensor([runner.words.continuation_ids(SHORT)])).tolist()
+    return runner.logits(torch.tensor([runner.tokenizer.continuation_ids(SHORT)])).tolist()
 
 
 def similarity(runner: Any) -> Any:
@@ -53,7 +53,7 @@ MEASURED: dict[str, Callable[[Any], Any]] = {
     "probe": lambda runner: {name: value.tolist() for name, value in runner.probe().items()},
 }
 BEFORE: dict[str, Callable[[Any], Any]] = {
-    "a long text": lambda runner: runner.model(torch.tensor([runner.words.continuation_ids(LONG)])),
+    "a long text": lambda runner: runner.model(torch.tensor([runner.tokenizer.continuation_ids(LONG)])),
     "timing": lambda runner: runner.workload("understanding"),
 }
 

@@ -41,7 +41,7 @@ def by_hand(runner: Any, question: str, tokens: int) -> str:
     asked = len(ids)
     while len(ids) < asked + tokens and (len(ids) == asked or ids[-1] != 2):
         ids = [*ids, int(runner.model(torch.tensor([ids])).logits[0, -1].argmax())]
-    return str(runner.words.text(torch.tensor(ids[asked:])).strip())
+    return str(runner.tokenizer.text(torch.tensor(ids[asked:])).strip())
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -427,7 +427,7 @@ def test_a_tokenizer_of_its_own_waits_for_consent(toy: Path, tmp_path: Path, mar
         source = open_source(str(folder), trust_remote_code=trust)
         runner: Any = source.runner(source.load())
         try:
-            kind = type(runner.words.tokenizer).__name__
+            kind = type(runner.tokenizer.tokenizer).__name__
         except ModelError as error:
             kind = str(error)
         assert (kind == "ToyTokenizer") is trust and marker.exists() is trust, kind

@@ -46,9 +46,9 @@ def step_by_step(runner: Any, pictures: Sequence[Any], prompt: str | None, text:
     for picture in pictures:
         model.absorb_vision(cache, [vision_input(picture, model.config).double()])
     if prompt is not None:
-        model.absorb_text(cache, [runner.words.ids(prompt)])
+        model.absorb_text(cache, [runner.tokenizer.ids(prompt)])
     token, nats, greedy = marks.bos_token_id, 0.0, True
-    for wanted in runner.words.ids(text).tolist():
+    for wanted in runner.tokenizer.ids(text).tolist():
         rows, _ = model.absorb_text(cache, [torch.tensor([token])], wrap=False)
         logits = model.logits(rows)[0]
         nats += float(logits.log_softmax(-1)[wanted])
@@ -82,7 +82,7 @@ def test_what_bagel_answers_is_what_it_finds_likeliest(bagel: Path) -> None:
     picture = np.full((36, 36, 3), 90, dtype=np.uint8)
     question = "is there a red circle?"
     answer = runner.answer([picture], [question], 3)[0]
-    assert runner.words.encode(answer)
+    assert runner.tokenizer.encode(answer)
     likely, other = runner.score([picture], [question], [[answer, "blue blue blue"]])[0]
     assert likely.greedy and not other.greedy
 
@@ -105,10 +105,10 @@ def test_llama_scores_text(llama: Path) -> None:
     for prompt, texts, likely in zip(prompts, choices, runner.score([None] * 3, prompts, choices), strict=True):
         for text, one in zip(texts, likely, strict=True):
             # One character a token; nothing before the first text but the token that begins texts.
-            before = runner.words.continuation_ids(prompt) if prompt else [1]
+            before = runner.tokenizer.continuation_ids(prompt) if prompt else [1]
             nats, greedy = 0.0, True
             spaces = len(prompt) - len(prompt.rstrip()) if prompt else 0
-            wanted = runner.words.continuation_ids((" " * spaces) + text)
+            wanted = runner.tokenizer.continuation_ids((" " * spaces) + text)
             before = before[: len(before) - spaces]
             for token in wanted:
                 with torch.no_grad():

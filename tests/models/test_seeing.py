@@ -76,7 +76,7 @@ def test_answers_are_those_of_transformers(name: str, runners: dict[str, Any]) -
         assert runner.answer([image], [question], 5) == [answer]
         made = prepared(name, image if isinstance(image, list) else [image], question)
         out = runner.model.generate(**made, generation_config=settings)[0, made["input_ids"].shape[1] :]
-        assert runner.words.text(out).strip() == answer
+        assert runner.tokenizer.text(out).strip() == answer
     assert len(set(together)) > 1
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from umcompress.files import regular
+from umcompress.documents.files import regular
 
 # What lies beside a model and is never read of it: texts for people, pictures, weights in formats that are refused.
 _NOT_READ = frozenset({

@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umcompress.documents.files import parse_json, read_json, regular, within
 from umcompress.errors import ModelError, did_you_mean
-from umcompress.files import parse_json, read_json, regular, within
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from umcompress.checkpoint.parts import FileRange, PartialTensor, joined, pieces, whole
 from umcompress.checkpoint.read_ahead import read_ahead
+from umcompress.documents.atomic import atomic_file
 from umcompress.errors import CheckError
-from umcompress.files import naming
 
 NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -82,8 +82,7 @@ def write_file(
     text = json.dumps(header, separators=(",", ":")).encode()
     # Data starts on a multiple of 64 bytes, so that most tensors can be used straight from a memory map.
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    work = file.with_name(f".{file.name}.partial")
-    with naming(file), work.open("wb", buffering=0) as stream:
+    with atomic_file(file) as work, work.open("wb", buffering=0) as stream:
         _write(stream, memoryview(struct.pack("<Q", len(text)) + text))
         for name in order:
             source = tensors[name]
@@ -93,7 +92,6 @@ def write_file(
                 _write(stream, part)
         if sync:
             os.fsync(stream.fileno())
-    work.replace(file)
 
 
 def _write(stream: FileIO, data: memoryview) -> None:

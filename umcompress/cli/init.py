@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from umcompress.documents.base import TASKS, Task
 from umcompress.documents.previews import Inspection
@@ -14,6 +14,9 @@ from umcompress.extend.evaluation_base import Evaluation
 from umcompress.extend.evaluation_options import bare_name, chosen
 from umcompress.extend.registry import find_evaluation, find_pass
 from umcompress.plan.suggest import Starter, recipe_text, suggest
+
+if TYPE_CHECKING:
+    from umcompress.models.runner import Runner
 
 # What calibrates where the named evaluations do not.
 _BUILT_IN = "scenes"
@@ -61,7 +64,7 @@ def _given(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _sources(
-    model: str, evaluations: Mapping[str, Evaluation], runner: Any
+    model: str, evaluations: Mapping[str, Evaluation], runner: Runner
 ) -> tuple[dict[Task, str], dict[Task, str]]:
     """For each task the first evaluation that has calibration data for it; else why those that were asked have none.
 
@@ -84,24 +87,24 @@ def _sources(
                 _must_answer(f"a first recipe for {model} with {name}", runner, items)
                 evaluation.suits(runner)
             found.setdefault(task, name)
-        if task in refusals and task not in found and getattr(runner, "sees", False):
+        if task in refusals and task not in found and runner.reads_pictures:
             # Benchmarks give nothing away to calibrate on; the built-in pictures do for a first recipe.
             find_evaluation(_BUILT_IN)().calibration_items(task, 1, 0)
             found[task] = _BUILT_IN
     return found, refusals
 
 
-def _must_answer(asked: str, runner: Any, items: Sequence[Any]) -> None:
+def _must_answer(asked: str, runner: Runner, items: Sequence[Any]) -> None:
     """UsageError where the model cannot be asked such questions or read such texts."""
-    kind = type(getattr(runner, "model", runner)).__name__
-    if not getattr(runner, "speaks", True):
+    kind = type(runner.model).__name__
+    if not runner.generates_text:
         do = "write a recipe with evaluate: [], and passes with score: magnitude"
         raise UsageError(asked, f"{kind} does not generate text, so no question or text scores it", do)
     plain = all(getattr(item, "image", None) is None for item in items)
-    if not plain and not getattr(runner, "sees", True):
+    if not plain and not runner.reads_pictures:
         do = "name one that scores text: --evaluation perplexity:data=FILE, any UTF-8 text"
         raise UsageError(asked, f"it shows pictures, and {kind} is run on text here", do)
-    if any(hasattr(item, "text") for item in items) and not hasattr(runner, "logits"):
+    if any(hasattr(item, "text") for item in items) and not runner.reads_texts:
         raise UsageError(asked, f"it scores plain text, which {kind} is not run on here", "name another one")
 
 

@@ -11,16 +11,19 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from umcompress.data.overlap import _warning, overlap
 from umcompress.documents.base import Task
+from umcompress.documents.files import parse_json, read_bytes
 from umcompress.documents.lines import lines_of, text_of
 from umcompress.documents.scores import Score
 from umcompress.errors import UsageError
 from umcompress.extend.evaluation_base import Evaluation, ScoredItem
-from umcompress.files import parse_json, read_bytes
 from umcompress.models.pictures import open_picture
+
+if TYPE_CHECKING:
+    from umcompress.models.runner import Runner
 
 FORMS = "a prompt or a text a line, or JSON lines with `prompt`, with `image` and `question`, or with `text`"
 JSON = (".jsonl", ".json", ".ndjson")
@@ -40,7 +43,7 @@ class CalibrationFile(Evaluation):
     data: Path
     base: Path | None = None
 
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         return {}
 
     def check(self) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from umcompress.documents.files import read_bytes
 from umcompress.extend.evaluation_base import ScoredItem
-from umcompress.files import read_bytes
 from umcompress.models.pictures import open_picture
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from umcompress.data.calibration_file import CalibrationFile, Row
 from umcompress.documents.base import Task
+from umcompress.documents.files import is_regular
 from umcompress.errors import UsageError
-from umcompress.files import is_regular
 from umcompress.models.pictures import open_picture
 
 if TYPE_CHECKING:

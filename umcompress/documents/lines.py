@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from umcompress.files import read_bytes
+from umcompress.documents.files import read_bytes
 
 
 def lines_of(text: str) -> list[str]:

@@ -13,8 +13,11 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
 
+from umcompress.documents.atomic import write_text_atomic
 from umcompress.documents.base import TASKS, Component, Document, Task
 from umcompress.documents.expert_load import Experts
+from umcompress.documents.file_names import REPORT
+from umcompress.documents.files import read_text
 from umcompress.documents.gate import Gate
 from umcompress.documents.plan import Declined
 from umcompress.documents.scores import (
@@ -26,9 +29,7 @@ from umcompress.documents.scores import (
 from umcompress.documents.training_options import TrainingSummary
 from umcompress.documents.unfinished_run import unfinished
 from umcompress.errors import UsageError
-from umcompress.files import read_text
 
-FILE = "report.json"
 # Two timings of the same model differ by this much; less is not called faster.
 SPEED_NOISE = 0.02
 
@@ -222,20 +223,18 @@ def check_gate(gate: Gate, scores: Mapping[Task, Score], baseline: Mapping[Task,
 
 def write_report(report: Report, folder: Path) -> Path:
     """Write report.json by rename, so that it is never there half."""
-    target = folder / FILE
-    partial = target.with_suffix(".json.partial")
-    partial.write_text(report.dumps(), encoding="utf-8")
-    return partial.replace(target)
+    write_text_atomic(folder / REPORT, report.dumps())
+    return folder / REPORT
 
 
 def read_report(path: Path) -> Report:
     """The report of a run folder, or a report.json by itself. Raises UsageError."""
-    file = path / FILE if path.is_dir() else path
+    file = path / REPORT if path.is_dir() else path
     asked = f"the report of {path}"
     if not file.is_file():
         if (said := unfinished(path, "the report")) is not None:
             raise UsageError(asked, *said)
-        found = f"{path} is a folder without {FILE}" if path.is_dir() else "no such file or folder"
+        found = f"{path} is a folder without {REPORT}" if path.is_dir() else "no such file or folder"
         raise UsageError(asked, found, "name the output folder of a finished run, or its report.json")
     try:
         return Report.model_validate_json(read_text(file))

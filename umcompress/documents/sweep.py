@@ -10,8 +10,6 @@ from pydantic import Field
 from umcompress.documents.base import Document
 from umcompress.documents.report import StepReport
 
-FILE = "sweep.json"
-
 
 class Cell(Document):
     """One combination of the axes' values, by path; `name` is its folder below `cells`."""

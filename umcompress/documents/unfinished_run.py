@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-# In the output folder of every run.
-RUN = "run.json"
+from umcompress.documents.file_names import RESOLVED, RUN
 
 
 def unfinished(folder: Path, lacks: str) -> tuple[str, str] | None:
@@ -19,7 +18,7 @@ def unfinished(folder: Path, lacks: str) -> tuple[str, str] | None:
         return None
     done = [path.name.removeprefix("00-") for path in sorted((folder / "steps").glob("[!.]*")) if path.is_dir()]
     steps = f"; done so far: {', '.join(done)}" if done else ""
-    recipe, place = shlex.quote(str(folder / "recipe.resolved.yaml")), shlex.quote(str(folder))
+    recipe, place = shlex.quote(str(folder / RESOLVED)), shlex.quote(str(folder))
     return (
         f"the output folder of a run that is not finished: {lacks} comes at its end{steps}",
         f"give the command that began it again, or umcompress apply {recipe} -o {place}: it goes on",

@@ -7,6 +7,7 @@ Scores: `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` and `s
 Errors: raise `UsageError`, `ModelError` or `PlanError` with what was asked, what was found, what to do.
 `files` and `open_picture`: read what a user named; regular files only, and what is damaged or a bomb is refused.
 `trainer_of`: what computes the losses of a runner's model; `TrainingFile`: items from a user's file.
+`atomic_file`, `write_text_atomic`: a killed run leaves nothing half-written.  `Progress`: a bar with the time left.
 `processes`: share work and gather results where several processes were launched.
 Files: `text_of` reads one, `lines_of` gives its lines; `splitlines` would split JSON strings that hold U+2028.
 Items: what `calibration_items` and `training_items` return.
@@ -17,7 +18,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from umcompress import files, processes
+from umcompress import processes
 from umcompress.calibrate.declare import (
     BlockSimilarity,
     BranchKind,
@@ -43,6 +44,8 @@ from umcompress.calibrate.statistics import (
     Statistics,
 )
 from umcompress.checkpoint.tensor_file import TensorFile
+from umcompress.documents import files
+from umcompress.documents.atomic import atomic_file, write_text_atomic
 from umcompress.documents.lines import lines_of, text_of
 from umcompress.documents.plan import (
     Declined,
@@ -71,6 +74,7 @@ from umcompress.extend.evaluation_base import Evaluation, ScoredItem
 from umcompress.extend.pass_base import Pass, Proposal, ScopedPass, SitePass, TrainingPass, parse_layers
 from umcompress.extend.registry import evaluations, find_evaluation, find_pass, passes
 from umcompress.graph.sites import AttentionSite, BlockSite, BranchSite, ExpertSite, FeedForwardSite
+from umcompress.progress import Progress
 from umcompress.recipe.recipe import Calibration, Component, Document, Ratio, Task
 
 if TYPE_CHECKING:
@@ -80,11 +84,13 @@ if TYPE_CHECKING:
     from umcompress.models.item_losses import trainer_of
     from umcompress.models.items import GenerationItem, ImageText, TextSample, TrainingItem, UnderstandingItem
     from umcompress.models.pictures import open_picture
+    from umcompress.models.runner import Runner
 
 # These bring torch or numpy, so they are imported when somebody asks for them.
 _IMPORTED_LATE = {
     "ModelGraph": "umcompress.graph.model_graph",
     "SplitPlace": "umcompress.graph.expert_place",
+    "Runner": "umcompress.models.runner",
     "open_picture": "umcompress.models.pictures",
     "GenerationItem": "umcompress.models.items",
     "ImageText": "umcompress.models.items",
@@ -143,11 +149,13 @@ __all__ = [
     "Pass",
     "Plan",
     "PlanError",
+    "Progress",
     "Proposal",
     "Ratio",
     "Routed",
     "RoutedMoments",
     "Routing",
+    "Runner",
     "Samples",
     "Scope",
     "ScopedPass",
@@ -169,6 +177,7 @@ __all__ = [
     "UmcompressError",
     "UnderstandingItem",
     "UsageError",
+    "atomic_file",
     "did_you_mean",
     "evaluations",
     "files",
@@ -186,4 +195,5 @@ __all__ = [
     "score_of_counts",
     "text_of",
     "trainer_of",
+    "write_text_atomic",
 ]

@@ -13,8 +13,8 @@ from umcompress.errors import PlanError
 from umcompress.recipe.recipe import Document, Task
 
 if TYPE_CHECKING:
-
     from umcompress.models.items import TrainingItem
+    from umcompress.models.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Evaluation(Document, ABC):
     def check(self) -> None:
         """Look, before hours are spent, whether what `run` reads is there.  UsageError says what is missing."""
 
-    def suits(self, runner: Any) -> None:
+    def suits(self, runner: Runner) -> None:
         """Look whether a model can be scored, by its shapes and files alone.  UsageError says why it cannot.
 
         runner: of a skeleton of the model.
         """
 
     @abstractmethod
-    def run(self, runner: Any, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
+    def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         """Score what `runner` answers and generates; leave artifacts (answers, images) in `out`."""
 
     def compare(
-        self, runner: Any, out: Path, progress: Callable[[str], None], reference: Path
+        self, runner: Runner, out: Path, progress: Callable[[str], None], reference: Path
     ) -> dict[Task, Score]:
         """As `run`, for a model that was made from another one; `reference` is what `run` left of that one.
 

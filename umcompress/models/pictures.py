@@ -9,8 +9,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umcompress.documents.files import regular
 from umcompress.errors import UsageError
-from umcompress.files import regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,16 +5,16 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from umcompress.documents.unfinished_run import RUN, unfinished
+from umcompress.documents.file_names import RECORD, RUN
+from umcompress.documents.files import read_json
+from umcompress.documents.unfinished_run import unfinished
 from umcompress.errors import ModelError, nearest
-from umcompress.files import read_json
 from umcompress.models.family import Family
 from umcompress.models.hub import hub_folder, is_hub_id
 from umcompress.plugins import entries
 
 FAMILIES = "umcompress.families"
 BUILT_IN = {"bagel-mini": "bagel_mini"}
-RECORD = "umcompress.json"
 # What peft saves in place of a model.
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"

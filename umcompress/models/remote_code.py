@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from umcompress.documents.files import read_json, read_text
 from umcompress.errors import ModelError
-from umcompress.files import read_json, read_text
 
 MAP = "auto_map"
 _MODEL = ("config.json", "base_config.json")

@@ -16,19 +16,19 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from umcompress.checkpoint.atomic import atomic_folder
 from umcompress.checkpoint.disk import CustomWeightLayout
 from umcompress.checkpoint.fill import name_mismatches, sources
 from umcompress.checkpoint.layout import WeightFiles
 from umcompress.checkpoint.writer import DEFAULT_SHARD_BYTES, TensorToWrite, write_shards
+from umcompress.documents.atomic import atomic_folder
 from umcompress.documents.base import explain
+from umcompress.documents.file_names import RECORD
 from umcompress.documents.plan import CompressionRecord
 from umcompress.errors import CheckError, ModelError
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.models.plain_folder import Plain
 from umcompress.rewrite.apply import shapes_only
 
-RECORD = "umcompress.json"
 # In a folder of the hub beside the safetensors: the same weights again, for other programs.
 WEIGHTS = frozenset({
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".ggml", ".onnx", ".onnx_data",

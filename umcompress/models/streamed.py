@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.models.lockstep import Lockstep
-from umcompress.models.runner import Portions, Runner
+from umcompress.models.runner import Runner
 
 Read = Callable[[str], Tensor]
 # Portions of calibration data that pass the blocks together: what each needs between two blocks is held for all.
@@ -124,7 +124,7 @@ def feed_together(runner: Runner, items: Sequence[Any], lockstep: Lockstep) -> N
 
     What a portion needs between two blocks is held for all of them at once.
     """
-    portions = runner.portions(items) if isinstance(runner, Portions) else [[item] for item in items]
+    portions = runner.portions(items)
     for start in range(0, len(portions), TOGETHER):
         lockstep.run([partial(runner.feed, portion) for portion in portions[start : start + TOGETHER]])
 

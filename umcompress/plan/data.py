@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from umcompress.data.calibration_file import CalibrationFile
 from umcompress.data.sources import calibration_source, seeded, training_source
@@ -18,11 +18,12 @@ from umcompress.train.step import check_learning, check_trainable
 if TYPE_CHECKING:
     from torch import nn
 
+    from umcompress.models.runner import Runner
 
 Problem = PlanError | UsageError
 
 
-def data_problems(recipe: Recipe, source: Source, runner: Any) -> list[tuple[str, Problem]]:
+def data_problems(recipe: Recipe, source: Source, runner: Runner) -> list[tuple[str, Problem]]:
     """What is wrong with the data of a recipe: the steps or the evaluation that it stops, and why.
 
     runner: of a skeleton of the model.  The items are drawn; no weight is read.
@@ -55,7 +56,7 @@ def learning_problem(
 
 
 def _problems(
-    recipe: Recipe, source: Source, runner: Any, evaluations: Sequence[Evaluation]
+    recipe: Recipe, source: Source, runner: Runner, evaluations: Sequence[Evaluation]
 ) -> Iterator[tuple[str, Problem]]:
     for name, evaluation in zip(recipe.evaluation_names, evaluations, strict=True):
         try:
@@ -80,7 +81,7 @@ def _problems(
             yield step.name, error
 
 
-def _gate_problem(step: Step, evaluations: Sequence[Evaluation], runner: Any) -> UsageError | None:
+def _gate_problem(step: Step, evaluations: Sequence[Evaluation], runner: Runner) -> UsageError | None:
     """What is wrong with a limit to a drop of a score that nothing gives."""
     scored = {task for evaluation in evaluations for task in evaluation.tasks if task in runner.tasks}
     asked: dict[Task, float | None] = {}
@@ -95,9 +96,9 @@ def _gate_problem(step: Step, evaluations: Sequence[Evaluation], runner: Any) ->
     )
 
 
-def _calibrates(wanted: Calibration, giver: Evaluation, runner: Any) -> None:
+def _calibrates(wanted: Calibration, giver: Evaluation, runner: Runner) -> None:
     """PlanError or UsageError where calibration items are missing."""
-    tasks = getattr(runner, "calibrates", runner.tasks)
+    tasks = runner.calibrates
     if wanted.task not in tasks:
         raise PlanError(
             f"calibrate on {wanted.task}", f"{_kind(runner)} does {' and '.join(tasks)} here",
@@ -112,7 +113,7 @@ def _calibrates(wanted: Calibration, giver: Evaluation, runner: Any) -> None:
     _can_read(giver.name, pictured, any(hasattr(item, "text") for item in items), runner)
 
 
-def _does_any(evaluation: Evaluation, runner: Any) -> None:
+def _does_any(evaluation: Evaluation, runner: Runner) -> None:
     """UsageError where the model does nothing that the evaluation scores."""
     if evaluation.tasks and not set(evaluation.tasks) & set(runner.tasks):
         raise UsageError(
@@ -122,23 +123,24 @@ def _does_any(evaluation: Evaluation, runner: Any) -> None:
         )
 
 
-def _can_read(name: str, pictured: bool, plain: bool, runner: Any) -> None:
+def _can_read(name: str, pictured: bool, plain: bool, runner: Runner) -> None:
     """PlanError where calibration items have pictures or text only, which the model is not run on."""
     asked = f"calibrate {_kind(runner)} on {name}"
-    if pictured and not getattr(runner, "sees", True):
+    if pictured and not runner.reads_pictures:
         raise PlanError(
             asked, "it shows pictures, and the model is run on text here",
             "calibration: {data: FILE} of JSON lines with `text`, or evaluate: [perplexity: {data: FILE}]",
         )
-    if plain and hasattr(runner, "words"):
-        # Opened, so that a tokenizer that is missing or broken is told of before anything is run.
-        _ = runner.words
-    if plain and not hasattr(runner, "logits"):
+    if not plain:
+        return
+    if not runner.reads_texts:
         raise PlanError(
             asked, "it gives plain text, which the model is not run on here",
             "calibration: {data: FILE} of JSON lines with `image` and `question`, or with `prompt`",
         )
+    # Opened, so that a tokenizer that is missing or broken is told of before anything is run.
+    _ = runner.tokenizer
 
 
-def _kind(runner: Any) -> str:
-    return type(getattr(runner, "model", runner)).__name__
+def _kind(runner: Runner) -> str:
+    return type(runner.model).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from umcompress.data.sources import calibration_source, seeded
 from umcompress.errors import PlanError, UncountedError, UsageError
@@ -16,13 +16,7 @@ from umcompress.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-
-@runtime_checkable
-class ReadsTexts(Protocol):
-    """A runner whose model also reads texts without pictures."""
-
-    def pass_text(self) -> int:
-        """One text through the network; how many tokens."""
+    from umcompress.models.runner import Runner
 
 
 def reach_problem(recipe: Recipe, planner: Pass, model: nn.Module, source: Source) -> PlanError | None:
@@ -33,7 +27,7 @@ def reach_problem(recipe: Recipe, planner: Pass, model: nn.Module, source: Sourc
     wanted = recipe.calibration_of(planner)
     stacks = {needed.scope.stack or "main" for needed in planner.needs() if hasattr(needed, "scope")} - {"all"}
     runner = source.runner(model)
-    if not stacks or wanted.task != "understanding" or not isinstance(runner, ReadsTexts):
+    if not stacks or wanted.task != "understanding" or not runner.reads_texts:
         return None
     evaluations = [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate]
     try:
@@ -55,7 +49,7 @@ def reach_problem(recipe: Recipe, planner: Pass, model: nn.Module, source: Sourc
     return None
 
 
-def _text_reaches(stack: str, graph: ModelGraph, runner: ReadsTexts) -> bool:
+def _text_reaches(stack: str, graph: ModelGraph, runner: Runner) -> bool:
     """Also true where the model cannot be run on shapes."""
     blocks = [graph.model.get_submodule(block.path) for block in graph.blocks(stack=stack)]
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from umcompress.checkpoint.atomic import write_text_atomic
+from umcompress.documents.atomic import write_text_atomic
 from umcompress.documents.report import Report, StepReport
 from umcompress.errors import UsageError
 from umcompress.report.charts import load_chart, scores_chart, sizes_chart

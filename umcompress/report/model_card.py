@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from umcompress.checkpoint.atomic import write_text_atomic
+from umcompress.documents.atomic import write_text_atomic
 from umcompress.documents.report import CheckpointResult, Report
 from umcompress.recipe.yaml_writer import yaml_text
 from umcompress.report import markdown

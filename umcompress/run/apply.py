@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umcompress import processes
+from umcompress.documents.file_names import REPORT
 from umcompress.documents.report import Report, read_report, write_report
 from umcompress.errors import CheckError, UsageError
 from umcompress.plan.command import _load
@@ -90,7 +91,7 @@ def _finished(folder: RunFolder, loaded: LoadedRecipe, reuse: Path | None) -> bo
     """Claim the folder, and take steps of another run; whether everything is done already."""
     in_place = reuse is not None and folder.path.is_dir() and reuse.resolve() == folder.path.resolve()
     begun = folder.claim(loaded, redo=in_place)
-    if begun and (folder.path / "report.json").is_file() and folder.model.is_dir():
+    if begun and (folder.path / REPORT).is_file() and folder.model.is_dir():
         return True
     if reuse is not None and not in_place:
         reuse_steps(folder, reuse)

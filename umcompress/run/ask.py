@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from umcompress.errors import UsageError
+
+if TYPE_CHECKING:
+    from umcompress.models.runner import Runner
 
 
 def generate(
@@ -24,7 +27,7 @@ def generate(
     from umcompress.models.source import open_source
 
     source = open_source(model, trust_remote_code=trust_remote_code)
-    runner: Any = source.runner(source.load())
+    runner: Runner = source.runner(source.load())
     if steps is not None or guidance is not None:
         runner.settings(steps=steps, guidance=guidance)
     picture = runner.generate([prompt], seed)[0]

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umcompress.checkpoint.atomic import sha256_file
+from umcompress.documents.atomic import sha256_file
 from umcompress.documents.base import Document
+from umcompress.documents.file_names import STEP
+from umcompress.documents.files import is_regular, read_text
 from umcompress.documents.plan import Plan, SetTensors
 from umcompress.documents.report import StepReport
 from umcompress.errors import CheckError
-from umcompress.files import is_regular, read_text
 from umcompress.progress import say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STEP = "step.json"
 TENSORS = "tensors.safetensors"
 
 

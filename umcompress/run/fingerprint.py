@@ -14,8 +14,8 @@ from typing import Any
 from umcompress.checkpoint.digests import digest_of, digests_of, files_under, model_files
 from umcompress.data.pictures_named import pictures_named
 from umcompress.documents.base import Document
+from umcompress.documents.files import is_regular
 from umcompress.extend.registry import find_evaluation
-from umcompress.files import is_regular
 from umcompress.models.source import Source
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.recipe import Calibration, Recipe, Step

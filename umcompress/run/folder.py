@@ -14,23 +14,21 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umcompress.checkpoint.atomic import write_text_atomic
+from umcompress.documents.atomic import write_text_atomic
 from umcompress.documents.base import Document
+from umcompress.documents.file_names import PLAN, RECIPE, REPORT, RESOLVED, RUN, STEP
+from umcompress.documents.files import is_regular, read_bytes, read_text
 from umcompress.documents.plan import Plan
 from umcompress.errors import UsageError
-from umcompress.files import is_regular, read_bytes, read_text
 from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.yaml_writer import yaml_text
-from umcompress.run.committed import STEP, CommittedStep, kept_tensors, read_step
+from umcompress.run.committed import CommittedStep, kept_tensors, read_step
 from umcompress.run.dependencies import Dependencies, changes, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MARK = "run.json"
-RECIPE = "recipe.yaml"
-RESOLVED = "recipe.resolved.yaml"
 BASELINE = "baseline"
 # Where a training keeps its curve, and its checkpoint as long as the step is not committed.
 TRAINING = "training"
@@ -69,7 +67,7 @@ class RunFolder:
             raise UsageError(asked, "a file of that name", "choose another with -o")
         make_folder(self.path, asked)
         self._hold(asked)
-        mark, begun = self.path / MARK, False
+        mark, begun = self.path / RUN, False
         if mark.is_file():
             before = _mark(mark, asked)
             if before.fingerprint == self.depends_on.fingerprint():
@@ -95,7 +93,7 @@ class RunFolder:
                 held.append(step.report.name)
             else:
                 lost.append(path)
-        report = self.path / "report.json"
+        report = self.path / REPORT
         if (lost or report.exists() or not held) and not redo:
             raise UsageError(asked, f"a run of something else is in it: {_why(before, self.depends_on)}",
                              _advice(self.path, held))
@@ -144,7 +142,7 @@ class RunFolder:
 
     def _is_our_beginning(self, loaded: LoadedRecipe) -> bool:
         """Whether nothing is in it but what a run leaves that was killed before it could say that the folder is its."""
-        halves = {f".{name}.partial" for name in (MARK, RECIPE, RESOLVED)}
+        halves = {f".{name}.partial" for name in (RUN, RECIPE, RESOLVED)}
         if not {path.name for path in self.path.iterdir()} <= {*halves, RECIPE, RESOLVED}:
             return False
         recipe = self.path / RECIPE  # the user's own may lie there, and is not written over
@@ -152,7 +150,7 @@ class RunFolder:
 
     def _only_claimed(self) -> bool:
         """Whether the run in it computed nothing: it stopped at an error in its recipe, say, which is now put right."""
-        return {path.name for path in self.path.iterdir()} <= {MARK, RECIPE, RESOLVED}
+        return {path.name for path in self.path.iterdir()} <= {RUN, RECIPE, RESOLVED}
 
     def step_path(self, index: int, name: str) -> Path:
         """`steps/NN-NAME`; a step that the recipe gave no name is called NN-PASS already."""
@@ -209,9 +207,9 @@ class RunFolder:
 def reuse_steps(folder: RunFolder, run: Path) -> None:
     """Take the steps of another run that depend on the same things.  UsageError where not even its baseline does."""
     asked = f"--reuse {run}"
-    if not is_regular(run / MARK):
+    if not is_regular(run / RUN):
         raise UsageError(asked, "no run of umcompress is in it", "name the output folder of a run")
-    before = _mark(run / MARK, asked)
+    before = _mark(run / RUN, asked)
     if taken := folder.take_over(run):
         say(f"taken from {run}: {', '.join(taken)}")
     elif folder.committed(0, BASELINE) is None:
@@ -253,4 +251,4 @@ def _advice(path: Path, held: Collection[str]) -> str:
 def write_plans(folder: RunFolder, plans: Mapping[str, Plan]) -> None:
     """plan.json: every step's plan in order."""
     text = json.dumps({name: plan.model_dump(mode="json") for name, plan in plans.items()}, indent=1)
-    write_text_atomic(folder.path / "plan.json", text + "\n")
+    write_text_atomic(folder.path / PLAN, text + "\n")

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umcompress.checkpoint.atomic import atomic_folder
 from umcompress.checkpoint.disk import DiskTensors
 from umcompress.checkpoint.writer import TensorToWrite, in_parts
+from umcompress.documents.atomic import atomic_folder
 from umcompress.documents.base import Task
 from umcompress.documents.plan import CompressionRecord, Plan
 from umcompress.documents.report import Speed

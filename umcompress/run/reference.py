@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from umcompress.documents.base import Task
 from umcompress.documents.scores import Score
@@ -13,11 +13,14 @@ from umcompress.extend.evaluation_base import Evaluation
 from umcompress.extend.users_code import call
 from umcompress.models.source import Source, open_source
 
+if TYPE_CHECKING:
+    from umcompress.models.runner import Runner
+
 REFERENCE = "reference"
 
 
 def scored(
-    evaluation: Evaluation, runner: Any, out: Path, say: Callable[[str], None], source: Source,
+    evaluation: Evaluation, runner: Runner, out: Path, say: Callable[[str], None], source: Source,
     baseline: Path | None = None,
 ) -> dict[Task, Score]:
     """Run an evaluation.  `baseline`: what it left of the model before the first step, where there is one.

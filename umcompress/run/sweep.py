@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umcompress import processes
-from umcompress.checkpoint.atomic import write_text_atomic
+from umcompress.documents.atomic import write_text_atomic
+from umcompress.documents.file_names import SWEEP
 from umcompress.documents.report import Report
-from umcompress.documents.sweep import FILE, Cell, Sweep, SweptCell, values_text
+from umcompress.documents.sweep import Cell, Sweep, SweptCell, values_text
 from umcompress.errors import CheckError, PlanError, RecipeError, UsageError
 from umcompress.plan.command import _load
 from umcompress.progress import say
@@ -58,7 +59,7 @@ def sweep(
         cells=tuple(_swept(cell, report) for cell, report in zip(cells, done, strict=True)),
     )
     text = json.dumps(result.json_values(), indent=1, ensure_ascii=False) + "\n"
-    processes.by_first(lambda: write_text_atomic(path / FILE, text))
+    processes.by_first(lambda: write_text_atomic(path / SWEEP, text))
     return result, path
 
 

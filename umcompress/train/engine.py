@@ -25,10 +25,11 @@ from umcompress.documents.base import Task
 from umcompress.documents.training_options import TrainingOptions
 from umcompress.errors import CheckError, UsageError
 from umcompress.models.trainer import Trainer
+from umcompress.progress import Progress
 from umcompress.rewrite.nn.experts import SparseFeedForward
 from umcompress.train.batches import Draw, Feed, StepTotals
 from umcompress.train.losses import BlockOutputs, Routers, Student, Teacher
-from umcompress.train.progress import CURVE, Curve, Display
+from umcompress.train.progress import CURVE, Curve, shown_losses
 from umcompress.train.schedule import average_decay, learning_rate, peak_rate
 from umcompress.train.state import MOMENTS, State, full_tensor
 
@@ -146,12 +147,12 @@ class _TrainingRun:
             self.job.say(f"{self.job.title}: resumed after step {started} of {self.options.steps}")
         if main:
             self.job.curve.resume(started)
-        with Display(self.job.title, self.options.steps, started, self.job.say, not main) as display:
+        with Progress(self.job.title, "steps", self.options.steps, started, self.job.say) as display:
             for step in range(started, self.options.steps):
                 row = self._step(step)
                 if main:
                     self.job.curve.add(row)
-                display.step(step + 1, row["losses"], row["load"])
+                display.advance(1, shown_losses(row["losses"], row["load"]))
                 if (step + 1) % self.options.checkpoint_every == 0 or step + 1 == self.options.steps:
                     self._state().save(self.job.folder, step + 1, main)
 

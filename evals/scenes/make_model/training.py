@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from umcompress.extend import atomic_file
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -33,10 +35,10 @@ class Settings:
     understanding_lr: float = 1.5e-3
     questions: int = 8
     description_share: float = 0.4
-    generation_steps: int = 8_500
+    generation_steps: int = 24_000
     generation_batch: int = 64
     generation_lr: float = 2e-3
-    pictures: int = 44_800
+    pictures: int = 64_000
     layout_share: float = 0.4
     warm_up: int = 100
     weight_decay: float = 0.01
@@ -81,10 +83,9 @@ def save_checkpoint(
     }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    temporary = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"step": str(step)})
-    temporary.replace(path.with_suffix(".safetensors"))
+    with atomic_file(path.with_suffix(".safetensors")) as partial:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, {"step": str(step)})
 
 
 def load_checkpoint(path: Path, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:

@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from umcompress.documents.base import explain
+from umcompress.documents.files import read_json
 from umcompress.errors import ModelError
-from umcompress.files import read_json
 from umcompress.models.bagel.expert_layout import expert_layers, stored_shapes
 
 EXTRA_FILES = ("extra.json", "tiny_extra.json")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from umcompress.checkpoint.index import open_folder, shards_of
+from umcompress.documents.file_names import RECORD
+from umcompress.documents.files import read_json
 from umcompress.errors import ModelError
-from umcompress.files import read_json
 
 WEIGHTS = "ema.safetensors"
 # What the original of a compressed model had, as its own weights no longer tell.
 NOTES = "experts.json"
-RECORD = "umcompress.json"
 MODULES = {"understanding": "mlp", "generation": "mlp_moe_gen"}
 _KEY = re.compile(r"language_model\.model\.layers\.(\d+)\.(mlp|mlp_moe_gen)\.(.+)")
 Shapes = dict[str, tuple[int, ...]]

@@ -24,7 +24,7 @@ from umcompress.models.bagel.sampling import Contexts, Guidance, decode_images, 
 from umcompress.models.bagel.tokenizer import FolderTokenizer
 from umcompress.models.items import GenerationItem, Picture, UnderstandingItem
 from umcompress.models.pictures import to_image
-from umcompress.models.runner import Likelihood, Work, likelihood
+from umcompress.models.runner import Likelihood, Runner, Work, likelihood
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one one by one.
 BATCH_TOKENS = 4096
@@ -35,10 +35,11 @@ QUESTION_TOKENS, PROMPT_TOKENS = 6, 2
 SCORED_TOKENS = 16384
 
 
-class BagelRunner:
+class BagelRunner(Runner):
     """Runs both tasks in batches; results do not depend on what shares a batch but for rounding."""
 
     tasks: tuple[Task, ...] = ("understanding", "generation")
+    encodes_pictures = True
 
     def __init__(self, model: Bagel, folder: Path) -> None:
         self.model = model
@@ -50,16 +51,24 @@ class BagelRunner:
             self.sampling.cfg_text_scale, 1.0, self.sampling.cfg_interval,
             self.sampling.cfg_renorm_type, self.sampling.cfg_renorm_min,
         )
-        self.batch = max(1, min(LARGEST_BATCH, BATCH_TOKENS // (side * side + 2)))
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that are read or painted at once."""
+        return max(1, min(LARGEST_BATCH, BATCH_TOKENS // (self.size[0] * self.size[1] + 2)))
+
+    @property
+    def sampling_settings(self) -> str:
+        return f"{self.sampling} {self.guidance}"
 
     @cached_property
-    def words(self) -> FolderTokenizer:
+    def tokenizer(self) -> FolderTokenizer:
         """The tokenizer; sizes and workloads need none."""
         return FolderTokenizer(self.folder)
 
     def _batches(self, count: int) -> Iterator[slice]:
-        for start in range(0, count, self.batch):
-            yield slice(start, min(start + self.batch, count))
+        for start in range(0, count, self.batch_size):
+            yield slice(start, min(start + self.batch_size, count))
 
     # -- understanding -------------------------------------------------------------------------------------
 
@@ -80,10 +89,10 @@ class BagelRunner:
         answers = [""] * len(images)
         for part in self._batches(len(images)):
             for alike in _groups_of_equal_layout(images, part):
-                questioned = [self.words.ids(questions[index]) for index in alike]
+                questioned = [self.tokenizer.ids(questions[index]) for index in alike]
                 cache = self._absorb([images[index] for index in alike], questioned)
                 for index, ids in zip(alike, self.model.decode_text(cache, max_new_tokens + 1), strict=True):
-                    answers[index] = self.words.decode(ids[1:]).strip()
+                    answers[index] = self.tokenizer.decode(ids[1:]).strip()
         return answers
 
     @torch.no_grad()
@@ -99,14 +108,14 @@ class BagelRunner:
             for alike in _groups_of_equal_layout(images, part, [prompt is None for prompt in prompts]):
                 asked = [prompts[index] for index in alike]
                 shown = [images[index] for index in alike]
-                questions = [self.words.ids(prompt) for prompt in asked if prompt is not None]
+                questions = [self.tokenizer.ids(prompt) for prompt in asked if prompt is not None]
                 cache = self._absorb(shown, questions or None)
                 wanted = [(row, text.lstrip()) for row, index in enumerate(alike) for text in continuations[index]]
                 size = max(1, SCORED_TOKENS // max(1, cache.length()))
                 for start in range(0, len(wanted), size):
                     some = wanted[start : start + size]
                     wide = cache.take([row for row, _ in some])
-                    likely = self._likelihoods(wide, [self.words.ids(text) for _, text in some])
+                    likely = self._likelihoods(wide, [self.tokenizer.ids(text) for _, text in some])
                     for (row, _), one in zip(some, likely, strict=True):
                         found[alike[row]].append(one)
         return found
@@ -148,7 +157,7 @@ class BagelRunner:
         places = range(len(prompts)) if places is None else places
         for part in self._batches(len(prompts)):
             count = part.stop - part.start
-            ids = [self.words.ids(prompt) for prompt in prompts[part]]
+            ids = [self.tokenizer.ids(prompt) for prompt in prompts[part]]
             tokens = self._sampled_latents(ids, [self.noise(seed, place) for place in places[part]])
             pictures += [to_pixels(image) for image in decode_images(self.model, tokens, [self.size] * count)]
         return pictures
@@ -174,14 +183,15 @@ class BagelRunner:
             read = [item for item in portion if isinstance(item, UnderstandingItem)]
             painted = [item for item in portion if isinstance(item, GenerationItem)]
             if read:
-                cache = self._absorb([item.image for item in read], [self.words.ids(item.question) for item in read])
-                self.model.absorb_text(cache, [self.words.ids(item.answer) for item in read])
+                questions = [self.tokenizer.ids(item.question) for item in read]
+                cache = self._absorb([item.image for item in read], questions)
+                self.model.absorb_text(cache, [self.tokenizer.ids(item.answer) for item in read])
             if painted:
-                ids = [self.words.ids(item.prompt) for item in painted]
+                ids = [self.tokenizer.ids(item.prompt) for item in painted]
                 self._sampled_latents(ids, [self.noise(item.seed, 0) for item in painted], at_time)
 
     def portions(self, items: Sequence[Any]) -> list[list[Any]]:
-        """As `Portions`: each of items of one kind."""
+        """Each of items of one kind."""
         kinds = [[item for item in items if isinstance(item, kind)] for kind in (UnderstandingItem, GenerationItem)]
         return [list(some[part]) for some in kinds for part in self._batches(len(some))]
 
@@ -192,8 +202,8 @@ class BagelRunner:
         ramp = np.linspace(0, 255, side * side * 3).astype(np.uint8).reshape(side, side, 3)
         cache = Cache(1)
         self.model.absorb_vision(cache, [vision_input(ramp, self.model.config)])
-        rows, _ = self.model.absorb_text(cache, [self.words.ids("what is in the picture?")])
-        tokens = self._sampled_latents([self.words.ids("a picture")], [self.noise(0, 0)])
+        rows, _ = self.model.absorb_text(cache, [self.tokenizer.ids("what is in the picture?")])
+        tokens = self._sampled_latents([self.tokenizer.ids("a picture")], [self.noise(0, 0)])
         image = decode_images(self.model, tokens, [self.size])[0]
         return {"logits": self.model.logits(rows), "latents": tokens, "image": image}
 
@@ -219,7 +229,7 @@ class BagelRunner:
 
     def workload(self, task: Task) -> Work:
         """Understanding: read a batch, decode eight tokens each.  Generation: paint a batch, all steps."""
-        count = min(self.batch, 16)
+        count = min(self.batch_size, 16)
         if task == "understanding":
             return self._understanding_work(count)
         started = time.perf_counter()

@@ -35,7 +35,7 @@ class BagelTrainer:
         self.model, self.folder = model, folder
 
     @cached_property
-    def words(self) -> FolderTokenizer:
+    def tokenizer(self) -> FolderTokenizer:
         return FolderTokenizer(self.folder)
 
     def check(self, items: Sequence[TrainingItem]) -> None:
@@ -81,10 +81,10 @@ class BagelTrainer:
         if not painted:
             asked = [item for item in items if isinstance(item, UnderstandingItem)]
             out = training_forward(self.model, [self._understanding(item) for item in asked])
-            return _means(out.ce, [len(self.words.ids(item.answer)) + 1 for item in asked])
+            return _means(out.ce, [len(self.tokenizer.ids(item.answer)) + 1 for item in asked])
         latents = self._latents([item.image for item in painted])
         noises = [_noise(self.model.latent_tokens(one), draw) for one, draw in zip(latents, draws, strict=True)]
-        texts = [TextItem(self.words.ids(item.prompt)) for item in painted]
+        texts = [TextItem(self.tokenizer.ids(item.prompt)) for item in painted]
         shift, columns = self.model.config.sampling.timestep_shift, []
         for time in times:
             # Training takes a time as what a sigmoid makes it of.
@@ -96,13 +96,14 @@ class BagelTrainer:
 
     def _understanding(self, item: UnderstandingItem) -> Sample:
         picture = VisionItem(vision_input(item.image, self.model.config))
-        return [picture, TextItem(self.words.ids(item.question)), TextItem(self.words.ids(item.answer), loss=True)]
+        question, answer = self.tokenizer.ids(item.question), self.tokenizer.ids(item.answer)
+        return [picture, TextItem(question), TextItem(answer, loss=True)]
 
     def _generation(self, item: ImageText, latent: Tensor, draw: np.random.Generator) -> Sample:
         # The order of the draws is part of what a seed means.
         dropped, raw = draw.random() < TEXT_DROPOUT, float(draw.standard_normal())
         noise = _noise(self.model.latent_tokens(latent), draw)
-        text: list[Item] = [] if dropped else [TextItem(self.words.ids(item.prompt))]
+        text: list[Item] = [] if dropped else [TextItem(self.tokenizer.ids(item.prompt))]
         return [*text, LatentItem(latent, True, raw, noise)]
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from umcompress.documents.base import Component
-from umcompress.files import read_json
+from umcompress.documents.files import read_json
 from umcompress.models.family import Family
 from umcompress.models.hf.anatomy.components import check_globs, component_of
 from umcompress.models.hf.names import CONFIG, MAIN_STACK, WEIGHTS

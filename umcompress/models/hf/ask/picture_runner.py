@@ -31,7 +31,7 @@ from umcompress.models.runner import Likelihood, likelihood
 class PictureQuestionRunner(TransformersRunner):
     """Understanding: pictures and text in, text out. What shares a batch changes results only by rounding."""
 
-    sees = True
+    reads_pictures = True
     preparer: QuestionPreparer
     # Whether several questions may be padded into one batch; else they are asked one by one.
     may_share_batch = True
@@ -51,7 +51,7 @@ class PictureQuestionRunner(TransformersRunner):
             for index, ids, row in zip(part, call["input_ids"].tolist(), out, strict=True):
                 # generate\(\) of some models returns the prompt, too.
                 begin = len(ids) if row[: len(ids)].tolist() == ids else 0
-                answers[index] = self.words.text(row[begin:]).strip()
+                answers[index] = self.tokenizer.text(row[begin:]).strip()
         texts = super().answer([None] * len(bare), [questions[index] for index in bare], max_new_tokens)
         for index, text in zip(bare, texts, strict=True):
             answers[index] = text
@@ -74,7 +74,8 @@ class PictureQuestionRunner(TransformersRunner):
         for index in shown:
             question = self.preparer.prepare(picture_list(images[index]), prompts[index] or "")
             for text in continuations[index]:
-                continuation = self.words.continuation_ids(text.lstrip() if self.preparer.has_chat_template else text)
+                answer = text.lstrip() if self.preparer.has_chat_template else text
+                continuation = self.tokenizer.continuation_ids(answer)
                 place = len(wanted)
                 prepared[place] = self.preparer.with_answer(question, continuation)
                 wanted[place] = index, torch.tensor(continuation, dtype=torch.long)
@@ -129,7 +130,7 @@ class PictureQuestionRunner(TransformersRunner):
         prepared: dict[int, PreparedQuestion] = {}
         for index, item in enumerate(pictured):
             question = self.preparer.prepare(picture_list(item.image), item.question)
-            prepared[index] = self.preparer.with_answer(question, self.words.continuation_ids(item.answer))
+            prepared[index] = self.preparer.with_answer(question, self.tokenizer.continuation_ids(item.answer))
         for part in self._batches(prepared, 0, padded=False):
             call = self.on_device(padded_batch([prepared[index] for index in part], left=False))
             # No logits: no statistic reads them.

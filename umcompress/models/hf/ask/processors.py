@@ -10,8 +10,8 @@ from transformers import AutoProcessor, ProcessorMixin
 from transformers.models.auto import processing_auto
 from transformers.utils.import_utils import is_torchvision_available
 
+from umcompress.documents.files import read_json
 from umcompress.errors import ModelError
-from umcompress.files import read_json
 from umcompress.models.hf.load.own_code import errors_of
 from umcompress.models.hf.load.skeleton import CONFIG_ERRORS
 from umcompress.models.hf.names import CONFIG

@@ -35,8 +35,8 @@ from umcompress.models.hf.inputs import (
 from umcompress.models.hf.load.own_code import is_trusted
 from umcompress.models.hf.load.run_on_shapes import OnShapes
 from umcompress.models.hf.load.skeleton import is_shapes_only
-from umcompress.models.items import GenerationItem, Picture, TextSample, UnderstandingItem
-from umcompress.models.runner import Likelihood, Work, likelihood
+from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
+from umcompress.models.runner import Likelihood, Runner, Work, likelihood
 
 PASS_TOKENS = 64
 PROMPT_TOKENS = 128
@@ -44,36 +44,31 @@ NEW_TOKENS = 8
 BATCH_TOKENS = 4096
 
 
-class TransformersRunner:
+class TransformersRunner(Runner):
     """One task, understanding: text in, text out. What shares a batch changes results only by rounding."""
 
     tasks: tuple[Task, ...] = ("understanding",)
-    sees = False
+    reads_pictures = False
+    reads_texts = True
 
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
         self.model: Any = model
         self.folder = folder
 
     @cached_property
-    def words(self) -> FolderTokenizer:
+    def tokenizer(self) -> FolderTokenizer:
         """The tokenizer; sizes and workloads need none."""
         return FolderTokenizer(self.folder, is_trusted(self.model), embeddings(self.model))
 
     @cached_property
-    def positions(self) -> int | None:
+    def max_text_tokens(self) -> int | None:
         """The longest text in tokens, None where no table sets it: what is longer is cut, or refused."""
         return learned_positions(self.model)
 
     @property
-    def speaks(self) -> bool:
+    def generates_text(self) -> bool:
         """Whether the model continues text: what does not is measured, and never scored."""
         return generates_text(self.model)
-
-    @property
-    def device(self) -> torch.device:
-        """Of what has values; of a skeleton, meta. Of a model that is run a block at a time few parameters have any."""
-        with_values = (p.device for p in self.model.parameters() if not p.is_meta)
-        return next(with_values, torch.device("meta"))
 
     def at_rest(self) -> AbstractContextManager[None]:
         """Inside and afterwards, the model is as if nothing had run."""
@@ -89,24 +84,17 @@ class TransformersRunner:
         answers: list[str] = []
         rows = [self.question_ids(question) for question in questions]
         for part in _batches_by_tokens(rows, max_new_tokens, reads_by_length(self.model)):
-            ids, mask = self.words.left_padded(part)
+            ids, mask = self.tokenizer.left_padded(part)
             with greedily(self.model, max_new_tokens) as settings:
                 out = self.model.generate(
                     input_ids=ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings
                 )
-            answers += [self.words.text(row[ids.shape[1] :]).strip() for row in out]
+            answers += [self.tokenizer.text(row[ids.shape[1] :]).strip() for row in out]
         return answers
 
     def question_ids(self, question: str) -> list[int]:
         """A question without pictures, as the model was taught to be asked."""
-        return self.words.question_ids(question)
-
-    def generate(self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None) -> list[Picture]:
-        raise UsageError("generate pictures", f"{type(self.model).__name__} is run on text here", "leave the task out")
-
-    def settings(self, steps: int | None = None, guidance: float | None = None) -> None:
-        """There are none."""
-        self.generate([], 0)
+        return self.tokenizer.question_ids(question)
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
@@ -123,7 +111,7 @@ class TransformersRunner:
         self._require_text_generation("score continuations")
         _no_pictures(self.model, images)
         pairs = [
-            self.words.prompt_and_continuation(prompt or "", text)
+            self.tokenizer.prompt_and_continuation(prompt or "", text)
             for prompt, texts in zip(prompts, continuations, strict=True)
             for text in texts
         ]
@@ -155,7 +143,7 @@ class TransformersRunner:
             self._encode(torch.tensor([ids for _, ids in portion]))
 
     def portions(self, items: Sequence[Any]) -> list[list[Any]]:
-        """As `Portions`: texts that share a batch, anything else by itself."""
+        """Texts that share a batch, anything else by itself."""
         texts = [item for item in items if _is_text(item)]
         alike = self._batches_of_one_length([(item, self._text_ids(item)) for item in texts])
         return [[item for item, _ in portion] for portion in alike] + [[i] for i in items if not _is_text(i)]
@@ -171,9 +159,9 @@ class TransformersRunner:
 
     def _text_ids(self, item: object) -> list[int]:
         if isinstance(item, TextSample):
-            return self.words.ids(item.text)[: self.positions]
+            return self.tokenizer.ids(item.text)[: self.max_text_tokens]
         if isinstance(item, UnderstandingItem) and _is_text(item):
-            return self.question_ids(item.question) + self.words.continuation_ids(item.answer)
+            return self.question_ids(item.question) + self.tokenizer.continuation_ids(item.answer)
         raise UsageError(
             f"calibrate {type(self.model).__name__}", f"an item of kind {type(item).__name__}",
             "name a source of plain text: calibration: {source: perplexity}",

@@ -52,7 +52,7 @@ class VisionLanguageRunner(PictureQuestionRunner):
         self.may_share_batch = str(model.config.model_type) in BATCHED_MODEL_TYPES and not type(model).is_custom_code()
 
     @property
-    def batch(self) -> int:
+    def batch_size(self) -> int:
         """Questions that are worth having at once."""
         return TOGETHER if self.may_share_batch else 1
 

@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from umcompress.documents.files import read_json
 from umcompress.errors import ModelError
-from umcompress.files import read_json
 from umcompress.models import remote_code as code
 from umcompress.models.hf.load import leftovers, own_code
 from umcompress.models.hf.names import CONFIG

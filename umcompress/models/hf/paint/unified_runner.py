@@ -89,7 +89,11 @@ class UnifiedRunner(PictureQuestionRunner):
             self.sampling = replace(self.sampling, guidance=guidance)
 
     @property
-    def batch(self) -> int:
+    def sampling_settings(self) -> str:
+        return str(self.sampling)
+
+    @property
+    def batch_size(self) -> int:
         """Pictures that are painted at once."""
         height, width = self.pictures.grid
         return max(1, min(LARGEST_BATCH, PAINTED_TOKENS // (2 * height * width)))
@@ -102,8 +106,8 @@ class UnifiedRunner(PictureQuestionRunner):
             self.pictures.decode(torch.empty(0), (0, 0))
         places = range(len(prompts)) if places is None else places
         found: list[Picture] = []
-        for start in range(0, len(prompts), self.batch):
-            part = slice(start, start + self.batch)
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
             codes = self.codes(prompts[part], [generator_of(seed, place) for place in places[part]])
             found += [self.pictures.to_pixels(one) for one in self._decode(codes)]
         return found
@@ -134,8 +138,8 @@ class UnifiedRunner(PictureQuestionRunner):
         """Answers are fed as text after picture and question; prompts are painted to the end, in both branches."""
         painted = [item for item in items if isinstance(item, GenerationItem)]
         super().feed([item for item in items if not isinstance(item, GenerationItem)])
-        for start in range(0, len(painted), self.batch):
-            some = painted[start : start + self.batch]
+        for start in range(0, len(painted), self.batch_size):
+            some = painted[start : start + self.batch_size]
             generators = [generator_of(item.seed, 0) for item in some]
             self.codes([item.prompt for item in some], generators, padded=False, at_time=at_time)
 

@@ -99,7 +99,7 @@ class TextTrainer:
 
     def _row(self, item: TrainingItem) -> Row:
         if isinstance(item, TextSample):
-            ids, start = self.runner.words.ids(item.text)[: self.runner.positions], 1
+            ids, start = self.runner.tokenizer.ids(item.text)[: self.runner.max_text_tokens], 1
         elif isinstance(item, UnderstandingItem) and not picture_list(item.image):
             asked = self.runner.question_ids(item.question)
             ids, start = asked + self._answer_ids(item.question, item.answer), len(asked)
@@ -113,7 +113,7 @@ class TextTrainer:
         return PreparedQuestion(ids, {}, {}), start
 
     def _answer_ids(self, question: str, answer: str) -> list[int]:
-        return self.runner.words.answer_ids(question, answer)
+        return self.runner.tokenizer.answer_ids(question, answer)
 
     def _losses_and_logits(self, portions: Sequence[Portion]) -> tuple[Tensor, Tensor]:
         """Losses (N,) and logits (N, V)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from umcompress import files
+from umcompress.documents import files
 from umcompress.errors import UsageError
 from umcompress.models.pictures import open_picture
 

@@ -1,4 +1,4 @@
-"""Atomic writes of folders and files; digests of files."""
+"""Write folders and files as a whole or not at all; digests of files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from umcompress.documents.files import naming
 from umcompress.errors import UsageError
-from umcompress.files import naming
 
 _CHUNK = 1 << 20
 
@@ -54,15 +54,27 @@ def atomic_folder(target: Path, replace: bool = False, sync: bool = True) -> Ite
         shutil.rmtree(aside)
 
 
-def write_text_atomic(file: Path, text: str) -> None:
-    """Write a text file atomically."""
-    work = file.with_name(f".{file.name}.partial")
-    with naming(file), work.open("w", encoding="utf-8") as stream:
+@contextmanager
+def atomic_file(file: Path, writer: str = "") -> Iterator[Path]:
+    """Write a file as a whole or not at all: yields a path beside it, renamed to `file` on success.
+
+    writer: sets apart what several processes write at once.  A full disk is told with the file's name.
+    """
+    work = file.with_name(f".{file.name}{writer and f'.{writer}'}.partial")
+    with naming(file):
+        yield work
+        work.replace(file)
+
+
+def write_text_atomic(file: Path, text: str, sync: bool = True) -> None:
+    """Write a text file atomically.  sync: wait until it is on the disk."""
+    with atomic_file(file) as work, work.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
-        os.fsync(stream.fileno())
-    work.replace(file)
-    _sync(file.parent)
+        if sync:
+            os.fsync(stream.fileno())
+    if sync:
+        _sync(file.parent)
 
 
 def sha256_file(file: Path) -> str:

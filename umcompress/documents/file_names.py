@@ -1,0 +1,13 @@
+"""What the files of a run folder and of a compressed model are called."""
+
+# In a compressed model's folder: how it was made, where its own configuration cannot say it.
+RECORD = "umcompress.json"
+# In a run folder: whose it is, its recipe as it was given and with all defaults, its results.
+RUN = "run.json"
+RECIPE = "recipe.yaml"
+RESOLVED = "recipe.resolved.yaml"
+PLAN = "plan.json"
+REPORT = "report.json"
+SWEEP = "sweep.json"
+# In the folder of a step: what it did and scored.
+STEP = "step.json"
