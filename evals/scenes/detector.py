@@ -7,7 +7,6 @@ in pixels names what is seen. How near it is, measured by the ink that the look 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,7 +23,6 @@ from umcompress.evals.scenes.world import (
     OFFSETS,
     Image,
     Object,
-    Scene,
     cell_picture,
 )
 
@@ -87,15 +85,3 @@ def detect(image: Image) -> list[Detection]:
         score = confidence(distance / float(looks.norms[nearest]))
         found.append(Detection(seen.shape, (x1, y1, x2, y2), score, seen.look))
     return sorted(found, key=lambda thing: -thing.score)
-
-
-def cell_of(detection: Detection) -> int:
-    """The grid cell that holds a detection's centre, in reading order."""
-    x1, y1, x2, y2 = detection.box
-    return int((y1 + y2) / 2 // CELL) * GRID + int((x1 + x2) / 2 // CELL)
-
-
-def agrees(image: Image, scene: Scene, threshold: float = 0.3) -> bool:
-    """Whether the detector sees just the scene's objects: shape, look and cell of each, and no more."""
-    seen = Counter((d.label, d.color, cell_of(d)) for d in detect(image) if d.score > threshold)
-    return seen == Counter((o.shape, o.look, o.cell) for o in scene.objects)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from umcompress.evals.scenes import world
-from umcompress.evals.scenes.detector import agrees, confidence, detect
+from umcompress.evals.scenes.detector import confidence, detect
 from umcompress.evals.scenes.glyphs import FILLS, SHAPES
 
 Y, X = np.mgrid[:48, :48] - 23.5
@@ -29,6 +30,17 @@ def _samples(n: int, seed: int = 0) -> list[tuple[world.Image, world.Scene]]:
     rng = np.random.default_rng(seed)
     scenes = [world.sample_scene(rng, "evaluation") for _ in range(n)]
     return [(world.render(scene), scene) for scene in scenes]
+
+
+def agrees(image: world.Image, scene: world.Scene, threshold: float = 0.3) -> bool:
+    """Whether the detector sees just the scene's objects: shape, look and cell of each, and no more."""
+    seen: Counter[tuple[str, str, int]] = Counter()
+    for found in detect(image):
+        x1, y1, x2, y2 = found.box
+        cell = int((y1 + y2) / 2 // world.CELL) * world.GRID + int((x1 + x2) / 2 // world.CELL)
+        if found.score > threshold:
+            seen[found.label, found.color, cell] += 1
+    return seen == Counter((o.shape, o.look, o.cell) for o in scene.objects)
 
 
 def test_agrees_with_the_truth_on_a_thousand_drawings() -> None:

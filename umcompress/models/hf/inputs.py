@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 
 from umcompress.errors import ModelError
+from umcompress.models.hf.known_inputs import COMPUTED_POSITION_TABLES, WHOLE_PICTURES_OF_ANY_SIZE
 
 Inputs = dict[str, Any]
 # Where what transformers itself raises comes from; torch calls a forward that lacks an argument.
@@ -115,7 +116,7 @@ def learned_positions(model: PreTrainedModel) -> int | None:
 
     MPT computes a table of biases, of just so many tokens.
     """
-    if model.config.model_type == "mpt":
+    if model.config.model_type in COMPUTED_POSITION_TABLES:
         return positions(text_config(model))
     tables = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
     if not any(_POSITIONS.search(name) and "vision" not in name for name in tables):
@@ -175,7 +176,7 @@ def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1)
     if vision is None or _needs_other_inputs(model, vision):
         return None
     takes = _vision_arguments(model)
-    if hasattr(vision, "spatial_merge_size") and vision.model_type != "pixtral":
+    if hasattr(vision, "spatial_merge_size") and vision.model_type not in WHOLE_PICTURES_OF_ANY_SIZE:
         return _patches(vision, fill, patches) if hasattr(vision, "temporal_patch_size") else None
     size = getattr(vision, "image_size", None) or getattr(vision, "resolution", None)
     if size is None:
@@ -189,7 +190,7 @@ def picture(model: PreTrainedModel, fill: float | None = None, patches: int = 1)
         parts = 1 + (high // height) * (wide // width)
         values = ramp((1, parts, channels, height, width), fill)
         return {"pixel_values": values, "image_sizes": torch.tensor([[height, width]])}
-    if vision.model_type == "pixtral":
+    if vision.model_type in WHOLE_PICTURES_OF_ANY_SIZE:
         # Any size; patches may go in groups.
         side = int(vision.patch_size) * int(getattr(model.config, "spatial_merge_size", 1)) * 2
         return {"pixel_values": ramp((1, channels, side, side), fill), "image_sizes": torch.tensor([[side, side]])}

@@ -20,6 +20,7 @@ from umcompress.models.hf.ask.questions import QuestionPreparer
 from umcompress.models.hf.ask.rest import forget_earlier_calls
 from umcompress.models.hf.ask.text_runner import NEW_TOKENS, batched_experts
 from umcompress.models.hf.inputs import Inputs, generates_text, ids_without_special_tokens, picture, vision_module
+from umcompress.models.hf.known_inputs import ANY_PICTURE_TOKEN_TYPES, PICTURE_TOKEN_TYPES
 from umcompress.models.hf.load.run_on_shapes import OnShapes
 from umcompress.models.hf.load.skeleton import is_shapes_only
 from umcompress.models.runner import Work
@@ -87,8 +88,7 @@ class VisionLanguageRunner(PictureQuestionRunner):
         with _features_computed_once(vision_module(self.model), pictures) as rows:
             places = torch.full((1, rows), int(self.model.config.image_token_id))
             ids = torch.cat([places, ids_without_special_tokens(self.model, 1, words)], dim=1)
-            # Of token types Gemma's 1 is a picture; PaliGemma's 1 is an answer.
-            kinds = {"mm_token_type_ids"} | ({"token_type_ids"} if self.model.config.model_type == "gemma3" else set())
+            kinds = PICTURE_TOKEN_TYPES.get(self.model.config.model_type, ANY_PICTURE_TOKEN_TYPES)
             kinds &= inspect.signature(type(self.model).forward).parameters.keys()
             call = {"input_ids": ids} | dict.fromkeys(kinds, (ids == places[0, 0]).long())
             if not is_shapes_only(self.model):
