@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from umcompress.evals.answers.mme_rules import TASKS
 from umcompress.evals.answers.mmmu import SUBJECTS
@@ -158,10 +159,11 @@ class Scripted:
     """A runner that answers by rule and remembers what it was asked."""
 
     tasks = ("understanding",)
+    model = nn.Identity()
 
     def __init__(self, answer: Any, batch: int = 4) -> None:
         self._answer = answer
-        self.batch = batch
+        self.batch_size = batch
         self.asked: list[str] = []
         self.shown: list[Any] = []
         self.tokens: set[int] = set()
