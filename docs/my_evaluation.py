@@ -1,14 +1,13 @@
 """An evaluation of your own: questions about pictures that have one right word each."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
 from PIL import Image
 from pydantic import Field
 
-from umcompress.extend import Evaluation, ScoredItem, UsageError, score_of_counts
+from umcompress.extend import Evaluation, ScoredItem, UsageError, score_of_grades
 
 
 class OneWord(Evaluation):
@@ -35,14 +34,14 @@ class OneWord(Evaluation):
         return [ScoredItem(row["question"], (self.picture(row),)) for row in self.rows()]
 
     def run(self, runner, out, progress):
-        counts, lines = {}, []
+        grades, lines = {}, []
         for number, row in enumerate(rows := self.rows(), 1):
             with Image.open(self.picture(row)) as opened:
                 (answer,) = runner.answer([opened.convert("RGB")], [row["question"]], self.new_tokens)
             right = answer.strip().lower() == row["answer"].lower()
-            counts.setdefault(row["kind"], Counter()).update(right=right, asked=1)
+            grades.setdefault(row["kind"], []).append(right)
             lines.append(json.dumps({"question": row["question"], "answer": answer, "right": right}))
             progress(f"{self.name}: {number} of {len(rows)} questions")
         out.mkdir(parents=True, exist_ok=True)
         (out / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return {"understanding": score_of_counts({kind: (c["right"], c["asked"]) for kind, c in counts.items()})}
+        return {"understanding": score_of_grades(grades, items_of=str(self.data))}

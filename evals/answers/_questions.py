@@ -89,7 +89,10 @@ class QuestionBenchmark(Benchmark):
 
     @abstractmethod
     def scored(self, answers: Sequence[AnsweredQuestion]) -> Score | None:
-        """The score of the answers; None where the data holds no truth to score against."""
+        """The score of the answers; None where the data holds no truth to score against.
+
+        `run` fills in which items it is of.
+        """
 
     def shown(self, picture: Any, index: int) -> Any:
         """The picture as the model is to see it; `index` is its place in the question."""
@@ -132,6 +135,8 @@ class QuestionBenchmark(Benchmark):
         if score is None:
             return {}
         partial = self.partial(len(chosen), self.whole(questions))
+        if score.items:
+            score = score.model_copy(update={"items_of": digest(f"{item.id} {item.prompt}" for item in chosen)})
         return {"understanding": self.timed(score, started, partial, out)}
 
     def scored_items(self, task: Task) -> Iterator[ScoredItem]:

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture
-from umcompress.evals.answers.mmbench_rules import LETTERS, ROTATION, Marked, count, parse
-from umcompress.extend import Score, UsageError, proportion, score_of_counts
+from umcompress.evals.answers.mmbench_rules import LETTERS, ROTATION, Marked, count, in_every_order, parse
+from umcompress.extend import Score, UsageError, proportion, score_of_grades
 
 PROMPT = "Answer with the option's letter from the given choices directly."
 PROMPT_CN = "请直接回答选项字母。"
@@ -74,11 +74,11 @@ class MmBench(QuestionBenchmark):
         for item in answers:
             right = parse(item.answer, item.asked.more) == item.asked.truth
             by_kind.setdefault(item.asked.kind, []).append(Marked(int(item.asked.id), right))
-        kinds = {kind: count(rows).circular for kind, rows in by_kind.items()}
+        kinds = {kind: list(in_every_order(rows).values()) for kind, rows in by_kind.items()}
         whole = count([row for rows in by_kind.values() for row in rows])
         named = {"circular": whole.circular, "vanilla": whole.vanilla, "all_rows": whole.all_rows}
         numbers = {name: proportion(*counts) for name, counts in named.items() if counts[1]}
-        return score_of_counts(kinds).model_copy(update={"numbers": numbers})
+        return score_of_grades(kinds, "").model_copy(update={"numbers": numbers})
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -48,13 +48,19 @@ def parse(response: str, options: Mapping[str, str]) -> str:
     return next((letter for letter, option in options.items() if option in text), text)
 
 
-def count(rows: Sequence[Marked]) -> Counts:
-    """The three counts of a table."""
-    base = [row.right for row in rows if row.index < ROTATION]
+def in_every_order(rows: Sequence[Marked]) -> dict[int, bool]:
+    """Of each question whether it was answered rightly in every order of its options."""
     groups: dict[int, bool] = {}
     for row in rows:
         question = row.index % ROTATION
         groups[question] = groups.get(question, True) and row.right
+    return groups
+
+
+def count(rows: Sequence[Marked]) -> Counts:
+    """The three counts of a table."""
+    base = [row.right for row in rows if row.index < ROTATION]
+    groups = in_every_order(rows)
     return Counts(
         vanilla=(sum(base), len(base)), circular=(sum(groups.values()), len(groups)),
         all_rows=(sum(row.right for row in rows), len(rows)),

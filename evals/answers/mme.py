@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
-from umcompress.evals.answers.mme_rules import COGNITION, PERCEPTION, TASKS, Line, clean, score_task
-from umcompress.extend import KindScore, Score, UsageError, lines_of, score_of_counts
+from umcompress.evals.answers.mme_rules import COGNITION, PERCEPTION, TASKS, Line, clean, picture_grades, score_task
+from umcompress.extend import KindScore, Score, UsageError, lines_of, score_of_counts, with_grades
 
 PROMPT = "Answer the question using a single word or phrase."
 SUFFIXES = (".jpg", ".png", ".jpeg")
@@ -87,19 +87,21 @@ class Mme(QuestionBenchmark):
 
     def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         parts: dict[str, tuple[float, int]] = {}
+        grades: list[list[float]] = []
         numbers: dict[str, KindScore] = {}
         for task in TASKS:
             of_it = [item for item in answers if item.asked.kind == task]
             lines = [Line(item.asked.group, item.asked.truth, clean(item.answer)) for item in of_it]
             if lines:
                 found = score_task(lines)
+                grades.append(picture_grades(lines))
                 parts[task] = (found.images * found.score / 200, found.images)
         whole = score_of_counts(parts, dict.fromkeys(parts, 0.375), average="kinds")
         for name, tasks in (("MME", TASKS), ("Perception", PERCEPTION), ("Cognition", COGNITION)):
             if all(task in parts for task in tasks):
                 mean = score_of_counts({task: parts[task] for task in tasks}, average="kinds")
                 numbers[name] = points(mean, 200 * len(tasks))
-        return whole.model_copy(update={"numbers": numbers})
+        return with_grades(whole.model_copy(update={"numbers": numbers}), grades, "")
 
 
 def points(mean: KindScore, most: float) -> KindScore:

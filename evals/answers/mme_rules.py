@@ -83,6 +83,17 @@ def score_task(lines: Sequence[Line]) -> TaskScore:
     )  # fmt: skip
 
 
+def picture_grades(lines: Sequence[Line]) -> list[float]:
+    """What each picture adds, 0 to 1: half for the share of its questions that are right, half if both are.
+
+    A task's score is 200 times their mean.
+    """
+    marks: dict[str, list[bool]] = {}
+    for line in lines:
+        marks.setdefault(line.image, []).append(parse(line.answer) == line.truth.lower())
+    return [(sum(of_it) / len(of_it) + all(of_it)) / 2 for of_it in marks.values()]
+
+
 def totals(scores: Mapping[str, float]) -> dict[str, float]:
     """Task scores -> Perception, Cognition and their sum.  ValueError for tasks that MME does not have."""
     if strange := sorted(set(scores) - set(TASKS)):

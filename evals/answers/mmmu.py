@@ -17,7 +17,7 @@ from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers import mmbench_rules
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture
 from umcompress.evals.answers.mmmu_rules import LETTERS, judge_open, parse_choice, parse_open
-from umcompress.extend import Score, UsageError, proportion, score_of_counts
+from umcompress.extend import Score, UsageError, proportion, score_of_grades
 
 CHOICE = "Answer with the option's letter from the given choices directly."
 OPEN = "Answer the question using a single word or phrase."
@@ -108,8 +108,7 @@ class Mmmu(QuestionBenchmark):
             for name, kinds in ((name, readings[reading]) for name, reading in names.items())
         }
         numbers["answers without a letter"] = proportion(drawn, len(answers))
-        own = {kind: (sum(marks), len(marks)) for kind, marks in readings[self.protocol].items()}
-        return score_of_counts(own).model_copy(update={"numbers": numbers})
+        return score_of_grades(readings[self.protocol], "").model_copy(update={"numbers": numbers})
 
 
 def right_by_reference(answer: str, sheet: AnswerKey) -> bool:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
-from umcompress.extend import Score, UsageError, files, processes, proportion
+from umcompress.extend import Score, UsageError, files, processes, proportion, with_grades
 
 EXPORT = "mmvet.json"
 
@@ -80,7 +80,8 @@ class MmVet(QuestionBenchmark):
                 by_kind.setdefault(capability, []).append(grades[item.asked.id])
         kinds = {name: proportion(sum(values), len(values)) for name, values in by_kind.items()}
         whole = proportion(sum(grades.values()), len(grades))
-        return Score(value=whole.value, low=whole.low, high=whole.high, n=whole.n, by_kind=kinds)
+        score = Score(value=whole.value, low=whole.low, high=whole.high, n=whole.n, by_kind=kinds)
+        return with_grades(score, [list(grades.values())], "")
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
 from umcompress.evals.answers.mmvp_rules import letter, options, pairs, parse
-from umcompress.extend import Score, UsageError, proportion, score_of_counts
+from umcompress.extend import Score, UsageError, proportion, score_of_grades
 
 PROMPT = "Answer with the option's letter from the given choices directly."
 FOLDERS = ("MMVP Images", "MMVP_Images", "images")
@@ -60,4 +60,6 @@ class Mmvp(QuestionBenchmark):
         right = [parse(item.answer, item.asked.more) == item.asked.truth for item in answers]
         both = pairs(right)
         numbers = {"pairs": proportion(*both), "single": proportion(sum(right), len(right))}
-        return score_of_counts({"pairs": both}, {"pairs": 0.25}).model_copy(update={"numbers": numbers, "by_kind": {}})
+        grades = [float(first and second) for first, second in zip(right[::2], right[1::2], strict=True)]
+        score = score_of_grades({"pairs": grades}, "", {"pairs": 0.25})
+        return score.model_copy(update={"numbers": numbers, "by_kind": {}})

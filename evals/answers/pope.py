@@ -10,7 +10,7 @@ from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
 from umcompress.evals.answers.pope_rules import CATEGORIES, PopeScore, parse
 from umcompress.evals.answers.pope_rules import score as pope_score
-from umcompress.extend import KindScore, Score, UsageError, files, lines_of, proportion, score_of_counts
+from umcompress.extend import KindScore, Score, UsageError, files, lines_of, proportion, score_of_grades
 
 PROMPT = "Answer the question using a single word or phrase."
 
@@ -61,10 +61,18 @@ class Pope(QuestionBenchmark):
         for category in dict.fromkeys(item.asked.kind for item in answers):
             of_it = [item for item in answers if item.asked.kind == category]
             parts[category] = pope_score([parse(item.answer) for item in of_it], [item.asked.truth for item in of_it])
-        counts = {name: (part.right, part.n) for name, part in parts.items()}
-        whole = score_of_counts(counts, dict.fromkeys(parts, 0.5), average="kinds")
+        grades = {
+            name: [_right(item) for item in answers if item.asked.kind == name]
+            for name in parts
+        }
+        whole = score_of_grades(grades, "", dict.fromkeys(parts, 0.5), average="kinds")
         named = {f"{name} {key}": value for name, part in parts.items() for key, value in numbers(part).items()}
         return whole.model_copy(update={"numbers": named})
+
+
+def _right(item: AnsweredQuestion) -> bool:
+    """As the rules count: any label but "no" means yes."""
+    return (parse(item.answer) == "no") == (item.asked.truth == "no")
 
 
 def numbers(part: PopeScore) -> dict[str, KindScore]:

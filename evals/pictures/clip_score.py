@@ -70,7 +70,10 @@ class ClipScore(Benchmark):
         if cut := sum(row["cut"] for row in rows):
             progress(f"clip_score: CLIP reads only the beginning of {cut} of {len(rows)} prompts")
         numbers = {"x 100": _times(found, 100), "x 2.5 (Hessel)": _times(found, HESSEL)}
-        score = Score(**found.model_dump(), numbers=numbers, variant=f"CLIP {self.clip.name}" if self.clip else None)
+        score = Score(
+            **found.model_dump(), numbers=numbers, variant=f"CLIP {self.clip.name}" if self.clip else None,
+            items=tuple(row["cosine"] for row in rows), items_of=digest([mark, *(item.file for item in wanted)]),
+        )  # fmt: skip
         return {"generation": self.timed(score, started, self.partial(len(rows), len(whole)), out)}
 
     def _compare(

@@ -68,7 +68,8 @@ class Fidelity(Benchmark):
         paint(self, runner, wanted, out, progress, digest(whole))
         same = KindScore(value=1.0, low=1.0, high=1.0, n=len(wanted))
         kinds = KINDS if runner.encodes_pictures else KINDS[:1]
-        score = Score(**same.model_dump(), by_kind=dict.fromkeys(kinds, same))
+        items = (1.0,) * len(wanted)
+        score = Score(**same.model_dump(), by_kind=dict.fromkeys(kinds, same), items=items, items_of=_items_of(wanted))
         return {"generation": self.timed(score, started, self.partial(len(wanted), len(whole)), out)}
 
     def compare(
@@ -97,7 +98,7 @@ class Fidelity(Benchmark):
             unit="pictures compared", chunk=4,
             settings={"seed": self.seed, "data": mark, "reference": _mark(reference)},
         )
-        score = _score(rows)
+        score = _score(rows).model_copy(update={"items_of": _items_of(wanted)})
         return {"generation": self.timed(score, started, self.partial(len(rows), len(whole)), out)}
 
 
@@ -129,10 +130,14 @@ def distances(runner: Runner, picture: Image, reference: Image, other: Image) ->
     return found
 
 
+def _items_of(wanted: Sequence[Wanted]) -> str:
+    return digest(f"{item.file} {item.prompt}" for item in wanted)
+
+
 def _score(rows: Sequence[Row]) -> Score:
     kinds = {}
     for kind in KINDS:
         if kind in rows[0]:
             level = 1 - sum(row[f"{kind}_other"] for row in rows) / len(rows) if len(rows) > 1 else None
             kinds[kind] = mean_score([1 - row[kind] for row in rows]).model_copy(update={"chance": level})
-    return Score(**kinds["pixels"].model_dump(), by_kind=kinds)
+    return Score(**kinds["pixels"].model_dump(), by_kind=kinds, items=tuple(1 - row["pixels"] for row in rows))

@@ -28,6 +28,7 @@ from umcompress.extend import (
     mean_of_kinds,
     processes,
     proportion,
+    with_grades,
 )
 
 if TYPE_CHECKING:
@@ -182,7 +183,10 @@ class GenEval(Benchmark):
             "prompts with a right picture": proportion(sum(right > 0 for right, _ in everything), len(everything)),
         }
         score = mean_of_kinds({tag: grouped_proportion(part) for tag, part in groups.items()})
-        return score.model_copy(update={"numbers": numbers})
+        # What each prompt adds to its tag's share of right pictures.
+        grades = [[right * len(part) / sum(n for _, n in part) for right, n in part] for part in groups.values()]
+        asked = digest([str(self.seed), *(item.prompt.line for item in judged)])
+        return with_grades(score.model_copy(update={"numbers": numbers}), grades, asked)
 
 
 class Judges:

@@ -29,6 +29,7 @@ from umcompress.extend import (
     mean_score,
     processes,
     text_of,
+    with_grades,
 )
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ class Wise(Benchmark):
         values = scores_by_category(graded)
         score = mean_of_kinds({name: mean_score(found) for name, found in values.items()})
         everything = mean_score([value for found in values.values() for value in found])
-        return score.model_copy(update={"numbers": {"by size": everything}})
+        asked = digest(str(one.prompt_id) for one in graded)
+        return with_grades(score.model_copy(update={"numbers": {"by size": everything}}), list(values.values()), asked)
 
 
 def _rows(path: Path, asked: str) -> list[dict[str, Any]]:

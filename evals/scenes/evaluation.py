@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from umcompress.evals._benchmark import digest
 from umcompress.evals.scenes import prompts, questions, world
 from umcompress.evals.scenes.prompts import Prompt
-from umcompress.extend import Evaluation, Score, ScoredItem, Task, processes, score_of_counts
+from umcompress.extend import Evaluation, Score, ScoredItem, Task, processes, score_of_grades
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,20 +86,19 @@ class Scenes(Evaluation):
             return found
 
         answers = _shared(len(asked), CHUNK, work)
-        right, total = Counter[str](), Counter[str]()
+        grades: dict[str, list[float]] = {kind: [] for kind in questions.KINDS}
         rows = []
         for item, answer in zip(asked, answers, strict=True):
             good = answer.strip().lower() == item.question.answer
-            total[item.question.kind] += 1
-            right[item.question.kind] += good
+            grades[item.question.kind].append(good)
             rows.append({
                 "scene": world.scene_key(item.scene), "kind": item.question.kind,
                 "question": item.question.text, "expected": item.question.answer, "answer": answer,
                 "correct": good,
             })
         _write_lines(out / "answers.jsonl", rows)
-        counts = {kind: (right[kind], total[kind]) for kind in questions.KINDS if total[kind]}
-        return score_of_counts(counts, questions.chance_levels(), average="kinds")
+        items_of = digest(f"{world.scene_key(item.scene)} {item.question.text}" for item in asked)
+        return score_of_grades(grades, items_of, questions.chance_levels(), average="kinds")
 
     # -- generation ----------------------------------------------------------------------------------------
 
@@ -120,12 +119,11 @@ class Scenes(Evaluation):
         if processes.rank() == 0:
             progress(f"scenes: {len(asked)} pictures")
         pictures = self._paint(runner, [prompt.text for prompt in asked])
-        right, total = Counter[str](), Counter[str]()
+        grades: dict[str, list[float]] = {kind: [] for kind in prompts.KINDS}
         rows = []
         for prompt, picture in zip(asked, pictures, strict=True):
             verdict = judge(prompt.metadata, detect(picture))
-            total[prompt.kind] += 1
-            right[prompt.kind] += verdict.correct
+            grades[prompt.kind].append(verdict.correct)
             rows.append({
                 "kind": prompt.kind, "prompt": prompt.text, "correct": verdict.correct,
                 "reason": verdict.reason,
@@ -134,8 +132,8 @@ class Scenes(Evaluation):
         if processes.rank() == 0:
             texts = [prompt.text for prompt in asked[:SHOWN]]
             save_contact_sheet(out / "samples.png", pictures[:SHOWN], texts)
-        counts = {kind: (right[kind], total[kind]) for kind in prompts.KINDS if total[kind]}
-        return score_of_counts(counts, generation_chance(), average="kinds")
+        items_of = digest([str(self.seed), *(prompt.text for prompt in asked)])
+        return score_of_grades(grades, items_of, generation_chance(), average="kinds")
 
     def _paint(self, runner: Runner, texts: Sequence[str]) -> list[Any]:
         """All pictures; several processes paint whole batches each, so that batches are those of one process."""

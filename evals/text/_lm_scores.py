@@ -18,6 +18,7 @@ def scored(
 ) -> Score:
     """The score of `evaluate`'s results; `values` are those that each number was aggregated from."""
     kinds: dict[str, KindScore] = {}
+    items: dict[str, list[float]] = {}
     numbers: dict[str, KindScore] = {}
     for task, parts in values.items():
         better = results["higher_is_better"].get(task, {})
@@ -29,11 +30,32 @@ def scored(
             numbers[f"{task}: {metric}" + ("" if chosen == "none" else f" ({chosen})")] = number
             if task not in kinds:
                 kinds[task] = _upward(metric, number, better.get(metric) is not False)
+                items[task] = _items(found, kinds[task].value)
                 if metric.startswith("acc") and task in (chances or {}):
                     kinds[task] = kinds[task].model_copy(update={"chance": (chances or {})[task]})
     if not kinds:
         raise ValueError("none of the tasks gives a number")
-    return mean_of_kinds(kinds).model_copy(update={"numbers": numbers | _of_groups(results, numbers)})
+    score = mean_of_kinds(kinds).model_copy(update={"numbers": numbers | _of_groups(results, numbers)})
+    return _with_items(score, list(items.values())) if all(map(bool, items.values())) else score
+
+
+def _items(values: Sequence[Any], mean: float) -> list[float]:
+    """What each document adds to the score of its task, whose mean that is; nothing where it is no such mean."""
+    plain = [float(one) for one in values if isinstance(one, int | float) or hasattr(one, "item")]
+    if len(plain) < len(values):
+        return []
+    own = sum(plain) / len(plain)
+    turned = -1.0 if math.isclose(own, -mean, rel_tol=1e-9, abs_tol=1e-12) and own else 1.0
+    return [turned * one for one in plain] if math.isclose(turned * own, mean, rel_tol=1e-9, abs_tol=1e-12) else []
+
+
+def _with_items(score: Score, groups: Sequence[Sequence[float]]) -> Score:
+    items = tuple(one for group in groups for one in group)
+    sizes = tuple(map(len, groups)) if len(groups) > 1 else ()
+    graded = all(0 <= one <= 1 for one in items)
+    return score.model_copy(update={
+        "items": items, "item_groups": sizes, "items_are": "grades" if graded else "values",
+    })
 
 
 def interval(value: float, values: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> KindScore:

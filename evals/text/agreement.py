@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
+from umcompress.evals._benchmark import digest
 from umcompress.evals.text._text import TextBenchmark
-from umcompress.extend import KindScore, Score, Task, UsageError, atomic_file, mean_score, proportion
+from umcompress.extend import KindScore, Score, Task, UsageError, atomic_file, mean_score, proportion, with_grades
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,8 @@ class Agreement(TextBenchmark):
         kept = {f"{index:05d}": runner.logits(row[None])[0].float().cpu() for index, row in enumerate(rows)}
         with atomic_file(out / FILE) as partial:
             save_file(kept | {f"ids.{index:05d}": row for index, row in enumerate(rows)}, partial)
-        return {"understanding": self.timed(_score([1.0] * len(rows), [0.0] * len(rows), rows), started, None)}
+        same = [[1.0] * len(row) for row in rows]
+        return {"understanding": self.timed(_score(same, [0.0] * len(rows), rows), started, None)}
 
     def compare(
         self, runner: Runner, out: Path, progress: Callable[[str], None], reference: Path
@@ -72,21 +74,22 @@ class Agreement(TextBenchmark):
         return {"understanding": self.timed(_score(same, divergence, rows), started, None)}
 
 
-def compared(reference: Tensor, ours: Tensor) -> tuple[float, float]:
-    """(share of rows with the same likeliest entry, mean KL(reference || ours) in nats), computed in float64.
+def compared(reference: Tensor, ours: Tensor) -> tuple[list[float], float]:
+    """(of each row, whether its likeliest entry is the same; mean KL(reference || ours) in nats), computed in float64.
 
     reference, ours: (T, V) logits.
     """
     p, q = reference.double().log_softmax(-1), ours.double().log_softmax(-1)
-    same = (reference.argmax(-1) == ours.argmax(-1)).double().mean()
-    return float(same), float((p.exp() * (p - q)).sum(-1).mean())
+    same = reference.argmax(-1) == ours.argmax(-1)
+    return same.double().tolist(), float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def _score(same: list[float], divergence: list[float], rows: list[Tensor]) -> Score:
-    tokens = sum(map(len, rows))
-    right = round(sum(share * len(row) for share, row in zip(same, rows, strict=True)))
+def _score(same: list[list[float]], divergence: list[float], rows: list[Tensor]) -> Score:
+    grades = [one for row in same for one in row]
+    tokens, right = len(grades), sum(grades)
     weighted = [nats * len(row) * len(rows) / tokens for nats, row in zip(divergence, rows, strict=True)]
     spread = mean_score(weighted)
     value = max(spread.value, 0.0)
     kl = KindScore(value=value, low=min(max(spread.low, 0.0), value), high=max(spread.high, value), n=tokens)
-    return Score(**proportion(right, tokens).model_dump(), numbers={"kl": kl})
+    score = Score(**proportion(right, tokens).model_dump(), numbers={"kl": kl})
+    return with_grades(score, [grades], digest(str(row.tolist()) for row in rows))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
-from umcompress.evals._benchmark import ResumableLines, earlier_seconds, model_digest
+from umcompress.evals._benchmark import ResumableLines, digest, earlier_seconds, model_digest
 from umcompress.evals.text._lm_scores import scored
 from umcompress.extend import Evaluation, Progress, Score, ScoredItem, Task, UsageError, processes
 
@@ -70,12 +70,13 @@ class LmEval(Evaluation):
         require(self.name)
         if "understanding" not in runner.tasks:
             raise UsageError(f"the evaluation {self.name}", "this model answers no questions", "leave it out")
-        from umcompress.evals.text._lm import RecordedLM, language_model
+        from umcompress.evals.text._lm import RecordedLM, identity, language_model
         from umcompress.evals.text._lm_tasks import chances, measured
 
-        started, loaded = time.monotonic(), self._loaded()
+        started, loaded, asked = time.monotonic(), self._loaded(), list[str]()
 
         def collect(kind: str, requests: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+            asked.append(identity(requests))
             return self._collect(runner, out, progress, kind, requests, work)
 
         shown = any(getattr(task, "MULTIMODAL", False) for task in loaded["tasks"].values())
@@ -90,7 +91,9 @@ class LmEval(Evaluation):
         score = scored(results, values, {name: one.aggregation() for name, one in tasks.items()}, chances(tasks))
         seconds = time.monotonic() - started
         seconds += earlier_seconds(out, time.time() - seconds)
-        score = score.model_copy(update={"partial": _partial(results["n-samples"]), "seconds": seconds})
+        score = score.model_copy(update={
+            "partial": _partial(results["n-samples"]), "seconds": seconds, "items_of": digest(sorted(asked)),
+        })  # fmt: skip
         return {"understanding": score}
 
     def _collect(

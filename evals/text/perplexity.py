@@ -88,8 +88,8 @@ def token_weighted(losses: list[float], counts: list[int], size: int) -> Score:
     likely = number(lambda value: _exp(-value))
     numbers = {"perplexity": number(_exp), "bits_per_byte": number(lambda value: value * per_byte)}
     # What each window contributes, so that two scores of the same windows are compared window by window.
-    items = tuple(likely.value * (1 - deviation) for deviation in deviations)
-    return Score(**likely.model_dump(), numbers=numbers, items=items)
+    items = tuple(nats + deviation for deviation in deviations)
+    return Score(**likely.model_dump(), numbers=numbers, items=items, items_are="nats", printed="perplexity")
 
 
 def _exp(value: float) -> float:

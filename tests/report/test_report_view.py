@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import io
+
 from report_fakes import report, step, task_score
 
-from umcompress.documents.plan import Declined
+from umcompress.documents.plan import (
+    Declined,
+    DropBlock,
+    DropBranch,
+    Evidence,
+    KeepHeads,
+    Plan,
+    SplitExperts,
+)
 from umcompress.documents.previews import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo
+from umcompress.documents.removed import site_results
 from umcompress.documents.report import CheckpointResult, Report, Size, Stopped, step_report
 from umcompress.report import markdown, terminal
 from umcompress.report.plan_view import inspection_view, plan_view
+from umcompress.report.removed_view import removed_tables
 from umcompress.report.report_view import report_view
 from umcompress.report.table import Column, Table, seconds, short_number
 
@@ -26,14 +38,15 @@ def row(text: str, start: str) -> list[str]:
 
 def test_report_says_scores_changes_sizes_and_speeds() -> None:
     text = printed(report())
-    assert row(text, "baseline") == ["baseline", "0.960", "±0.013", "0.920", "±0.016"]
-    assert row(text, "02-channel") == [
-        "02-channel_prune", "0.950", "±0.014", "-0.010", "0.600", "±0.027", "-0.320*",
+    understanding, generation = text.split("\nGeneration\n")
+    assert row(understanding, "baseline") == ["baseline", "0.960", "0.943", "to", "0.969"]
+    assert row(generation, "02-channel") == [
+        "02-channel_prune", "0.600", "0.572", "to", "0.627", "-0.320*", "-0.351", "to", "-0.287",
     ]  # fmt: skip
-    assert row(text, "chance") == ["chance", "0.250", "0.250"]
+    assert row(text, "chance") == ["chance", "0.250"]
     assert "02-channel_prune   4.70M  18.8MB   2.35M   1.57M   2.35M   1.57M    783k" in text
     assert "1.00x!" in text
-    assert "! less work than in the row above, yet no faster beyond noise" in text
+    assert "! less work than the step that it started from, yet no faster beyond noise" in text
     assert "samples: runs/quickstart/steps/baseline/samples.png and " in text
     assert text.rstrip().endswith("next: umcompress compare runs/quickstart")
 
@@ -47,28 +60,24 @@ def test_many_steps_with_long_names_still_fit() -> None:
     first = report().baseline
     steps = [first]
     for index in range(12):
-        one = step(f"{index:02d}-a_rather_long_name_of_a_step", "x", (0.9, 0.9), 14_607_260_128, (12.1, 0.9))
+        one = step(f"{index:02d}-a_rather_long_name", "x", (0.9, 0.9), 14_607_260_128, (12.1, 0.9))
         steps.append(step_report(one, first, steps[-1]))
     text = printed(report(steps=tuple(steps)))
-    assert "6 steps left out" in text
+    assert "7 steps left out" in text
     assert "14.6G" in text
 
 
 def test_stop_refusals_and_checkpoint_are_told() -> None:
     baseline, first, second = report().steps
-    declined = tuple(
-        Declined(site=f"layers.{n}.mlp", component="generation", reason="odd width") for n in range(5)
-    )
+    declined = tuple(Declined(site=f"layers.{n}.mlp", component="generation", reason="odd width") for n in range(5))
     undone = second.model_copy(update={"stopped": True, "declined": declined})
     saved = CheckpointResult(path="model", parameters=5_900_000, bytes=23_600_000, reload_equal=True)
     stopped = Stopped(step="02-channel_prune", reason="generation fell by 0.320, more than 0.050")
     text = printed(report(steps=(baseline, first, undone), stopped=stopped, checkpoint=saved))
     assert "02-channel_prune (undone)" in text
     assert "stopped at 02-channel_prune, which was undone: generation fell by 0.320" in text
-    assert "left layers.2.mlp alone: odd width" in text
-    assert "layers.3.mlp" not in text
-    assert "left 5 sites alone" in text
-    assert "5,900,000 parameters, 23.6MB, computes the same in a fresh process" in text
+    assert row(text, "layers.*.mlp") == ["layers.*.mlp,", "generation", "left", "alone:", "odd", "width", "0-4"]
+    assert "5,900,000 parameters, 23.6MB stored, 23.6MB in memory, computes the same in a fresh process" in text
 
 
 def test_a_task_that_was_not_scored_shows_as_a_dash() -> None:
@@ -77,8 +86,89 @@ def test_a_task_that_was_not_scored_shows_as_a_dash() -> None:
         update={"scores": only, "speed": {}, "macs_per_token": {}, "samples": None}
     )
     text = printed(report(steps=(alone,)))
-    assert row(text, "baseline") == ["baseline", "0.900", "±0.019", "-"]
+    assert row(text, "baseline") == ["baseline", "0.900", "0.878", "to", "0.915"] and "\nGeneration" not in text
     assert "samples:" not in text
+
+
+def test_what_was_removed_is_answered_by_layer() -> None:
+    """Blocks with their similarities, also of those that stay; heads and channels by layer; experts in words."""
+    blocks = Plan(
+        pass_name="layer_drop", edits=(DropBlock(block="m.layers.2"),),
+        evidence=tuple(
+            Evidence(site=f"m.layers.{n}", component="shared", scores=(0.5 + n / 10,), note="") for n in range(4)
+        ),
+    )  # fmt: skip
+    attentions = [f"m.layers.{n}.attn" for n in (0, 1, 3)]
+    heads = Plan(
+        pass_name="head_prune",
+        edits=tuple(KeepHeads(site=site, component="shared", key_value_groups=(0, 3)) for site in attentions),
+        evidence=tuple(
+            Evidence(site=site, component="shared", scores=(1, 0, 0, 1), kept=(0, 3)) for site in attentions
+        ),
+    )  # fmt: skip
+    split = SplitExperts(site="m.layers.0.mlp", experts=((0, 1), (2, 3), (4, 5)), shared=(6,), active=1)
+    experts = Plan(pass_name="moe_split", edits=(split,))
+    baseline, first, second = report().steps
+    third = second.model_copy(update={"name": "03-moe_split", "sites": site_results(experts), "declined": ()})
+    first = first.model_copy(update={"sites": site_results(blocks)})
+    second = second.model_copy(update={"sites": site_results(heads)})
+    tables = removed_tables([baseline, first, second, third])
+    text = " ".join(" ".join(row) for table in tables for row in table.rows)
+    assert [table.title for table in tables] == [f"Removed by {one.name}" for one in (first, second, third)]
+    assert "m.layers.*, shared 1 of 4 blocks dropped 2 (0.700)" in text
+    assert "m.layers.*, shared 3 of 4 blocks kept 0 (0.500), 1 (0.600), 3 (0.800)" in text
+    assert "m.layers.*.attn, shared 2 of 4 key-value groups kept 0-1, 3" in text
+    assert "m.layers.*.mlp 3 of 7 channels at work (3 experts of 2, 1 active, 1 shared) 0" in text
+
+
+def test_a_branch_of_one_stream_is_one_row() -> None:
+    """Of a block whose component goes branch by branch, and of single branches."""
+    gone = Plan(
+        pass_name="layer_drop",
+        edits=(
+            DropBranch(block="layers.1", branch="attention", component="understanding"),
+            DropBranch(block="layers.1", branch="feed_forward", component="understanding"),
+        ),
+        evidence=(
+            Evidence(site="layers.0", component="understanding", scores=(0.1,)),
+            Evidence(site="layers.1", component="understanding", scores=(0.9,)),
+        ),
+    )  # fmt: skip
+    assert [(row.site, row.unit, row.after, row.score) for row in site_results(gone)] == [
+        ("layers.0", "block", 1, 0.1), ("layers.1", "block", 0, 0.9),
+    ]  # fmt: skip
+    branch = Plan(
+        pass_name="layer_drop", edits=(DropBranch(block="layers.1", branch="attention", component="understanding"),),
+        evidence=(Evidence(site="layers.1.attention", component="understanding"),),
+    )  # fmt: skip
+    (row_,) = site_results(branch)
+    assert (row_.site, row_.unit, row_.before, row_.after) == ("layers.1.attention", "attention", 1, 0)
+
+
+def test_alternatives_are_drawn_as_a_tree() -> None:
+    first = report().baseline
+    steps = [first]
+    for name, after in (("half", None), ("quarter", "baseline"), ("half-more", "half")):
+        steps.append(step_report(step(name, "x", (0.9, 0.9), 5_000_000, (1, 1), after=after), first))
+    text = printed(report(steps=tuple(steps), written="half"))
+    heads = [line[:13].rstrip() for line in text.split("Size\n")[1].splitlines()[2:6]]
+    assert heads == ["baseline", "├ half", "│ └ half-more", "└ quarter"]
+    for name in ("half", "quarter", "half-more"):
+        assert f"samples of {name}: runs/quickstart/steps/{name}/samples.png" in text
+    assert report(steps=tuple(steps), written="half").result.name == "half"
+    assert report(steps=tuple(steps)).result.name == "half-more"
+
+
+def test_no_word_and_no_path_is_broken() -> None:
+    path = "a.long.path.of.modules.that.is.longer.than.half.a.line.layers.mlp"
+    columns = (Column("where", False, True), Column("why", False, True))
+    table = Table("T", columns, ((path, "some words " * 9),), ("many notes " * 30,))
+    narrow, piped = terminal.text((table,), 40), io.StringIO()
+    words = set(narrow.replace("─", "").split())
+    assert words == {path, "some", "words", "where", "why", "many", "notes", "T"}
+    terminal.show((table,), piped)
+    assert f"{path}  {('some words ' * 9)}".rstrip() in piped.getvalue()
+    assert len(piped.getvalue().splitlines()) == 5
 
 
 def test_markdown_escapes_and_keeps_columns() -> None:
@@ -95,7 +185,7 @@ def test_every_table_of_a_report_is_markdown() -> None:
         line.replace("\\|", "").count("|") for line in text.split("### Size")[1].split("\n\n")[1].splitlines()
     }
     assert widths == {9}
-    assert text.count("### ") == 5
+    assert text.count("### ") == 6
 
 
 def test_amounts_and_times() -> None:

@@ -216,7 +216,7 @@ def _compare(options: Namespace) -> int:
     from umcompress.report.compare_view import compare_view
 
     comparison = compare([(name, read_report(Path(name))) for name in options.runs])
-    _print(comparison, compare_view(comparison), options.format)
+    _print(comparison, compare_view(comparison, options.all or options.format == "md"), options.format)
     return 0
 
 

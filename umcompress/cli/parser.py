@@ -152,6 +152,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a report.json")
+    parser.add_argument("--all", action="store_true", help="every number, every step of every run, every difference")
     _format_option(parser)
 
 

@@ -7,6 +7,7 @@ in by `step_report`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +21,19 @@ from umcompress.documents.file_names import REPORT
 from umcompress.documents.files import read_text
 from umcompress.documents.gate import Gate
 from umcompress.documents.plan import Declined
+from umcompress.documents.removed import SiteResult
 from umcompress.documents.scores import (
     Change,
     Score,
     change,
+    printed_change,
     worsening,
 )
 from umcompress.documents.training_options import TrainingSummary
 from umcompress.documents.unfinished_run import unfinished
 from umcompress.errors import UsageError
 
+_NUMBERS = re.compile(r"\[\n\s+-?\d[-+.e\d]*(?:,\n\s+-?\d[-+.e\d]*)*\n\s+\]")
 # Two timings of the same model differ by this much; less is not called faster.
 SPEED_NOISE = 0.02
 
@@ -55,11 +59,16 @@ class Speed(Document):
 
 
 class GateResult(Document):
-    """One limit of a step's `stop_if`: `drop` is baseline minus now; of a loss, now minus baseline."""
+    """One limit of a step's `stop_if`: `drop` is baseline minus now; of a loss, now minus baseline.
+
+    low, high: its 95 % interval.  Not passed where even `low` is above the limit.
+    """
 
     task: Task
     limit: float
     drop: float
+    low: float | None = None
+    high: float | None = None
     passed: bool
 
 
@@ -76,6 +85,8 @@ class StepReport(Document):
     scores: of each task the first evaluation's; `evaluations` has those of all, by evaluation.
     after: the step whose model it started from, where that is not the row above.
     changes: scores against the baseline; previous: against the step that it started from.
+    evaluation_changes: of every evaluation against the baseline, of what is printed: perplexity, not its inverse.
+    sites: what was removed where, and what was measured there; declined: the sites left alone, and why.
     flags: `no_speed:TASK`, a step that cut a task's work and made it no faster.
     samples: a picture of generated samples, relative to the run's folder.
     experts: how tokens fall on experts, where a feed-forward is split; training: what a training step came to.
@@ -89,6 +100,7 @@ class StepReport(Document):
     evaluations: dict[str, dict[Task, Score]] = {}
     changes: dict[Task, Change] = {}
     previous: dict[Task, Change] = {}
+    evaluation_changes: dict[str, dict[Task, Change]] = {}
     parameters: Size
     bytes: Size
     macs_per_token: dict[Task, NonNegativeInt] = {}
@@ -96,6 +108,7 @@ class StepReport(Document):
     seconds: NonNegativeFloat = 0.0
     edits: NonNegativeInt = 0
     declined: tuple[Declined, ...] = ()
+    sites: tuple[SiteResult, ...] = ()
     gates: tuple[GateResult, ...] = ()
     stopped: bool = False
     flags: tuple[str, ...] = ()
@@ -122,10 +135,13 @@ class Report(Document):
 
     evaluations: settings of each evaluation by name, all defaults written out; two reports compare only where
     these and the seed agree.
+    beside: of an evaluated model that umcompress made, the baseline of its run.
+    written: of alternatives, the step whose model is written; null: the last that was not undone.
     """
 
-    # 2: losses, whose items are kept.  A report of an earlier version is read as it is.
-    format: Literal[1, 2] = 2
+    # 2: losses, whose items are kept.  3: items of all scores, and what each step removed.  A report of an earlier
+    # version is read as it is.
+    format: Literal[1, 2, 3] = 3
     model: str
     recipe: dict[str, Any] | None = None
     recipe_name: str | None = None
@@ -141,6 +157,8 @@ class Report(Document):
     created: str | None = None
     provenance: dict[str, Any] = {}
     steps: tuple[StepReport, ...] = Field(min_length=1)
+    beside: StepReport | None = None
+    written: str | None = None
     stopped: Stopped | None = None
     checkpoint: CheckpointResult | None = None
     notes: tuple[str, ...] = ()
@@ -151,12 +169,15 @@ class Report(Document):
 
     @property
     def result(self) -> StepReport:
-        """The model that the run ends with: the last step that was not undone."""
-        return [step for step in self.steps if not step.stopped][-1]
+        """The model that is written: that of the step named so, or of the last that was not undone."""
+        done = [step for step in self.steps if not step.stopped]
+        return next((step for step in done if step.name == self.written), done[-1])
 
     def dumps(self) -> str:
         """The text of report.json."""
-        return json.dumps(self.json_values(), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self.json_values(), indent=2, ensure_ascii=False)
+        # Lists of numbers (items, scores of channels) on one line.  Within strings there are no line ends.
+        return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def report_schema() -> dict[str, Any]:
@@ -176,6 +197,7 @@ def step_report(
         update={
             "changes": _changes(step, baseline),
             "previous": _changes(step, above),
+            "evaluation_changes": evaluation_changes(step, baseline),
             "flags": (*step.flags, *_no_speed(step, above)),
         }
     )
@@ -184,6 +206,15 @@ def step_report(
 def _changes(step: StepReport, other: StepReport) -> dict[Task, Change]:
     both = [task for task in TASKS if task in step.scores and task in other.scores]
     return {task: change(step.scores[task], other.scores[task]) for task in both}
+
+
+def evaluation_changes(step: StepReport, other: StepReport) -> dict[str, dict[Task, Change]]:
+    """Of every evaluation that both have, the change of what is printed of it."""
+    return {
+        name: {task: printed_change(score, before[task]) for task, score in scores.items() if task in before}
+        for name, scores in step.evaluations.items()
+        if (before := other.evaluations.get(name)) is not None
+    }
 
 
 def _no_speed(step: StepReport, above: StepReport) -> list[str]:
@@ -215,9 +246,9 @@ def check_gate(gate: Gate, scores: Mapping[Task, Score], baseline: Mapping[Task,
                 found=f"no evaluation of the recipe scores {task}",
                 do=f"add an evaluation that does, or leave {task}_drop out",
             )
-        drop = worsening(scores[task], baseline[task])
+        drop, low, high = worsening(scores[task], baseline[task])
         # 0.95 - 0.90 is above 0.05 in floating point; a drop of exactly the limit is allowed.
-        results.append(GateResult(task=task, limit=limit, drop=drop, passed=drop <= limit + 1e-9))
+        results.append(GateResult(task=task, limit=limit, drop=drop, low=low, high=high, passed=low <= limit + 1e-9))
     return results
 
 

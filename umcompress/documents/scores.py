@@ -7,14 +7,13 @@ combine the intervals of their parts by MOVER (Zou and Donner, 2008), which need
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import exp, sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from umcompress.documents.base import Document, Task
-
-_Z = 1.959963984540054  # the normal quantile of 97.5 %
+from umcompress.documents.intervals import paired_interval, student, wilson
 
 
 class KindScore(Document):
@@ -38,8 +37,10 @@ class Score(KindScore):
 
     numbers: what a benchmark publishes, under its own names and on its own scale.
     lower_is_better: whether it is a loss.
-    items: the value of each item, in order, where they are kept; `items_of` says which items: scores of the same ones
-    are compared item by item.
+    items: the value of each item, where they are kept; `items_of` says which items: scores of the same ones are
+    compared item by item.  item_groups: the score is the mean over kinds, whose items follow each other, so many each.
+    items_are: grades, 0 (wrong) to 1 (right); any values; or nats, of which the score is exp(-mean).
+    printed: the one of `numbers` that reports show in place of the value.
     partial: `120 of 2374` where not everything was scored; such a score is not the benchmark's.
     variant: what was done in another way than the benchmark's authors do it.
     seconds: how long it took, with what runs that were killed had done of it.
@@ -50,6 +51,9 @@ class Score(KindScore):
     lower_is_better: bool = False
     items: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
     items_of: str | None = None
+    item_groups: tuple[PositiveInt, ...] = ()
+    items_are: Literal["values", "grades", "nats"] = "values"
+    printed: str | None = None
     partial: str | None = None
     variant: str | None = None
     seconds: NonNegativeFloat | None = None
@@ -59,7 +63,7 @@ class Change(Document):
     """The difference of two scores of the same task (new minus old) with its 95 % interval.
 
     paired: the interval is that of the differences of single items.  relative: the difference as a share of the old
-    value, of losses.
+    value, of losses and perplexities.
     """
 
     value: float
@@ -68,19 +72,6 @@ class Change(Document):
     beyond_noise: bool
     paired: bool = False
     relative: float | None = None
-
-
-def wilson(right: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion, or of a mean of values in 0..1 whose sum is `right`.
-
-    It always holds right / n.  For such a mean it is wide rather than narrow: no values in 0..1 vary more.
-    """
-    if not 0 <= right <= n or n == 0:
-        raise ValueError(f"{right} right of {n} is not a proportion")
-    share, z2 = right / n, _Z * _Z
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def proportion(right: float, n: int, chance: float | None = None) -> KindScore:
@@ -113,18 +104,8 @@ def mean_score(values: Sequence[float]) -> KindScore:
     if n == 1:
         low, high = wilson(min(max(value, 0.0), 1.0), 1)
         return KindScore(value=value, low=min(low, value), high=max(high, value), n=n)
-    half = _student(n - 1) * sqrt(sum((x - value) ** 2 for x in values) / (n - 1) / n)
+    half = student(n - 1) * sqrt(sum((x - value) ** 2 for x in values) / (n - 1) / n)
     return KindScore(value=value, low=value - half, high=value + half, n=n)
-
-
-def _student(freedom: int) -> float:
-    """Student's quantile of 97.5 %: tabled where few values make it large, else Hill's series around the normal's."""
-    few = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.306, 2.26216)
-    if freedom <= len(few):
-        return few[freedom - 1]
-    z, z3, z5, z7 = _Z, _Z**3, _Z**5, _Z**7
-    second, third = (5 * z5 + 16 * z3 + 3 * z) / 96, (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / 384
-    return z + (z3 + z) / 4 / freedom + second / freedom**2 + third / freedom**3
 
 
 def mean_of_kinds(parts: Mapping[str, KindScore]) -> Score:
@@ -167,33 +148,94 @@ def _mean_with_interval(parts: Sequence[KindScore]) -> tuple[float, float, float
     return value, max(min(part.low for part in parts), value - below), value + above
 
 
+def score_of_grades(
+    grades: Mapping[str, Sequence[float]],
+    items_of: str,
+    chance: Mapping[str, float] | None = None,
+    average: Literal["items", "kinds"] = "items",
+) -> Score:
+    """`score_of_counts` of single items: of each kind the grade of each item, 1 for right, 0 for wrong.
+
+    items_of: says which items these are (a digest); scores of the same ones, given in the same order, are compared item
+    by item, which makes the intervals of changes far narrower.
+    """
+    given = {kind: of_it for kind, of_it in grades.items() if of_it}
+    score = score_of_counts({kind: (sum(of_it), len(of_it)) for kind, of_it in given.items()}, chance, average)
+    flat = [[grade for of_it in given.values() for grade in of_it]]
+    return with_grades(score, list(given.values()) if average == "kinds" else flat, items_of)
+
+
+def with_grades(score: Score, groups: Sequence[Sequence[float]], items_of: str) -> Score:
+    """The score with the grades of its items; it is the mean of the groups' means."""
+    items = tuple(float(grade) for group in groups for grade in group)
+    sizes = tuple(map(len, groups)) if len(groups) > 1 else ()
+    kept = {"items": items, "items_of": items_of, "item_groups": sizes, "items_are": "grades"}
+    return score.model_copy(update=kept)
+
+
 def change(new: KindScore, old: KindScore) -> Change:
     """new - old. Beyond noise when the 95 % interval of the difference leaves zero out.
 
-    Where both keep the values of the same items, the interval is Student's of the items' differences. Else the two
-    are taken as independent. Scored on the same items they are usually correlated, which makes the true interval
-    narrower: that errs towards calling a small real change noise.
+    Where both keep the values of the same items, the interval is that of the items' differences. Else the two are taken
+    as independent. Scored on the same items they are usually correlated, which makes the true interval narrower: that
+    errs towards calling a small real change noise.
     """
     value = new.value - old.value
     if isinstance(new, Score) and isinstance(old, Score) and _same_items(new, old):
-        found = mean_score([one - other for one, other in zip(new.items, old.items, strict=True)])
-        relative = value / old.value if new.lower_is_better and old.value > 0 else None
-        return Change(
-            value=value, low=found.low, high=found.high, beyond_noise=found.low > 0 or found.high < 0, paired=True,
-            relative=relative,
-        )
+        return _paired(new, old)
     low = value - sqrt((new.value - new.low) ** 2 + (old.high - old.value) ** 2)
     high = value + sqrt((new.high - new.value) ** 2 + (old.value - old.low) ** 2)
     return Change(value=value, low=low, high=high, beyond_noise=low > 0 or high < 0)
 
 
+def _paired(new: Score, old: Score) -> Change:
+    """The change with the interval of the items' differences."""
+    groups = new.item_groups or (len(new.items),)
+    _, low, high = paired_interval(new.items, old.items, groups, new.items_are == "grades")
+    beyond, value = low > 0 or high < 0, new.value - old.value
+    if new.items_are == "nats":
+        # More nats, less probability: the ends change places.
+        low, high = (old.value * _growth(-end) for end in (high, low))
+    relative = value / old.value if new.lower_is_better and old.value > 0 else None
+    return Change(value=value, low=low, high=high, beyond_noise=beyond, paired=True, relative=relative)
+
+
+def _growth(nats: float) -> float:
+    """By what share exp() of something grows that grows by so many nats; beyond what a number holds, the largest."""
+    return exp(min(nats, 700.0)) - 1
+
+
+def printed(score: Score) -> KindScore:
+    """What reports show of a score: itself, or the published number that it names."""
+    return score if score.printed is None else score.numbers[score.printed]
+
+
+def printed_change(new: Score, old: Score) -> Change:
+    """The change of what is printed of two scores: of a perplexity from the nats of the same windows."""
+    if new.printed is None or new.printed != old.printed:
+        return change(new, old)
+    now, before = printed(new), printed(old)
+    if not (_same_items(new, old) and new.items_are == "nats"):
+        return change(now, before)
+    _, low, high = paired_interval(new.items, old.items, new.item_groups or (len(new.items),), False)
+    ends = [before.value * _growth(end) for end in (low, high)]
+    return Change(
+        value=now.value - before.value, low=ends[0], high=ends[1], beyond_noise=low > 0 or high < 0, paired=True,
+        relative=now.value / before.value - 1,
+    )  # fmt: skip
+
+
 def _same_items(new: Score, old: Score) -> bool:
-    return len(new.items) > 1 and new.items_of == old.items_of and len(new.items) == len(old.items)
+    alike = (new.items_of, new.item_groups, new.items_are) == (old.items_of, old.item_groups, old.items_are)
+    return alike and len(new.items) > 1 and len(new.items) == len(old.items)
 
 
-def worsening(new: Score, old: Score) -> float:
-    """By how much `new` is worse than `old`, whichever direction is the better one."""
-    return new.value - old.value if new.lower_is_better else old.value - new.value
+def worsening(new: Score, old: Score) -> tuple[float, float, float]:
+    """(By how much `new` is worse than `old`, whichever direction is the better one; ends of the 95 % interval.)"""
+    found = change(new, old)
+    if new.lower_is_better:
+        return found.value, found.low, found.high
+    return -found.value, -found.high, -found.low
 
 
 def is_beyond_noise(new: KindScore, old: KindScore) -> bool:

@@ -3,7 +3,8 @@
 A pass reads and proposes; an evaluation scores.  Both are pydantic documents whose fields are the options of
 a recipe.  They are found by entry point, or by `path/to/file.py:Class`.  Importing this loads no torch.
 
-Scores: `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` and `score_of_counts` compute 95 % intervals.
+Scores: `score_of_grades` of single items, which are kept, so that changes are compared item by item.  `with_grades`
+puts items into one made by `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` or `score_of_counts`.
 Errors: raise `UsageError`, `ModelError` or `PlanError` with what was asked, what was found, what to do.
 `files` and `open_picture`: read what a user named; regular files only, and what is damaged or a bomb is refused.
 `trainer_of`: what computes the losses of a runner's model; `TrainingFile`: items from a user's file.
@@ -67,6 +68,8 @@ from umcompress.documents.scores import (
     mean_score,
     proportion,
     score_of_counts,
+    score_of_grades,
+    with_grades,
 )
 from umcompress.documents.training_options import LossWeights, TrainingOptions
 from umcompress.errors import ModelError, PlanError, UmcompressError, UsageError, did_you_mean
@@ -193,7 +196,9 @@ __all__ = [
     "processes",
     "proportion",
     "score_of_counts",
+    "score_of_grades",
     "text_of",
     "trainer_of",
+    "with_grades",
     "write_text_atomic",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from umcompress.documents.base import Component
 from umcompress.documents.plan import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SplitExperts
 from umcompress.documents.previews import SiteChange, TensorChange
+from umcompress.documents.removed import experts_in_words
 from umcompress.graph.model_graph import ModelGraph
 from umcompress.graph.sites import AttentionSite, FeedForwardSite
 from umcompress.rewrite.tensors import Expression, StackGroups, StoredValue, TensorMap, source_of
@@ -55,11 +56,6 @@ def site_changes(plan: Plan, graph: ModelGraph, measured: bool) -> Iterator[Site
             before = now.get((*_at(place), "channels"), place.width)
             note = experts_in_words(len(edit.experts), edit.width, edit.active, shared)
             yield change(*_at(place), "channels at work", before, edit.active * edit.width + shared, note)
-
-
-def experts_in_words(experts: int, width: int, active: int, shared: int) -> str:
-    """A description of a split feed-forward."""
-    return f"{experts} experts of {width}, {active} active" + (f", {shared} shared" if shared else "")
 
 
 def _at(site: AttentionSite | FeedForwardSite) -> tuple[str, str]:

@@ -7,12 +7,12 @@ from typing import cast
 
 from umcompress.documents.base import Component, Task
 from umcompress.documents.previews import Inspection, Missing, SiteInfo
+from umcompress.documents.removed import experts_in_words
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.graph.printer import print_graph
 from umcompress.graph.sites import AttentionSite, BlockSite, ExpertSite, FeedForwardSite
 from umcompress.models.measure import weigh
 from umcompress.models.source import open_source
-from umcompress.plan.changes import experts_in_words
 from umcompress.plan.walk import checked_skeleton
 
 

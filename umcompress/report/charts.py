@@ -11,6 +11,7 @@ from math import floor, log10
 from umcompress.documents.base import TASKS, Task
 from umcompress.documents.expert_load import ExpertLoad, Experts
 from umcompress.documents.report import StepReport
+from umcompress.report.step_tree import parents
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 14, 64
@@ -40,13 +41,13 @@ class Line:
 
 def scores_chart(steps: Sequence[StepReport]) -> str:
     """Scores with their 95 % intervals; empty where nothing is scored."""
-    lines, parents = [], _parents(steps)
+    lines, above = [], parents(steps)
     for number, task in enumerate(TASKS):
         scored = [(index, step) for index, step in enumerate(steps) if task in step.scores]
         points = tuple(
             Point(index, (s := step.scores[task]).value, s.low, s.high, step.stopped) for index, step in scored
         )
-        lines.append(Line(task, f"s{number}", points, parents))
+        lines.append(Line(task, f"s{number}", points, above))
     return _chart("Scores after each step", lines, [step.name for step in steps])
 
 
@@ -60,7 +61,7 @@ def sizes_chart(steps: Sequence[StepReport]) -> str:
             Point(index, count / whole, count / whole, count / whole, step.stopped)
             for index, step, count in found if whole and count is not None
         ]
-        return Line(name, style, tuple(points), _parents(steps))
+        return Line(name, style, tuple(points), parents(steps))
 
     lines = [line("all parameters", "s2", lambda step: step.parameters.total)]
     for number, task in enumerate(TASKS):
@@ -121,12 +122,6 @@ def _active(task: Task, step: StepReport) -> int | None:
 def _shifted(x: Callable[[float], float], shift: float, index: float) -> float:
     """Shift the points of each series sideways, so that equal values do not hide each other."""
     return x(index) + shift
-
-
-def _parents(steps: Sequence[StepReport]) -> tuple[int, ...]:
-    """The place of the step that each started from; -1 for the baseline."""
-    names = [step.name for step in steps]
-    return tuple(names.index(step.after) if step.after in names else index - 1 for index, step in enumerate(steps))
 
 
 def axis(low: float, high: float) -> list[float]:

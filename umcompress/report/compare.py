@@ -5,26 +5,17 @@ Pure: reports in, one document out.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from math import hypot
 from typing import Any
 
 from umcompress.documents.base import TASKS, Document, Task
-from umcompress.documents.report import SPEED_NOISE, Report, Speed, StepReport
-from umcompress.documents.scores import Change, KindScore, change, is_beyond_noise
+from umcompress.documents.report import SPEED_NOISE, Report, Speed, StepReport, evaluation_changes
+from umcompress.documents.scores import Change, KindScore, Score, change, is_beyond_noise, printed_change
 from umcompress.errors import UsageError
+from umcompress.report.recipe_differences import Difference, differences, recipe_differences
 
 Point = dict[str, float]
-_ABSENT = "-"
-_OPTION = re.compile(r"(steps\.\d+)\.(?!(?:name|pass)$)")
-
-
-class Difference(Document):
-    """A key that not all runs have alike. `values` has one entry a run; `-` where the key is absent."""
-
-    key: str
-    values: tuple[Any, ...]
 
 
 class ComparedRun(Document):
@@ -32,7 +23,8 @@ class ComparedRun(Document):
 
     reasons: why its scores cannot be held against the first run's; empty when they can.
     speed_reasons: likewise for its speeds.
-    changes: its result's scores against the first run's result.
+    changes: its result's scores against the first run's result; evaluation_changes: of every evaluation, of what is
+    printed of it.
     pareto: no other comparable run is at least as good in every objective and better in one. Null when the
     run is not comparable, or is the only one.
     """
@@ -46,6 +38,7 @@ class ComparedRun(Document):
     reasons: tuple[str, ...] = ()
     speed_reasons: tuple[str, ...] = ()
     changes: dict[Task, Change] = {}
+    evaluation_changes: dict[str, dict[Task, Change]] = {}
     pareto: bool | None = None
 
 
@@ -85,10 +78,10 @@ def compare(reports: Sequence[tuple[str, Report]]) -> Comparison:
     decided = [
         run.model_copy(update={"pareto": best[run.label]}) if run.label in best else run for run in runs
     ]
-    recipes = [_recipe(report) for _, report in reports]
     return Comparison(
-        runs=tuple(decided), objectives=objectives, numbers=_numbers(decided), differences=differences(recipes)
-    )
+        runs=tuple(decided), objectives=objectives, numbers=_numbers(decided),
+        differences=recipe_differences([_recipe(report) for _, report in reports]),
+    )  # fmt: skip
 
 
 def _run(index: int, name: str, report: Report, first: Report) -> ComparedRun:
@@ -108,6 +101,7 @@ def _run(index: int, name: str, report: Report, first: Report) -> ComparedRun:
         reasons=reasons,
         speed_reasons=_speed_reasons(report, first),
         changes=changes,
+        evaluation_changes=evaluation_changes(result, first.result) if index > 0 and not reasons else {},
     )
 
 
@@ -129,11 +123,15 @@ def _numbers(runs: Sequence[ComparedRun]) -> tuple[ComparedNumber, ...]:
     for name, task, number in keys:
         values = tuple(mine.get((name, task, number)) for mine in found)
         changes = tuple(
-            change(value, values[0]) if place and value and values[0] and not runs[place].reasons else None
+            _changed(value, values[0]) if place and value and values[0] and not runs[place].reasons else None
             for place, value in enumerate(values)
         )
         rows.append(ComparedNumber(evaluation=name, task=task, number=number, values=values, changes=changes))
     return tuple(rows)
+
+
+def _changed(new: KindScore, old: KindScore) -> Change:
+    return printed_change(new, old) if isinstance(new, Score) and isinstance(old, Score) else change(new, old)
 
 
 def _letter(index: int) -> str:
@@ -170,42 +168,6 @@ def _speed_reasons(report: Report, first: Report) -> tuple[str, ...]:
     named = [("model", "model"), ("device", "device"), ("dtype", "dtype"), ("hardware", "hardware")]
     differ = [(word, getattr(report, key), getattr(first, key)) for key, word in named]
     return tuple(f"{word} {mine}, not {theirs}" for word, mine, theirs in differ if mine != theirs)
-
-
-def differences(documents: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
-    """The dotted keys at which not all documents agree, in the order of their first appearance.
-
-    Of a step that only one document has, or that is another pass there, name and pass say enough.
-    """
-    flat = [dict(_leaves(document)) for document in documents]
-    keys = dict.fromkeys(key for leaves in flat for key in leaves)
-    rows = ((key, tuple(leaves.get(key, _ABSENT) for leaves in flat)) for key in keys)
-    return tuple(
-        Difference(key=key, values=values)
-        for key, values in rows
-        if any(v != values[0] for v in values) and not _own_option(key, values, flat)
-    )
-
-
-def _own_option(key: str, values: Sequence[Any], flat: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether this is an option of a step that no other document has a like of."""
-    match = _OPTION.match(key)
-    if match is None or sum(value != _ABSENT for value in values) > 1:
-        return False
-    return len({leaves.get(f"{match[1]}.pass", _ABSENT) for leaves in flat}) > 1
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        items: Any = value.items()
-    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
-        items = enumerate(value)
-    else:
-        if path:
-            yield path, value
-        return
-    for key, item in items:
-        yield from _leaves(item, f"{path}.{key}" if path else str(key))
 
 
 def _recipe(report: Report) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A comparison of runs as tables."""
+"""Comparisons as tables: results side by side; what the recipes say differently; every step of every run on demand."""
 
 from __future__ import annotations
 
@@ -7,25 +7,55 @@ import shlex
 from typing import Any
 
 from umcompress.documents.base import TASKS
-from umcompress.report.benchmarks_view import value_text
+from umcompress.documents.scores import Change
+from umcompress.report import terminal
 from umcompress.report.compare import ComparedNumber, ComparedRun, Comparison
-from umcompress.report.report_view import change_text, loss_notes, score_text, speed_text, step_name
-from umcompress.report.table import Table, View, number_columns, short_number, text_column
+from umcompress.report.recipe_differences import Difference
+from umcompress.report.report_view import speed_text
+from umcompress.report.scores_view import (
+    Entry,
+    change_of,
+    entries,
+    entry_name,
+    is_share,
+    number_text,
+    score_cells,
+    score_of,
+)
+from umcompress.report.step_tree import named_steps
+from umcompress.report.table import Table, View, number_columns, short_number, size_text, text_column
 
-# Beside each other in a table of 80 columns.
-_MOST_RUNS = 4
+# Numbers of runs that stand beside each other in a table of 80 columns.
+_MOST_RUNS = 6
+MOST_LINES = 60
 
 
-def compare_view(comparison: Comparison) -> View:
-    """The runs, their results side by side, the steps of each, and what their recipes say differently."""
-    parts: list[Table | str] = [_legend(run) for run in comparison.runs]
-    parts += [*_results(comparison), *_evaluations(comparison)]
-    parts += [table for run in comparison.runs for table in _steps(run)]
-    if comparison.differences:
-        parts.append(_differences(comparison))
-    elif len(comparison.runs) > 1:
-        parts += ["", "the recipes say the same"]
-    return (*parts, f"next: umcompress report {shlex.quote(comparison.runs[-1].name)} --html report.html")
+def compare_view(comparison: Comparison, everything: bool = False) -> View:
+    """Results, sizes, and what the recipes say differently, in at most 60 lines of 80 columns; with `everything` all
+    numbers, and the steps of each run.
+    """
+    last = shlex.quote(comparison.runs[-1].name)
+    closing = f"next: umcompress report {last} --html report.html"
+    if everything:
+        steps = [table for run in comparison.runs for table in _steps(run)]
+        return (*_head(comparison), *_numbers(comparison), *steps, *_differences(comparison, None), closing)
+    head, numbers = _head(comparison), _numbers(comparison)
+    fitting = [table for count, table in enumerate(numbers, 1) if _lines((*head, *numbers[:count])) <= MOST_LINES - 12]
+    left = ["the rest of the evaluations' numbers: --all"] * (len(fitting) < len(numbers))
+    rows = len(comparison.differences)
+    while True:
+        view = (*head, *fitting, *_differences(comparison, rows), *left, closing)
+        if rows == 0 or _lines(view) <= MOST_LINES:
+            return view
+        rows -= 1
+
+
+def _lines(view: View) -> int:
+    return len(terminal.text(view).splitlines())
+
+
+def _head(comparison: Comparison) -> tuple[Table | str, ...]:
+    return (*map(_legend, comparison.runs), *_results(comparison), _sizes(comparison))
 
 
 def _legend(run: ComparedRun) -> str:
@@ -33,90 +63,115 @@ def _legend(run: ComparedRun) -> str:
     return f"{run.label} = {run.name} ({run.model}{stopped})"
 
 
-def _results(comparison: Comparison) -> tuple[Table, Table]:
-    """Scores, and size with speed: together they are wider than 80 columns."""
-    rows, sizes, notes = [], [], ["± half of the 95 % interval; change from A, * beyond noise (95 %)"]
-    notes += loss_notes([run.steps[run.result] for run in comparison.runs])
-    slow = []
-    marks = {True: "best", False: "beaten", None: ""}
-    for run in comparison.runs:
-        step = run.steps[run.result]
-        pairs = [(score_text(step.scores.get(task)), change_text(run.changes.get(task))) for task in TASKS]
-        scores = [cell for pair in pairs for cell in pair]
-        speeds = [speed_text(step, task) for task in TASKS]
-        state = "not comparable" if run.reasons else marks[run.pareto]
-        rows.append((run.label, *scores, state))
-        sizes.append((run.label, short_number(step.parameters.total), *speeds))
-        notes += [f"{run.label} is not comparable with A: {reason}" for reason in run.reasons]
-        slow += [
-            f"{run.label}'s speeds are not comparable with A's: {reason}" for reason in run.speed_reasons
-        ]
-    if comparison.objectives:
-        notes.append(f"best: Pareto-optimal in {', '.join(comparison.objectives)}")
-    score_columns = number_columns("understanding", "change", "generation", "change")
-    columns = (text_column("run"), *score_columns, text_column("Pareto"))
-    size_columns = (text_column("run"), *number_columns("params", "speed u", "speed g"))
-    return (
-        Table("Results", columns, tuple(rows), tuple(notes)),
-        Table("Size and speed of the results", size_columns, tuple(sizes), tuple(slow)),
-    )
-
-
-def _evaluations(comparison: Comparison) -> list[Table]:
-    """A row a number, a column a run; of many runs, the first in each of several tables."""
-    if not comparison.numbers:
-        return []
-    places = list(range(1, len(comparison.runs)))
-    groups = [places[start : start + _MOST_RUNS - 1] for start in range(0, len(places), _MOST_RUNS - 1)] or [[]]
-    tables, note = [], "± half of the 95 % interval; * beyond noise from A (95 %)"
-    for group in groups:
-        shown = [0, *group]
-        rows = tuple((_number_name(row), *(_number_cell(row, place) for place in shown)) for row in comparison.numbers)
-        columns = (text_column("number"), *number_columns(*(comparison.runs[place].label for place in shown)))
-        tables.append(Table("Evaluations", columns, rows, (note,)))
+def _results(comparison: Comparison) -> list[Table]:
+    """A table for each evaluation and task; in the first, which runs cannot be compared."""
+    results = [run.steps[run.result] for run in comparison.runs]
+    tables = []
+    for entry in entries(results):
+        rows = []
+        for run, step in zip(comparison.runs, results, strict=True):
+            rows.append((run.label, *score_cells(score_of(step, entry), _change(run, entry))))
+        notes = [f"{run.label} is not comparable with A: {reason}" for run in comparison.runs for reason in run.reasons]
+        columns = (text_column("run"), *number_columns("score", "95 % interval", "change from A", "95 % interval"))
+        tables.append(Table(entry_name(entry), columns, tuple(rows), () if tables else tuple(notes)))
     return tables
 
 
-def _number_name(row: ComparedNumber) -> str:
-    return f"{row.evaluation} {row.task}" if row.number is None else f"  {row.number}"
+def _change(run: ComparedRun, entry: Entry) -> Change | None:
+    name, task = entry
+    own = run.evaluation_changes.get(name, {}).get(task) if name is not None else None
+    return own or (run.changes.get(task) if name is None else None)
 
 
-def _number_cell(row: ComparedNumber, place: int) -> str:
-    """A blank in the place of a star keeps columns straight."""
-    change = row.changes[place]
-    mark = "" if place == 0 else "*" if change is not None and change.beyond_noise else " "
-    return value_text(row.values[place]) + mark
-
-
-def _steps(run: ComparedRun) -> tuple[Table, Table]:
-    scores, sizes = [], []
-    for step in run.steps:
-        name = step_name(step)
-        pairs = [(score_text(step.scores.get(task)), change_text(step.changes.get(task))) for task in TASKS]
-        scores.append((name, *(cell for pair in pairs for cell in pair)))
+def _sizes(comparison: Comparison) -> Table:
+    marks = {True: "best", False: "beaten", None: ""}
+    rows, notes = [], []
+    for run in comparison.runs:
+        step = run.steps[run.result]
         active = [short_number(step.parameters.active[t]) if t in step.parameters.active else "-" for t in TASKS]
         speeds = [speed_text(step, task) for task in TASKS]
-        total = (short_number(step.parameters.total), f"{short_number(step.bytes.total)}B")
-        sizes.append((name, *total, *active, *speeds))
-    score_names = ("understanding", "change", "generation", "change")
-    size_names = ("params", "bytes", "act. u", "act. g", "speed u", "speed g")
-    marked = any(flag.startswith("no_speed:") for step in run.steps for flag in step.flags)
-    notes = ("! less work than in the row above, yet no faster beyond noise",) if marked else ()
-    return (
-        Table(
-            f"{run.label}: scores, with the change from its baseline",
-            (text_column("step"), *number_columns(*score_names)),
-            tuple(scores),
-        ),
-        Table(f"{run.label}: size and speed", (text_column("step"), *number_columns(*size_names)), tuple(sizes), notes),
-    )
+        state = "not comparable" if run.reasons else marks[run.pareto]
+        rows.append((run.label, short_number(step.parameters.total), *active, *speeds, state))
+        notes += [f"{run.label}'s speeds are not comparable with A's: {reason}" for reason in run.speed_reasons]
+    columns = (text_column("run"), *number_columns("params", "act. u", "act. g", "speed u", "speed g"),
+               text_column("Pareto"))  # fmt: skip
+    if comparison.objectives:
+        notes.append(f"best: no other is at least as good in all of these, and better beyond noise in one: "
+                     f"{', '.join(comparison.objectives)}")
+    return Table("Size and speed", columns, tuple(rows), tuple(notes))
 
 
-def _differences(comparison: Comparison) -> Table:
+def _numbers(comparison: Comparison) -> list[Table]:
+    """The published numbers of the evaluations: a row a number, a column a run."""
+    shown = [row for row in comparison.numbers if row.number is not None]
+    if not shown:
+        return []
+    places = list(range(1, len(comparison.runs)))
+    groups = [places[start : start + _MOST_RUNS - 1] for start in range(0, len(places), _MOST_RUNS - 1)] or [[]]
+    tables = []
+    for group in groups:
+        at = [0, *group]
+        rows = tuple((f"{row.evaluation} {row.number}", *(_number(row, place) for place in at)) for row in shown)
+        columns = (text_column("number"), *number_columns(*(comparison.runs[place].label for place in at)))
+        tables.append(Table("Numbers", columns, rows, ("* beyond noise from A",)))
+    return tables
+
+
+def _number(row: ComparedNumber, place: int) -> str:
+    """A blank in the place of a star keeps columns straight."""
+    value, change = row.values[place], row.changes[place]
+    mark = "" if place == 0 else "*" if change is not None and change.beyond_noise else " "
+    return f"{'-' if value is None else number_text(value.value, is_share(value))}{mark}"
+
+
+def _steps(run: ComparedRun) -> list[Table]:
+    named = named_steps(run.steps)
+    scored = entries(run.steps)
+    scores = []
+    for step, name in named:
+        cells = []
+        for entry in scored:
+            value, _, change, _ = score_cells(score_of(step, entry), change_of(step, entry))
+            cells += [value, change]
+        scores.append((name, *cells))
+    heads = [head for entry in scored for head in (entry_name(entry), "change")]
+    sizes = []
+    for step, name in named:
+        active = [short_number(step.parameters.active[t]) if t in step.parameters.active else "-" for t in TASKS]
+        total = (short_number(step.parameters.total), size_text(step.bytes.total))
+        sizes.append((name, *total, *active, *(speed_text(step, task) for task in TASKS)))
+    size_heads = ("params", "memory", "act. u", "act. g", "speed u", "speed g")
+    return [
+        Table(f"{run.label}: scores, with the change from its baseline", (text_column("step"), *number_columns(*heads)),
+              tuple(scores)),
+        Table(f"{run.label}: size and speed", (text_column("step"), *number_columns(*size_heads)), tuple(sizes)),
+    ]  # fmt: skip
+
+
+def _differences(comparison: Comparison, most: int | None) -> list[Table | str]:
+    """The first rows of what the recipes say differently."""
+    if not comparison.differences:
+        return ["", "the recipes say the same"] if len(comparison.runs) > 1 else []
+    shown = comparison.differences[:most]
+    rows: list[tuple[str, ...]] = []
+    step: str | None = None
+    for row in shown:
+        if row.step is not None and row.step != step and row.key:
+            rows.append((row.step, *("" for _ in row.values)))
+        rows.append((_key(row), *map(_value, row.values)))
+        step = row.step
+    left = len(comparison.differences) - len(shown)
+    notes = (f"{left} more: --all",) if left else ()
+    if not rows:
+        return ["", f"what the recipes say differently: {left} rows, with --all"]
     columns = (text_column("key"), *(text_column(run.label) for run in comparison.runs))
-    rows = tuple((row.key, *(_value(value) for value in row.values)) for row in comparison.differences)
-    return Table("What the recipes say differently", columns, rows)
+    return [Table("What the recipes say differently", columns, tuple(rows), notes)]
+
+
+def _key(row: Difference) -> str:
+    return row.key if row.step is None else f"  {row.key}" if row.key else row.step
 
 
 def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+

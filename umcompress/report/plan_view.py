@@ -11,7 +11,8 @@ from umcompress.documents.base import TASKS, Task
 from umcompress.documents.previews import Inspection, PlanReport, PlanStep
 from umcompress.documents.report import Size
 from umcompress.plan.suggest import Starter
-from umcompress.report.table import Table, View, number_columns, short_number, text_column
+from umcompress.report.removed_view import ranges
+from umcompress.report.table import Table, View, number_columns, short_number, size_text, text_column
 
 
 def plan_view(plan: PlanReport, recipe: str | None = None, settings: Sequence[str] = ()) -> View:
@@ -52,7 +53,7 @@ def _result(plan: PlanReport) -> list[str]:
 def _memory(plan: PlanReport) -> list[str]:
     if plan.memory is None:
         return []
-    whole, streamed = (f"{short_number(count)}B" for count in (plan.memory.in_memory, plan.memory.out_of_core))
+    whole, streamed = (size_text(count) for count in (plan.memory.in_memory, plan.memory.out_of_core))
     return [f"memory, activations left out: about {whole}, or {streamed} with apply --out-of-core"]
 
 
@@ -72,7 +73,7 @@ def _sizes(plan: PlanReport) -> Table:
 def _size(size: Size, stored: int, macs: Mapping[Task, int]) -> tuple[str, ...]:
     active = [short_number(size.active[task]) if task in size.active else "-" for task in TASKS]
     work = [short_number(macs[task]) if task in macs else "-" for task in TASKS]
-    return (short_number(size.total), f"{short_number(stored)}B", *active, *work)
+    return (short_number(size.total), size_text(stored), *active, *work)
 
 
 def _sites(step: PlanStep) -> Table:
@@ -95,20 +96,9 @@ def by_layers(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
         layers = groups.setdefault((head, tail or "", *rest), [])
         layers += [int(number)] if number is not None else []
     return tuple(
-        (f"{head}.{_ranges(layers)}{tail}" if layers else head, *rest)
+        (f"{head}.{ranges(layers).replace(', ', ',')}{tail}" if layers else head, *rest)
         for (head, tail, *rest), layers in groups.items()
     )
-
-
-def _ranges(layers: list[int]) -> str:
-    """[0, 1, 2, 7] -> "0-2,7"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(layers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def inspection_view(found: Inspection) -> View:
@@ -148,10 +138,10 @@ def starter_view(found: Inspection, starter: Starter, file: Path) -> View:
 
 def _components(found: Inspection) -> Table:
     rows: list[tuple[str, str, str]] = [
-        (name, short_number(count), f"{short_number(found.bytes.by_component.get(name, 0))}B")
+        (name, short_number(count), size_text(found.bytes.by_component.get(name, 0)))
         for name, count in found.parameters.by_component.items()
     ]
-    rows.append(("all", short_number(found.parameters.total), f"{short_number(found.bytes.total)}B"))
+    rows.append(("all", short_number(found.parameters.total), size_text(found.bytes.total)))
     for task in TASKS:
         if task in found.parameters.active:
             stored = found.bytes.active.get(task)
@@ -159,7 +149,7 @@ def _components(found: Inspection) -> Table:
                 (
                     f"at work in {task}",
                     short_number(found.parameters.active[task]),
-                    "-" if stored is None else f"{short_number(stored)}B",
+                    "-" if stored is None else size_text(stored),
                 )
             )
     macs = (f"{short_number(macs)} MACs per token in {task}" for task, macs in found.macs_per_token.items())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from umcompress.documents.base import TASKS
 from umcompress.documents.sweep import Sweep, SweptCell, values_text
-from umcompress.report.report_view import change_text, loss_notes, score_text
+from umcompress.report.scores_view import change_in_one, is_share, score_in_one
 from umcompress.report.table import Table, View, number_columns, short_number, text_column
 
 NO_PICTURES = "no pictures: matplotlib is not there; pip install 'umcompress[plots]' and give the same command again"
@@ -27,18 +27,20 @@ def sweep_view(sweep: Sweep, folder: str, written: Sequence[str]) -> View:
 def sweep_table(sweep: Sweep) -> Table:
     """The unpruned model first; sizes of all parameters, changes from the unpruned model."""
     tasks = [task for task in TASKS if task in sweep.baseline.scores]
-    scores = [score_text(sweep.baseline.scores[task]) for task in tasks]
+    scores = [score_in_one(sweep.baseline.scores[task]) for task in tasks]
     rows = [("unpruned", short_number(sweep.baseline.parameters.total), *scores)]
     rows += [(values_text(cell.values), *_cells(cell, len(tasks))) for cell in sweep.cells]
-    results = [cell.result for cell in sweep.cells if cell.result is not None]
-    notes = ["± half of the 95 % interval; cells: change from the unpruned model, * beyond noise (95 %)"]
+    notes = ["in brackets 95 % intervals; cells: change from the unpruned model, * beyond noise"]
+    lower = [task for task in tasks if sweep.baseline.scores[task].lower_is_better]
+    notes += [f"lower is better: {', '.join(lower)}"] if lower else []
     columns = (text_column("cell"), *number_columns("params", *tasks))
-    return Table("Sweep", columns, tuple(rows), (*notes, *loss_notes([sweep.baseline, *results])))
+    return Table("Sweep", columns, tuple(rows), tuple(notes))
 
 
 def _cells(cell: SweptCell, count: int) -> tuple[str, ...]:
     result = cell.result
     if result is None:
         return ("-",) * (count + 1)
-    changes = [change_text(result.changes.get(task)) for task in TASKS if task in result.scores]
+    scored = [task for task in TASKS if task in result.scores]
+    changes = [change_in_one(result.changes.get(task), is_share(result.scores[task])) for task in scored]
     return (short_number(result.parameters.total), *changes)

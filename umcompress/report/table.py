@@ -45,6 +45,11 @@ def short_number(count: float) -> str:
     return f"{count:g}"
 
 
+def size_text(count: float) -> str:
+    """Bytes in units of 1000: 6_312_000 -> 6.31MB."""
+    return f"{short_number(count)}B"
+
+
 def seconds(time: float) -> str:
     """A duration: 12.3s, 4m05s, 2h10m."""
     if time < 99.95:

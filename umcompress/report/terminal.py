@@ -1,28 +1,38 @@
-"""Views in a terminal, with rich. Fits 80 columns."""
+"""Views as text, with rich: in a terminal as wide as that is; in a file or a pipe, as wide as they need to be."""
 
 from __future__ import annotations
 
 import io
+import sys
+import textwrap
 from typing import TextIO
 
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from umcompress.report.table import Table, View
 
+_WIDEST = 100_000  # of a console that cuts nothing
+
 
 def show(view: View, file: TextIO | None = None, width: int | None = None) -> None:
-    """Print a view. Without a width: the terminal's own, or 80 where there is none."""
-    console = Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+    """Print a view.  Without a width: the terminal's own, or where there is none, without any limit.
+
+    Cells that may fold give way where there is a limit, between words: no word and no path is ever broken.
+    """
+    console = Console(file=file, width=_WIDEST, highlight=False, markup=False, emoji=False)
+    if width is None and (file or sys.stdout).isatty():
+        width = Console(file=file).width
     for index, part in enumerate(view):
         if isinstance(part, str):
             console.print(Text(part), soft_wrap=True)
             continue
         if index:
             console.print()
-        _table(console, part)
+        _table(console, part, width)
 
 
 def text(view: View, width: int = 80) -> str:
@@ -32,19 +42,32 @@ def text(view: View, width: int = 80) -> str:
     return file.getvalue()
 
 
-def _table(console: Console, table: Table) -> None:
+def _table(console: Console, table: Table, width: int | None) -> None:
     if table.title:
         console.print(Text(table.title, style="bold"))
     drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for column in table.columns:
-        drawn.add_column(
-            Text(column.name),
-            justify="right" if column.right else "left",
-            no_wrap=not column.fold,
-            overflow="fold",
-        )
+    for column, space in zip(table.columns, _widths(table, width), strict=True):
+        justify: JustifyMethod = "right" if column.right else "left"
+        drawn.add_column(Text(column.name), justify=justify, no_wrap=not column.fold, overflow="fold", width=space)
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     console.print(drawn)
     for note in table.notes:
-        console.print(Text(note, style="dim"))
+        lines = [note] if width is None else textwrap.wrap(note, width, break_long_words=False, break_on_hyphens=False)
+        console.print(Text("\n".join(lines), style="dim"), soft_wrap=True)
+
+
+def _widths(table: Table, limit: int | None) -> list[int]:
+    """Of each column; the widest of those that may fold gives way first, down to its longest word."""
+    cells = [[column.name, *(row[place] for row in table.rows)] for place, column in enumerate(table.columns)]
+    widths = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in cells]
+    words = [max(cell_len(word) for cell in column for word in cell.split() or [""]) for column in cells]
+    folds = [column.fold for column in table.columns]
+    slack = [space - least if fold else 0 for space, least, fold in zip(widths, words, folds, strict=True)]
+    # Between columns there are two places.
+    too_wide = 0 if limit is None else max(0, sum(widths) + 2 * (len(widths) - 1) - limit)
+    for _ in range(min(too_wide, sum(slack))):
+        place = max((place for place, left in enumerate(slack) if left), key=lambda place: widths[place])
+        widths[place] -= 1
+        slack[place] -= 1
+    return widths

@@ -19,6 +19,7 @@ from umcompress.calibrate.declare import Declaration
 from umcompress.calibrate.statistics import Statistics
 from umcompress.data.sources import calibration_items, seeded, training_source
 from umcompress.documents.plan import Plan
+from umcompress.documents.removed import site_results
 from umcompress.documents.report import StepReport, Stopped, check_gate, step_report
 from umcompress.errors import PlanError
 from umcompress.extend.pass_base import Pass, Proposal, TrainingPass
@@ -151,7 +152,8 @@ class Loop:
         gates = check_gate(step.stop_if, report.scores, baseline.scores) if step.stop_if else []
         report = report.model_copy(update={
             "pass_": step.reference, "options": step.pass_.json_values(), "edits": len(plan.edits),
-            "declined": plan.declined, "gates": tuple(gates), "stopped": any(not gate.passed for gate in gates),
+            "declined": plan.declined, "sites": site_results(plan), "gates": tuple(gates),
+            "stopped": any(not gate.passed for gate in gates),
             "after": above.name if place.parent != place.index - 1 else None, "seconds": time.monotonic() - started,
         })
         report = step_report(report, baseline, above)
@@ -243,4 +245,7 @@ def describe(plan: Plan) -> str:
 
 def _reason(report: StepReport) -> str:
     failed = [gate for gate in report.gates if not gate.passed]
-    return "; ".join(f"{gate.task} got worse by {gate.drop:.3f}, allowed {gate.limit:g}" for gate in failed)
+    return "; ".join(
+        f"{gate.task} got worse by {gate.drop:.3f} ({gate.low:.3f} to {gate.high:.3f}), allowed {gate.limit:g}"
+        for gate in failed
+    )
