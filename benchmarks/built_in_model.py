@@ -54,8 +54,8 @@ def made(runs: Path) -> None:
 
 
 def interval(score: dict[str, Any]) -> str:
-    """`0.543 ±0.034`."""
-    return f"{score['value']:.3f} ±{(score['high'] - score['low']) / 2:.3f}"
+    """`0.543 (0.509 to 0.577)`."""
+    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
 
 
 def steps_of(run: Path) -> dict[str, dict[str, Any]]:

@@ -41,6 +41,16 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dic
     return report
 
 
+def mean_of_items(score: dict[str, Any]) -> float:
+    """The mean over kinds of the mean of their items."""
+    rest, means = list(score["items"]), []
+    for size in score["item_groups"] or [len(rest)]:
+        means.append(sum(rest[:size]) / size)
+        del rest[:size]
+    assert rest == []
+    return float(sum(means) / len(means))
+
+
 @pytest.mark.parametrize("name", ["bagel-mini", "tiny"])
 def test_every_benchmark_end_to_end(
     name: str, folders: dict[str, Path], tiny_bagel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -59,6 +69,7 @@ def test_every_benchmark_end_to_end(
     for key, part in scores.items():
         score = part["understanding"]
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1 and score["numbers"]
+        assert mean_of_items(score) == pytest.approx(score["value"]) and score["items_of"]
         rows = [json.loads(line) for line in (tmp_path / key / "answers.jsonl").read_text().splitlines()]
         assert len(rows) == ITEMS[key] and all(isinstance(row["answer"], str) for row in rows)
         assert any(row["answer"] for row in rows)

@@ -67,3 +67,38 @@ def test_a_run_ends_with_the_last_branch(tiny_bagel: Path, tmp_path: Path) -> No
     models = [open_source(str(tmp_path / run / "model")).load().state_dict() for run in ("both", "alone")]
     assert all(models[0][name].equal(tensor) for name, tensor in models[1].items())
     assert models[0].keys() == models[1].keys()
+
+
+def test_the_alternative_that_is_named_is_written(
+    tiny_bagel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Naming another one writes that, from the steps that are there; naming none warns."""
+    steps = (
+        PRUNE | {"keep_ratio": 0.5, "name": "half"}, PRUNE | {"keep_ratio": 0.75, "name": "more", "after": "baseline"},
+    )  # fmt: skip
+    run = tmp_path / "run"
+
+    def written(**keys: str) -> tuple[str, int]:
+        recipe = write_recipe(tmp_path, tiny_bagel, *steps, evaluate=[], **keys)
+        assert main(["apply", str(recipe), "-o", str(run), "--format", "json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        return report["written"], report["checkpoint"]["parameters"]
+
+    name, smaller = written(write="half")
+    assert name == "half" and list(json.loads((run / "plan.json").read_text())) == ["half"]
+    stamp = (run / "steps" / "02-more" / "step.json").stat().st_mtime_ns
+    name, larger = written(write="more")
+    assert name == "more" and smaller < larger
+    assert (run / "steps" / "02-more" / "step.json").stat().st_mtime_ns == stamp
+    assert '"write": "more"' in (run / "recipe.yaml").read_text()
+    recipe = write_recipe(tmp_path, tiny_bagel, *steps, evaluate=[])
+    assert main(["apply", str(recipe), "-o", str(run)]) == 0
+    assert "say `write: more`" in capsys.readouterr().err
+
+
+def test_write_names_a_step() -> None:
+    with pytest.raises(RecipeError, match=r"write: should name a step, found \"thrid\"") as caught:
+        parse(STEPS.replace("steps:", "write: thrid\nsteps:"))
+    assert "third" in str(caught.value)
+    recipe = parse(STEPS.replace("steps:", "write: third\nsteps:"))
+    assert recipe.written() == 2 and recipe.written(done=1) == 1 and parse(STEPS).written() == 4

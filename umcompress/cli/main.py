@@ -196,7 +196,7 @@ def _evaluate(options: Namespace) -> int:
 
     report = evaluate(
         options.model,
-        options.evaluations or ["scenes"],
+        options.evaluations,
         seed=options.seed,
         limit=options.limit,
         output=options.output,

@@ -128,7 +128,8 @@ def _evaluation_option(parser: argparse.ArgumentParser) -> None:
         dest="evaluations",
         action="append",
         metavar="NAME[:KEY=VALUE,...]",
-        help="an evaluation and its options, as mme:data=PATH; default: scenes; repeatable",
+        help="an evaluation and its options, as mme:data=PATH; default: those of the run that made it, or scenes; "
+        "repeatable",
     )
 
 
@@ -142,7 +143,7 @@ def _init(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
     _evaluation_option(parser)
-    parser.add_argument("--seed", type=_seed, default=0, help="draws prompts and questions; default: 0")
+    parser.add_argument("--seed", type=_seed, help="draws prompts and questions; default: that of the run, or 0")
     parser.add_argument("--limit", type=_whole, help="at most this many prompts and questions")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="keep answers, images and report.json here")
     _trust_option(parser)

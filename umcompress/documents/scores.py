@@ -191,13 +191,20 @@ def change(new: KindScore, old: KindScore) -> Change:
 def _paired(new: Score, old: Score) -> Change:
     """The change with the interval of the items' differences."""
     groups = new.item_groups or (len(new.items),)
-    _, low, high = paired_interval(new.items, old.items, groups, new.items_are == "grades")
-    beyond, value = low > 0 or high < 0, new.value - old.value
-    if new.items_are == "nats":
-        # More nats, less probability: the ends change places.
-        low, high = (old.value * _growth(-end) for end in (high, low))
+    _, low, high = paired_interval(_values(new), _values(old), groups, new.items_are == "grades")
+    value = new.value - old.value
     relative = value / old.value if new.lower_is_better and old.value > 0 else None
-    return Change(value=value, low=low, high=high, beyond_noise=beyond, paired=True, relative=relative)
+    return Change(
+        value=value, low=low, high=high, beyond_noise=low > 0 or high < 0, paired=True, relative=relative
+    )
+
+
+def _values(score: Score) -> Sequence[float]:
+    """What each item adds to the value: of nats, of which that is exp(-mean), to first order."""
+    if score.items_are != "nats":
+        return score.items
+    mean = sum(score.items) / len(score.items)
+    return [score.value * (1 - (nats - mean)) for nats in score.items]
 
 
 def _growth(nats: float) -> float:

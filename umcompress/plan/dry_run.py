@@ -43,7 +43,8 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         on_disk = predicted(stored, source.family, measured)
         memory = memory.model_copy(update={"out_of_core": on_disk.out_of_core})
     data = data_problems(recipe, source, source.runner(model))
-    loads_with, why, note = states[-1].loads_with() if not any(step.problem for step in steps) else (None, "", "")
+    whole = not any(step.problem for step in steps)
+    loads_with, why, note = states[recipe.written()].loads_with() if whole else (None, "", "")
     return PlanReport(
         model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory,
         problems=tuple(f"{place}: {error}" for place, error in data), loads_with=loads_with, why=why, result=note,

@@ -110,6 +110,7 @@ class Reader:
         steps = [step for step in read if step is not None]
         self._names_differ(steps)
         self._come_after(steps)
+        self._is_written(steps)
         sound = (step for step in steps if step["pass"] is not None)
         return [{key: value for key, value in step.items() if key not in ("path", "known")} for step in sound]
 
@@ -195,6 +196,12 @@ class Reader:
                 earlier.append(step["name"])
             else:
                 unknown.append(f"{int(step['path'][-1]) + 1:02d}-")
+
+    def _is_written(self, steps: list[dict[str, Any]]) -> None:
+        """`write` names a step."""
+        name, names = self._data.get("write"), [step["name"] for step in steps if step["known"]]
+        if isinstance(name, str) and name not in names and all(step["known"] for step in steps):
+            self.source.problem(("write",), f"should name a step, found {shown(name)}", did_you_mean(name, names))
 
     def _resolve(self, resolve: Resolver, name: str, path: Path) -> type[Document] | None:
         try:

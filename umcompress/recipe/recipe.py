@@ -57,6 +57,9 @@ class RecipeHead(Document):
     calibration: Calibration = Field(
         default=Calibration(), description="The default of every step that calibrates."
     )
+    write: str | None = Field(
+        default=None, description="Of alternatives, the step whose model is written; null: the last one."
+    )
     output: str | None = Field(default=None, description="The run's folder; -o says it too.")
     seed: NonNegativeInt = Field(default=0, description="Seeds evaluation and whatever is drawn.")
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
@@ -129,13 +132,18 @@ class Recipe(RecipeHead):
         numbers = {"baseline": 0} | {step.name: number for number, step in enumerate(self.steps, start=1)}
         return tuple(index if step.after is None else numbers[step.after] for index, step in enumerate(self.steps))
 
+    def written(self, done: int | None = None) -> int:
+        """The number of the step whose model is written, from 1.  done: how many are done, where not all are."""
+        last = len(self.steps) if done is None else done
+        names = {step.name: number for number, step in enumerate(self.steps, start=1)}
+        return last if self.write is None else min(names[self.write], last)
+
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out; parsing it again gives an equal recipe."""
         head = RecipeHead.model_validate({name: getattr(self, name) for name in RecipeHead.model_fields})
         named = zip(self.evaluation_names, self.evaluate, strict=True)
         plain = head.json_values()
-        if plain["sweep"] is None:
-            del plain["sweep"]
+        plain = {key: value for key, value in plain.items() if value is not None or key not in ("sweep", "write")}
         return {
             **plain,
             "evaluate": [{name: self.evaluated(evaluation)} for name, evaluation in named],

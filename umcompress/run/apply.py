@@ -56,9 +56,19 @@ def apply(
         loaded.recipe.trust_remote_code,
     )
     check(loaded.recipe, source)
+    if (unsaid := _written_unsaid(loaded.recipe)) is not None:
+        say(unsaid)
     if loaded.recipe.sweep:
         say(f"the recipe's grid is left out; it is for: umcompress sweep {recipe}")
     return carry_out(loaded, source, path, out_of_core, reuse=Path(reuse) if reuse else None), path
+
+
+def _written_unsaid(recipe: Recipe) -> str | None:
+    """A warning where there are alternatives and nothing says which of their models is written."""
+    if recipe.write is not None or all(step.after is None for step in recipe.steps):
+        return None
+    last = recipe.steps[-1].name
+    return f"the recipe has alternatives; written is the model of the last one, {last}: say `write: {last}`, or another"
 
 
 def carry_out(
@@ -92,7 +102,8 @@ def _finished(folder: RunFolder, loaded: LoadedRecipe, reuse: Path | None) -> bo
     in_place = reuse is not None and folder.path.is_dir() and reuse.resolve() == folder.path.resolve()
     begun = folder.claim(loaded, redo=in_place)
     if begun and (folder.path / REPORT).is_file() and folder.model.is_dir():
-        return True
+        # Another alternative is written from the steps that are there.
+        return read_report(folder.path).written == loaded.recipe.write
     if reuse is not None and not in_place:
         reuse_steps(folder, reuse)
     return False
@@ -145,6 +156,7 @@ def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) ->
     held, folder = loop.held, loop.folder
     if not held.on_disk:
         finite(held.model)
+    folder.keep_recipe(loaded)
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
     say(f"writing {folder.model}")
@@ -157,7 +169,8 @@ def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) ->
     report = _report(loaded.recipe.model, outcome.steps, held.source, loop.evaluations, loaded.recipe.seed)
     report = report.model_copy(update={
         "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
-        "stopped": outcome.stopped, "checkpoint": checkpoint, "dtype": held.dtype or "as stored",
+        "written": loaded.recipe.write, "stopped": outcome.stopped, "checkpoint": checkpoint,
+        "dtype": held.dtype or "as stored",
     })  # fmt: skip
     write_model_card(report, folder.model)
     report = report.model_copy(update={"notes": (*report.notes, *written.notes)})

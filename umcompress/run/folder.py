@@ -77,11 +77,15 @@ class RunFolder:
                 self._set_aside_changed(before, asked, redo)
         elif not self._is_our_beginning(loaded):
             raise UsageError(asked, "it is not empty, and no run of umcompress is in it", "choose another with -o")
-        write_text_atomic(self.path / RECIPE, loaded.text)
-        write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved_in(self.path)))
+        self.keep_recipe(loaded)
         said = Mark(fingerprint=self.depends_on.fingerprint(), depends_on=self.depends_on)
         write_text_atomic(mark, said.model_dump_json() + "\n")
         return begun
+
+    def keep_recipe(self, loaded: LoadedRecipe) -> None:
+        """The recipe as it was given, and with all defaults."""
+        write_text_atomic(self.path / RECIPE, loaded.text)
+        write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved_in(self.path)))
 
     def _set_aside_changed(self, before: Mark, asked: str, redo: bool) -> None:
         """Remove results that hold no longer, where there are none or that is wished.  UsageError otherwise."""

@@ -79,7 +79,7 @@ class Loop:
         self.evaluations = [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate]
 
     def run(self) -> Outcome:
-        """All steps, those that are committed already from the folder; the model is then as the last one left it."""
+        """All steps, those that are committed already from the folder; the model is then the one to be written."""
         outcome = Outcome([self._baseline()])
         # What the model has been through after each step; alternatives start from an earlier one.
         chains: list[list[Applied]] = [[]]
@@ -98,10 +98,12 @@ class Loop:
             outcome.steps.append(report)
             if report.stopped:
                 outcome.stopped = Stopped(step=report.name, reason=_reason(report))
-                self._replay(chains[-1])
                 break
             chains.append([*chains[parent], done])
-        outcome.plans = chains[-1]
+        written = self.recipe.written(len(chains) - 1)
+        if outcome.stopped is not None or written < len(chains) - 1:
+            self._replay(chains[written])
+        outcome.plans = chains[written]
         return outcome
 
     def _count(self, index: int) -> str:
