@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -94,7 +96,7 @@ class Scenes(Evaluation):
             rows.append({
                 "scene": world.scene_key(item.scene), "kind": item.question.kind,
                 "question": item.question.text, "expected": item.question.answer, "answer": answer,
-                "correct": good,
+                "correct": good, **({} if good else {"picture": _encoded(world.render(item.scene))}),
             })
         _write_lines(out / "answers.jsonl", rows)
         items_of = digest(f"{world.scene_key(item.scene)} {item.question.text}" for item in asked)
@@ -207,6 +209,15 @@ class Scenes(Evaluation):
 
 
 SHOWN = 12
+
+
+def _encoded(picture: Any) -> str:
+    """A PNG as text, so that a report can show what a wrong answer is about."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _questioned(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -15,10 +17,14 @@ from PIL import Image
 from report_fakes import report, step
 
 from umcompress.cli import main as cli
+from umcompress.documents.base import TASKS
 from umcompress.documents.expert_load import ExpertLoad, Experts
+from umcompress.documents.removed import SiteResult
 from umcompress.documents.report import write_report
-from umcompress.report.charts import axis, load_chart, scores_chart, sizes_chart
+from umcompress.documents.scores import KindScore, Score, proportion
+from umcompress.report.charts import axis, layer_charts, load_chart, score_charts, size_charts
 from umcompress.report.html import page
+from umcompress.report.lost_answers import lost_answers
 
 VOID = {"meta", "img", "br"}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -50,18 +56,27 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def circles(chart: str, style: str) -> list[tuple[float, float]]:
-    """Centres of the dots of a series, without its legend."""
+def texts(chart: str, anchor: str) -> list[tuple[str, float]]:
+    """Texts of a chart with their x."""
     root = ElementTree.fromstring(chart)
-    found = [c for c in root.iter(f"{SVG}circle") if style in (c.get("class") or "").split()]
-    return [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in found if c.get("r") == "4"]
+    found = [t for t in root.iter(f"{SVG}text") if t.get("text-anchor") == anchor]
+    return [(t.text or "", float(t.get("x", ""))) for t in found]
+
+
+def values(chart: str) -> list[float]:
+    """Where the dots lie on the axis of a chart, row by row."""
+    (low, low_x), *_, (high, high_x) = [(float(text), x) for text, x in texts(chart, "middle")]
+    dots = list(ElementTree.fromstring(chart).iter(f"{SVG}circle"))
+    rows = [float(dot.get("cy", "")) for dot in dots]
+    assert rows == sorted(rows)
+    return [low + (float(dot.get("cx", "")) - low_x) / (high_x - low_x) * (high - low) for dot in dots]
 
 
 def test_the_page_holds_the_numbers_and_needs_nothing_else(tmp_path: Path) -> None:
     pictures = {"steps/baseline/samples.png": b"first", "steps/02-channel_prune/samples.png": b"last"}
     found = Page(page(report(), "runs/a", pictures))
     text = " ".join(found.words)
-    for number in ("0.960 ±", "0.600 ±", "6.31M", "1.15x", "quickstart on bagel-mini"):
+    for number in ("0.960", "0.572 to 0.627", "6.31M", "1.15x", "quickstart on bagel-mini"):
         assert number in text
     links = [value for _, name, value in found.attributes if name in ("src", "href")]
     contents = [base64.b64decode((value or "").removeprefix("data:image/png;base64,")) for value in links]
@@ -80,46 +95,88 @@ def test_what_is_in_a_report_is_text_and_never_markup() -> None:
 
 def test_scores_lie_on_their_axis() -> None:
     steps = report().steps
-    chart = scores_chart(steps)
-    root = ElementTree.fromstring(chart)
-    ticks = [
-        (float(t.text or ""), float(t.get("y", "")) - 4)
-        for t in root.iter(f"{SVG}text") if t.get("text-anchor") == "end"
-    ]
-    (low, low_y), (high, high_y) = ticks[0], ticks[-1]
-    for style, task in (("s0", "understanding"), ("s1", "generation")):
-        dots = circles(chart, style)
-        values = [low + (y - low_y) / (high_y - low_y) * (high - low) for _, y in dots]
-        assert values == pytest.approx([s.scores[task].value for s in steps], abs=1e-3)
-        assert dots == sorted(dots)
-    assert low <= min(s.scores["generation"].low for s in steps)
-    assert high >= max(s.scores["understanding"].high for s in steps)
+    charts = dict(score_charts(steps))
+    assert list(charts) == [f"{task}: score with 95 % intervals" for task in ("Understanding", "Generation")]
+    for task, chart in zip(TASKS, charts.values(), strict=True):
+        assert values(chart) == pytest.approx([step.scores[task].value for step in steps], abs=2e-3)
+        assert [name for name, _ in texts(chart, "start")] == [step.name for step in steps]
+        ends = re.findall(r"\((\S+) to (\S+)\)</title>", chart)
+        assert [float(low) for low, _ in ends] == pytest.approx([step.scores[task].low for step in steps], rel=1e-3)
 
 
-def test_lines_come_from_the_step_that_a_step_started_from() -> None:
+def test_every_evaluation_has_its_chart_and_perplexity_is_what_is_shown() -> None:
+    likely = proportion(20, 100)
+    shown = KindScore(value=5.0, low=4.0, high=6.0, n=100)
+    text = Score(**likely.model_dump(), numbers={"perplexity": shown}, printed="perplexity")
+    first = step("baseline", None, (0.9, 0.9), 100, (1, 1))
+    first = first.model_copy(update={"evaluations": {"scenes": first.scores, "text": {"understanding": text}}})
+    charts = dict(score_charts([first]))
+    assert list(charts) == [
+        "scenes, understanding: score with 95 % intervals", "scenes, generation: score with 95 % intervals",
+        "text, understanding: perplexity with 95 % intervals, lower is better",
+    ]  # fmt: skip
+    assert values(list(charts.values())[2]) == pytest.approx([5.0])
+
+
+def test_alternatives_are_a_tree_and_what_was_undone_is_hollow() -> None:
     steps = [
         step("baseline", None, (0.9, 0.9), 100, (1, 1)), step("01-a", "a", (0.8, 0.8), 90, (1, 1)),
         step("02-b", "b", (0.7, 0.7), 80, (1, 1), after="baseline"),
-        step("03-c", "c", (0.6, 0.6), 70, (1, 1), stopped=True),
+        step("03-c", "c", (0.6, 0.6), 70, (1, 1), after="01-a", stopped=True),
     ]
-    chart = scores_chart(steps)
-    dots = circles(chart, "s0")
-    lines = re.findall(r'<path class="line s0" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', chart)
-    ends = [((float(a), float(b)), (float(c), float(d))) for a, b, c, d in lines]
-    assert ends == [(dots[0], dots[1]), (dots[0], dots[2])], "none to the step that was undone"
-    assert chart.count("hollow") == 2
+    chart = score_charts(steps)[0][1]
+    names = [name.replace("\N{NO-BREAK SPACE}", " ") for name, _ in texts(chart, "start")]
+    assert names == ["baseline", "├ 01-a", "│ └ 03-c (undone)", "└ 02-b"]
+    assert values(chart) == pytest.approx([0.9, 0.8, 0.6, 0.7], abs=2e-3) and chart.count("hollow") == 1
 
 
-def test_sizes_are_shares_of_the_baseline() -> None:
-    chart = sizes_chart(report().steps)
-    dots = circles(chart, "s2")
-    top, zero = 14, 300 - 64
-    assert [(zero - y) / (zero - top) for _, y in dots] == pytest.approx([1, 5.9 / 6.312, 4.7 / 6.312], abs=1e-3)
+def test_sizes_and_speeds_beside_what_less_work_would_give() -> None:
+    charts = dict(size_charts(report().steps))
+    shares = values(charts["all parameters, as a share of the baseline's"])
+    assert shares == pytest.approx([1, 5.9 / 6.312, 4.7 / 6.312], abs=1e-3)
+    speed = charts["speed of generation, as a ratio to the baseline: measured, and ideal by work"]
+    assert values(speed) == pytest.approx([1.0, 1.0, 1.15], abs=2e-3)
+    ideal = [float(text) for text in re.findall(r"<title>ideal: (\S+)</title>", speed)]
+    assert ideal == pytest.approx([1.0, 6.312 / 5.9, 6.312 / 4.7], rel=1e-2)
+
+
+def test_layers_show_similarities_and_what_is_left() -> None:
+    sites = (
+        SiteResult(site="m.layers.0", unit="block", before=1, after=1, score=0.6),
+        SiteResult(site="m.layers.1", unit="block", before=1, after=0, score=0.9),
+        SiteResult(site="m.layers.0.mlp", component="shared", unit="channels", before=100, after=25),
+    )
+    one = report().steps[1].model_copy(update={"sites": sites})
+    charts = dict(layer_charts([one]))
+    assert list(charts) == ["01-layer_drop: m.layers.* similarity", "01-layer_drop: m.layers.*.mlp shared channels"]
+    similar = charts["01-layer_drop: m.layers.* similarity"]
+    assert re.findall(r"<title>(layer [^<]*)</title>", similar) == ["layer 0: 0.6", "layer 1: 0.9, dropped"]
+    assert similar.count("hollow") == 1
+    assert "<title>layer 0: 0.25</title>" in charts["01-layer_drop: m.layers.*.mlp shared channels"]
+
+
+def test_answers_that_were_lost_are_shown_with_their_pictures(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 3), (9, 8, 7)).save(file, format="PNG")
+    told = base64.b64encode(file.getvalue()).decode()
+    after = [(True, {}), (False, {"picture": told}), (True, {}), (False, {})]
+    for folder, marks in (("00-baseline", [(True, {}), (True, {}), (False, {}), (False, {})]), ("01-layer_drop", after)):
+        place = tmp_path / "steps" / folder / "scenes"
+        place.mkdir(parents=True)
+        rows = [{"question": f"q{n} <i>", "expected": "red", "answer": "blue", "correct": good, **more}
+                for n, (good, more) in enumerate(marks)]  # fmt: skip
+        (place / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = [one.model_copy(update={"evaluations": {"scenes": one.scores}}) for one in report().steps]
+    (lost,) = lost_answers(report(steps=tuple(steps)), tmp_path)
+    assert (lost.count, lost.back, lost.of) == (1, 1, 4) and lost.answers[0].question == "q1 <i>"
+    found = Page(page(report(), lost=[lost]))
+    assert ("img", "src", f"data:image/png;base64,{told}") in found.attributes
+    assert "q1 <i>" in " ".join(found.words) and "1 of 4 answers went from right to wrong" in " ".join(found.words)
 
 
 def test_nothing_scored_is_no_chart() -> None:
     bare = [report().baseline.model_copy(update={"scores": {}})]
-    assert scores_chart(bare) == ""
+    assert score_charts(bare) == []
     Page(page(report(steps=tuple(bare), recipe=None)))
 
 
@@ -145,7 +202,7 @@ def test_the_load_of_experts_is_a_cell_each() -> None:
     cells = [float(c.get("fill-opacity", "")) for c in ElementTree.fromstring(chart).iter(f"{SVG}rect")]
     assert cells == [1.0, 0.25, 0.5, 0.0, 1.0, 0.5, 0.5, 0.0, 1.0, 0.75, 0.5, 0.0]
     last = report().steps[-1].model_copy(update={"experts": Experts(sites=tuple(sites))})
-    assert "Share of the tokens" in page(report(steps=(*report().steps[:-1], last)))
+    assert "share of the tokens" in page(report(steps=(*report().steps[:-1], last)))
 
 
 def test_the_command_writes_the_page_with_the_runs_pictures(
@@ -166,7 +223,7 @@ def test_the_command_writes_the_page_with_the_runs_pictures(
     for content in run.values():
         assert base64.b64encode(content).decode() in text
     assert cli.main(["report", str(tmp_path / "run"), "--format", "md"]) == 0
-    assert "### Scores" in capsys.readouterr().out
+    assert "### Generation" in capsys.readouterr().out
     assert cli.main(["report", str(tmp_path / "run"), "--html", str(tmp_path / "no" / "page.html")]) == 2
     assert "name a file in a folder that exists" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "nothing")]) == 2
