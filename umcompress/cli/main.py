@@ -216,6 +216,13 @@ def _compare(options: Namespace) -> int:
     from umcompress.report.compare_view import compare_view
 
     comparison = compare([(name, read_report(Path(name))) for name in options.runs])
+    if options.html or options.png:
+        from umcompress.report.compare_page import write_page, write_picture
+
+        for file, write in ((options.html, write_page), (options.png, write_picture)):
+            if file:
+                print(write(comparison, Path(file)))
+        return 0
     _print(comparison, compare_view(comparison, options.all or options.format == "md"), options.format)
     return 0
 

@@ -154,6 +154,8 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a report.json")
     parser.add_argument("--all", action="store_true", help="every number, every step of every run, every difference")
+    parser.add_argument("--html", metavar="FILE", help="write one page with charts, tables and samples instead")
+    parser.add_argument("--png", metavar="FILE", help="write the charts as a picture instead")
     _format_option(parser)
 
 
