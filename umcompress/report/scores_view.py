@@ -155,17 +155,13 @@ def _beside(steps: Sequence[StepReport], entry: Entry) -> tuple[list[StepReport]
     return shown, [left_out(len(scored) - len(shown))] if len(shown) < len(scored) else []
 
 
-def step_heads(steps: Sequence[StepReport]) -> list[str]:
-    """Short names of steps for the heads of columns: their numbers, where they would not fit."""
+def step_heads(steps: Sequence[StepReport]) -> tuple[list[str], list[str]]:
+    """(heads of columns, notes): the steps' names; where those do not fit, numbers, and what they stand for."""
     names = [step.name for step in steps]
-    return names if sum(map(len, names)) + len(names) <= 56 else [_short(name) for name in names]
-
-
-def _short(name: str) -> str:
-    if len(name) <= 8:
-        return name
-    number = name.partition("-")[0]
-    return number if number.isdigit() else "-".join(part[:5] for part in name.split("-")[:3])[:11]
+    if sum(map(len, names)) + 2 * len(names) <= 56:
+        return names, []
+    heads = [names[0], *(str(number) for number in range(1, len(names)))]
+    return heads, [", ".join(f"{head}: {name}" for head, name in zip(heads[1:], names[1:], strict=True))]
 
 
 def _kinds(steps: Sequence[StepReport], entry: Entry) -> Table | None:
@@ -180,8 +176,9 @@ def _kinds(steps: Sequence[StepReport], entry: Entry) -> Table | None:
         cells = ["-" if one is None else number_text(one.value, is_share(one)) for one in found]
         chance = ("" if part.chance is None else f"{part.chance:.2f}",) if chances else ()
         rows.append((kind, *cells, *chance))
-    columns = (text_column("kind"), *number_columns(*step_heads(shown), *["chance"] * chances))
-    return Table(f"{entry_name(entry)} by kind", columns, tuple(rows), tuple(notes))
+    heads, told = step_heads(shown)
+    columns = (text_column("kind"), *number_columns(*heads, *["chance"] * chances))
+    return Table(f"{entry_name(entry)} by kind", columns, tuple(rows), (*told, *notes))
 
 
 def _numbers(steps: Sequence[StepReport], entry: Entry) -> Table | None:
@@ -199,8 +196,9 @@ def _numbers(steps: Sequence[StepReport], entry: Entry) -> Table | None:
         rows.append(("  from", *("" if one is None else number_text(one[0], one[2]) for one in ends)))
         rows.append(("  to", *("" if one is None else number_text(one[1], one[2]) for one in ends)))
     rows.append(("items", *(score.partial or str(score.n) for score in scores)))
-    columns = (text_column("number"), *number_columns(*step_heads(shown)))
-    return Table(f"{entry_name(entry)}: numbers", columns, tuple(rows), ("from, to: the 95 % interval", *notes))
+    heads, told = step_heads(shown)
+    columns = (text_column("number"), *number_columns(*heads))
+    return Table(f"{entry_name(entry)}: numbers", columns, tuple(rows), (*told, "from, to: the 95 % interval", *notes))
 
 
 def left_out(steps: int) -> str:
