@@ -84,6 +84,13 @@ class LayerDrop(SitePass):
             raise ValueError("greedy measures again after each drop, so it needs score: cosine and a number")
         return self
 
+    def on_layers(self, component: str, layers: Sequence[int]) -> LayerDrop:
+        """These layers are named to be dropped: nothing is left to a score."""
+        return self.model_copy(update={
+            "component": component, "layers": "all", "drop": tuple(layers), "keep_ratio": None, "drop_count": None,
+            "greedy": False, "score": "cosine",
+        })  # fmt: skip
+
     def _similarity(self) -> Declaration:
         # Blocks that are gone shift the indices of later ones, so a greedy search measures all layers.
         scope = Scope(self.component, self.stack) if self.greedy else self.scope()

@@ -8,16 +8,44 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from umcompress.errors import UmcompressError
+
 T = TypeVar("T")
+_by_itself: list[int] = []
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Within, this process works as if it were the only one: the others may do something else meanwhile.
+
+    What goes wrong is said here, unless this is the first process, whose errors are always shown.
+    """
+    _by_itself.append(rank())
+    try:
+        yield
+    except UmcompressError as error:
+        if _by_itself[0] > 0:
+            print(f"{speaker()}{error}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        _by_itself.pop()
+
+
+def speaker() -> str | None:
+    """How this process is called in messages, where several speak; None: it is to be silent, "": no need of a name."""
+    if _by_itself and launched() > 1:
+        return f"process {_by_itself[0]}: "
+    return "" if rank() == 0 else None
 
 
 def _distributed() -> Any:
     """torch.distributed where a process group exists, else None. Never the one to load torch."""
-    if "torch" not in sys.modules:
+    if _by_itself or "torch" not in sys.modules:
         return None
     import torch.distributed as distributed
 
@@ -56,6 +84,8 @@ def stop() -> None:
 
 def rank() -> int:
     """The number of this process; 0 is the one that prints and writes results."""
+    if _by_itself:
+        return 0
     if (distributed := _distributed()) is not None:
         return int(distributed.get_rank())
     text = os.environ.get("RANK", "0")

@@ -20,10 +20,10 @@ EVERY = 15.0  # seconds between lines where there is no terminal for a bar
 
 def say(text: str) -> None:
     """`[m:ss] text`; results go to stdout and are not mixed with this.  Of several processes the first speaks."""
-    if processes.rank() != 0:
+    if (speaker := processes.speaker()) is None:
         return
     minutes, seconds = divmod(int(time.monotonic() - _STARTED), 60)
-    print(f"{minutes:3d}:{seconds:02d}  {text}", file=sys.stderr, flush=True)
+    print(f"{minutes:3d}:{seconds:02d}  {speaker}{text}", file=sys.stderr, flush=True)
 
 
 class Remaining:

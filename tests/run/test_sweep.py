@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hf_models import write_folder, write_recipe
+from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from umcompress.cli.main import main
+from umcompress.documents.previews import SweepPlan
 from umcompress.documents.report import read_report
 from umcompress.documents.sweep import Sweep, values_text
 from umcompress.errors import UsageError
-from umcompress.report import sweep_page
+from umcompress.plan.grid import axes_of, cells_of
+from umcompress.report import pictures, sweep_page
 from umcompress.report.sweep_plot import figure, points
-from umcompress.run.sweep import axes_of, cells_of
+from umcompress.report.sweep_samples import sample_series, samples_html, write_samples
 
 AXES = ["--axis", "steps.1.score=activation,magnitude", "--axis", "steps.1.keep_ratio=0.75,0.5"]
 
@@ -97,6 +105,12 @@ def test_what_cells_share_is_done_once_and_a_killed_sweep_resumes(
     said = capsys.readouterr().err
     assert said.count("nothing is left to do") == 2 and "unpruned model" not in said
     assert untimed(read(tmp_path / "out").json_values()) == untimed(read(swept).json_values())
+    same = ["sweep.svg", "sweep.html"]
+    for cell in read(swept).cells:
+        files = ("plan.json", "model/model.safetensors", "steps/02-channel_prune/task_loss/losses.jsonl")
+        same += [f"cells/{cell.name}/{name}" for name in files]
+    for name in same:
+        assert (tmp_path / "out" / name).read_bytes() == (swept / name).read_bytes(), name
 
 
 def test_a_finished_sweep_is_shown_again(recipe: Path, swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +127,7 @@ def test_the_picture_has_a_line_a_series_and_the_paired_band(swept: Path) -> Non
     result = read(swept)
     along, series = result.series()
     assert along == "steps.1.keep_ratio" and list(series) == ["score activation", "score magnitude"]
-    found = points(result, "understanding", along, series["score activation"])
+    found = points(result, ("", "understanding"), along, series["score activation"])
     assert [point[0] for point in found] == [0.5, 0.75]
     step = next(cell.result for cell in series["score activation"] if cell.values[along] == 0.5)
     assert step is not None
@@ -122,13 +136,71 @@ def test_the_picture_has_a_line_a_series_and_the_paired_band(swept: Path) -> Non
     (panel,) = figure(result).axes
     assert [line.get_label() for line in panel.lines] == ["score activation", "score magnitude", "unpruned"]
     assert panel.get_ylabel() == "understanding loss (lower is better)"
-    assert panel.get_xlabel() == "keep ratio (steps.1)"
+    assert panel.get_xlabel() == "keep ratio"
+
+
+def test_a_plan_of_a_sweep_says_sizes_what_is_legal_and_the_time(
+    recipe: Path, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(recipe), *AXES, "-o", str(swept), "--format", "json"]) == 0
+    plan = SweepPlan.model_validate_json(capsys.readouterr().out)
+    for planned, cell in zip(plan.cells, read(swept).cells, strict=True):
+        assert cell.result is not None and planned.parameters is not None and planned.done
+        assert (planned.name, planned.parameters.total) == (cell.name, cell.result.parameters.total)
+        assert planned.macs_per_token == cell.result.macs_per_token
+    assert plan.seconds == 0
+    assert main(["plan", str(recipe), "--axis", "steps.1.keep_ratio=0.5,1.5,0.001", "-o", str(tmp_path)]) == 2
+    shown = capsys.readouterr().out
+    assert "3 cells, 2 can be run" in shown and "keep_ratio 1.5 CANNOT" in shown and "first cell is done" in shown
+
+
+def test_samples_stand_along_a_series(swept: Path, tmp_path: Path) -> None:
+    """Sheets of any evaluation will do; here they are put in place by hand."""
+    folder = tmp_path / "swept"
+    shutil.copytree(swept, folder)
+    result, sheet = read(swept), "steps/02-channel_prune/samples.png"
+    cells = [cell.model_copy(update={"result": cell.result and cell.result.model_copy(update={"samples": sheet})})
+             for cell in result.cells]  # fmt: skip
+    for number, cell in enumerate(cells[:2]):
+        Image.new("RGB", (8, 4), (number, 0, 0)).save(folder / "cells" / cell.name / sheet)
+    found = sample_series(result.model_copy(update={"cells": tuple(cells)}), folder)
+    assert [words for words, _ in found["score activation"]] == ["0.75", "0.5"] and len(found) == 1
+    page = samples_html(found)
+    assert page.count("data:image/png;base64,") == 2 and "score activation" in page
+    assert write_samples(found, folder / "samples.png") == ["samples.png"]
+    with Image.open(folder / "samples.png") as drawn:
+        assert drawn.width >= 480 and drawn.height == 2 * (240 + 18)
+
+
+def test_processes_take_turns_and_come_to_the_same(recipe: Path, swept: Path, tmp_path: Path) -> None:
+    """The third cell is left to do, and it is the second process's; its baseline is that of the first cell."""
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)
+    shutil.rmtree(out / "cells" / read(swept).cells[2].name)
+    (out / "sweep.json").unlink()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+              "OMP_NUM_THREADS": "1"}  # fmt: skip
+    command = [sys.executable, "-m", "umcompress", "sweep", str(recipe), *AXES, "-o", str(out)]
+    running = [
+        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE,
+                         stdout=subprocess.DEVNULL, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=600)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "process 0: cell 1 of 4" in said[0] and "process 1: cell 3 of 4" in said[1]
+    assert "evaluating" not in said[0]
+    assert "baseline: done before" in said[1] and "01-channel_prune: done before" in said[1]
+    assert untimed(read(out).json_values()) == untimed(read(swept).json_values())
 
 
 def test_without_matplotlib_the_table_is_there_and_says_so(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_page, "find_spec", lambda name: None)
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     assert sweep_page.write_pictures(read(swept), tmp_path) == []
     text = (tmp_path / "sweep.html").read_text()
     assert "pip install" in text and "keep_ratio 0.5" in text

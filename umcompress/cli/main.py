@@ -11,6 +11,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,16 +170,61 @@ def _sweep(options: Namespace) -> int:
     return 1 if any(cell.failed or cell.stopped for cell in result.cells) else 0
 
 
+def _search(options: Namespace) -> int:
+    from umcompress.report.search_view import search_view
+    from umcompress.run.search import Asked, search
+
+    found, folder = search(Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)}))
+    if processes.rank() == 0:
+        from umcompress.report.search_page import write_pictures
+
+        written = write_pictures(found, folder)
+        _print(found, search_view(found, str(folder), written), options.format)
+    processes.stop()
+    return 0
+
+
+def _sensitivity(options: Namespace) -> int:
+    from umcompress.report.sensitivity_view import sensitivity_view
+    from umcompress.run.sensitivity import Asked, sensitivity
+
+    asked = Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)})
+    found, folder = sensitivity(asked, options.output)
+    if processes.rank() == 0:
+        from umcompress.report.sensitivity_page import write_pictures
+
+        written = write_pictures(found, folder)
+        _print(found, sensitivity_view(found, str(folder), written), options.format)
+    processes.stop()
+    return 0
+
+
 def _plan(options: Namespace) -> int:
+    from umcompress.plan.command import has_grid
     from umcompress.plan.command import plan as plan_command
     from umcompress.report.plan_view import plan_view
 
-    plan = plan_command(options.recipe, options.overrides, options.device, options.dtype)
     settings = [part for override in options.overrides for part in ("--set", override)]
     for name in ("device", "dtype"):
         settings += [f"--{name}", value] if (value := getattr(options, name)) is not None else []
+    if options.axes or has_grid(options.recipe, options.overrides):
+        return _plan_sweep(options, settings)
+    plan = plan_command(options.recipe, options.overrides, options.device, options.dtype)
     _print(plan, plan_view(plan, options.recipe, settings), options.format)
     return UsageError.exit_code if plan.problems or any(step.problem for step in plan.steps) else 0
+
+
+def _plan_sweep(options: Namespace, settings: list[str]) -> int:
+    from umcompress.plan.sweep import plan_sweep
+    from umcompress.report.sweep_view import sweep_plan_view
+
+    plan = plan_sweep(
+        options.recipe, options.axes, options.overrides, options.device, options.dtype, options.output
+    )
+    settings += [part for axis in options.axes for part in ("--axis", axis)]
+    settings += ["-o", options.output] if options.output else []
+    _print(plan, sweep_plan_view(plan, options.recipe, settings), options.format)
+    return UsageError.exit_code if any(cell.problem for cell in plan.cells) else 0
 
 
 def _inspect(options: Namespace) -> int:
@@ -317,6 +363,8 @@ _COMMANDS = {
     "init": _init,
     "apply": _apply,
     "sweep": _sweep,
+    "search": _search,
+    "sensitivity": _sensitivity,
     "plan": _plan,
     "inspect": _inspect,
     "evaluate": _evaluate,

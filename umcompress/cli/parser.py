@@ -110,8 +110,42 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     _format_option(parser)
 
 
+def _sensitivity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a built-in name, a folder, or a run's model/ folder")
+    parser.add_argument("--data", metavar="FILE", help="held-out items, a file like those to train on; default: scenes")
+    parser.add_argument("--calibration", metavar="FILE", help="texts or prompts to calibrate on, where --data is given")
+    parser.add_argument("--items", type=_whole, default=128, help="items of each task to score; default: 128")
+    parser.add_argument("--samples", type=_whole, default=64, help="items to calibrate on; default: 64")
+    parser.add_argument("--seed", type=_seed, default=0, help="draws items and noise; default: 0")
+    parser.add_argument("--stack", metavar="NAME", help="a stack of blocks, or all; default: the main one")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where it is kept; an unfinished one resumes")
+    _trust_option(parser)
+    _machine_options(parser)
+    _format_option(parser)
+
+
+def _search(parser: argparse.ArgumentParser) -> None:
+    _recipe_options(parser)
+    parser.add_argument(
+        "--budget", dest="budgets", action="append", default=[], metavar="MEASURE=SHARE",
+        help="what may be left, as a share: parameters, bytes, or active, work or seconds of a task, such as "
+        "active.generation=0.5; repeatable",
+    )
+    parser.add_argument("--data", metavar="FILE", help="held-out items to score the choices on; default: the recipe's")
+    parser.add_argument("--items", type=_whole, default=64, help="items of each task to score a choice on; default: 64")
+    parser.add_argument("--run", default="none", metavar="NUMBERS", help="recipes of the front to run: all, none, 1,3")
+    parser.add_argument("--uniform", action="store_true", help="whole blocks go, and all that stay are cut alike")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="the search's folder; an unfinished search resumes")
+    _format_option(parser)
+
+
 def _plan(parser: argparse.ArgumentParser) -> None:
     _recipe_options(parser)
+    parser.add_argument(
+        "--axis", dest="axes", action="append", default=[], metavar="PATH=V1,V2,...",
+        help="plan a sweep, as the sweep command has it; a recipe with a `sweep:` is planned as one",
+    )
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="the sweep's folder: finished cells tell the time")
     _format_option(parser)
 
 
@@ -201,6 +235,8 @@ COMMANDS = {
     "init": ("write a first recipe for a model, to be changed", _init),
     "apply": ("compress a model as a recipe says, and report what it cost", _apply),
     "sweep": ("run a recipe over a grid of values, and draw what each costs", _sweep),
+    "search": ("choices layer by layer that lose least within a budget", _search),
+    "sensitivity": ("what each part of each layer is worth, on both tasks", _sensitivity),
     "plan": ("what a recipe would do: sizes and shapes, no weights read", _plan),
     "inspect": ("components, blocks, sites and sizes of a model", _inspect),
     "evaluate": ("score a model on understanding and generation", _evaluate),

@@ -75,6 +75,35 @@ class PlanReport(Document):
     notes: tuple[str, ...] = ()
 
 
+class PlannedCell(Document):
+    """A cell of a sweep on shapes alone: its sizes and work afterwards, or why it cannot be run.
+
+    done: whether it is finished in the sweep's folder.
+    """
+
+    name: str
+    values: dict[str, Any]
+    parameters: Size | None = None
+    bytes: NonNegativeInt = 0
+    macs_per_token: dict[Task, NonNegativeInt] = {}
+    problem: str | None = None
+    done: bool = False
+
+
+class SweepPlan(Document):
+    """What `plan` says of a sweep.  before: the unpruned model; seconds: what the cells that are left will take.
+
+    The time is known once a cell is finished in the sweep's folder.
+    """
+
+    model: str
+    recipe_name: str
+    axes: dict[str, tuple[Any, ...]]
+    before: Size
+    cells: tuple[PlannedCell, ...]
+    seconds: float | None = None
+
+
 class OptionInfo(Document):
     """One option of a pass or an evaluation. `type` in words; `default` says nothing where it is `required`."""
 

@@ -40,13 +40,17 @@ class Sweep(Document):
     cells: tuple[SweptCell, ...] = Field(min_length=1)
 
     def series(self) -> tuple[str | None, dict[str, list[SweptCell]]]:
-        """The one axis of numbers, if there is one, and the finished cells by the values of all other axes."""
+        """The one axis of numbers, if there is one, and the finished cells by the values of all other axes.
+
+        Without such an axis a series goes along the last one.
+        """
         numeric = [path for path, values in self.axes.items() if all(_is_number(value) for value in values)]
         along = numeric[0] if len(numeric) == 1 else None
+        over = along or list(self.axes)[-1]
         found: dict[str, list[SweptCell]] = {}
         for cell in self.cells:
             if cell.result is not None:
-                others = {path: value for path, value in cell.values.items() if path != along}
+                others = {path: value for path, value in cell.values.items() if path != over}
                 found.setdefault(values_text(others) or "sweep", []).append(cell)
         return along, found
 
@@ -56,9 +60,11 @@ def _is_number(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """A value as cells and tables name it; a whole step by its name or its pass, and what else it says."""
+    """A value as cells and tables name it; a whole step by its name, else by its pass and what else it says."""
+    if isinstance(value, dict) and "name" in value:
+        return str(value["name"])
     if isinstance(value, dict):
-        return " ".join(f"{short(part)}" if key in ("pass", "name") else f"{key} {short(part)}"
+        return " ".join(f"{short(part)}" if key == "pass" else f"{key} {short(part)}"
                         for key, part in value.items())  # fmt: skip
     if isinstance(value, list | tuple):
         return " ".join(short(part) for part in value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -125,6 +125,10 @@ class ScopedPass(Pass):
         """
         layers = None if self.layers == INNER else parse_layers(self.layers)
         return Scope(component=self.component, stack=self.stack, layers=layers)
+
+    def on_layers(self, component: str, layers: Sequence[int]) -> Self:
+        """The same pass with the same options on these layers of a component: how a search offers it layer by layer."""
+        return self.model_copy(update={"component": component, "layers": ",".join(map(str, layers))})
 
     def resolve(self, graph: ModelGraph) -> Scope:
         """The scope in this model, its component named.  PlanError where the model has no such part."""

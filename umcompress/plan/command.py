@@ -25,6 +25,11 @@ def plan(
     return plan_recipe(loaded.recipe, loaded.file.stem)
 
 
+def has_grid(recipe: str, overrides: Sequence[str] = ()) -> bool:
+    """Whether the recipe is one of a sweep."""
+    return bool(_load(recipe, overrides, {}).recipe.sweep)
+
+
 def inspect(model: str, graph_path: str | None = None, trust_remote_code: bool = False) -> Inspection:
     """Components, blocks, sites and sizes; no weights are read."""
     from umcompress.plan.inspect import inspect_model

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from umcompress.documents.base import TASKS
+from umcompress.documents.base import TASKS, Task
+from umcompress.documents.previews import SweepPlan
 from umcompress.documents.sweep import Sweep, SweptCell, values_text
+from umcompress.progress import duration
+from umcompress.report.pictures import NO_PICTURES
 from umcompress.report.scores_view import change_in_one, is_share, score_in_one
 from umcompress.report.table import Table, View, number_columns, short_number, text_column
-
-NO_PICTURES = "no pictures: matplotlib is not there; pip install 'umcompress[plots]' and give the same command again"
 
 
 def sweep_view(sweep: Sweep, folder: str, written: Sequence[str]) -> View:
@@ -44,3 +45,30 @@ def _cells(cell: SweptCell, count: int) -> tuple[str, ...]:
     scored = [task for task in TASKS if task in result.scores]
     changes = [change_in_one(result.changes.get(task), is_share(result.scores[task])) for task in scored]
     return (short_number(result.parameters.total), *changes)
+
+
+def sweep_plan_view(plan: SweepPlan, recipe: str, settings: Sequence[str] = ()) -> View:
+    """recipe, settings: as the command line has them, for the closing line."""
+    wrong = [cell for cell in plan.cells if cell.problem]
+    done = sum(cell.done for cell in plan.cells)
+    title = f"{plan.recipe_name} on {plan.model}: {len(plan.cells)} cells, {len(plan.cells) - len(wrong)} can be run"
+    rows = [("unpruned", short_number(plan.before.total), "", *_work({}), "")]
+    for cell in plan.cells:
+        size = short_number(cell.parameters.total) if cell.parameters else "-"
+        share = f"{cell.parameters.total / plan.before.total:.3f}" if cell.parameters and plan.before.total else "-"
+        state = "CANNOT" if cell.problem else "done" if cell.done else ""
+        rows.append((values_text(cell.values), size, share, *_work(cell.macs_per_token), state))
+    columns = (text_column("cell"), *number_columns("params", "share", "MACs u", "MACs g", ""))
+    lines = [f"{values_text(cell.values)} CANNOT be run: {cell.problem}" for cell in wrong]
+    time = "known once the first cell is done: umcompress sweep says it then, and this command"
+    if plan.seconds is not None:
+        left = len(plan.cells) - len(wrong) - done
+        time = f"about {duration(plan.seconds)} for the {left} cells that are left" if left else "all is done"
+    lines.append(f"time: {time}")
+    if not wrong:
+        lines.append(f"next: umcompress sweep {shlex.join([recipe, *settings])}")
+    return (title, Table("Cells, on shapes alone", columns, tuple(rows)), "", *lines)
+
+
+def _work(macs: Mapping[Task, int]) -> tuple[str, ...]:
+    return tuple(short_number(macs[task]) if task in macs else "" for task in TASKS)

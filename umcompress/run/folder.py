@@ -24,7 +24,7 @@ from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.yaml_writer import yaml_text
 from umcompress.run.committed import CommittedStep, kept_tensors, read_step
-from umcompress.run.dependencies import Dependencies, changes, shortened
+from umcompress.run.dependencies import Dependencies, StepDependencies, changes, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(asked, "a file of that name", "choose another with -o")
         make_folder(self.path, asked)
-        self._hold(asked)
+        self.hold(asked)
         mark, begun = self.path / RUN, False
         if mark.is_file():
             before = _mark(mark, asked)
@@ -109,7 +109,7 @@ class RunFolder:
 
     def take_over(self, run: Path) -> list[str]:
         """Copy committed steps of another run that depend on the same things; the names of those taken."""
-        there = {step.key: path for path in sorted((run / "steps").glob("[!.]*")) if (step := read_step(path))}
+        there = {done.key: path for path in sorted((run / "steps").glob("[!.]*")) if (done := read_step(path))}
         taken = []
         for index, (step, key) in enumerate(zip(self.depends_on.steps, self.depends_on.keys(), strict=True)):
             if key in there and self.committed(index, step.name) is None:
@@ -123,7 +123,7 @@ class RunFolder:
         shutil.copytree(committed, work, dirs_exist_ok=True)
         self._in_place(index, name, work)
 
-    def _hold(self, asked: str) -> None:
+    def hold(self, asked: str) -> None:
         """Two runs in one folder would take each other's files away. The lock leaves nothing on the disk."""
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -131,7 +131,7 @@ class RunFolder:
         except BlockingIOError as error:
             os.close(handle)
             do = "wait until it has ended, or choose another folder with -o"
-            raise UsageError(asked, "another `umcompress apply` is at work in it", do) from error
+            raise UsageError(asked, "another `umcompress` is at work in it", do) from error
         except OSError:
             # Some file systems of networks have no locks.
             os.close(handle)
@@ -206,6 +206,28 @@ class RunFolder:
     def blobs(self, index: int, name: str, plan: Plan) -> Mapping[str, Tensor]:
         """The tensors that a committed plan sets.  CheckError where the file is not the one of the plan."""
         return kept_tensors(plan, self.step_path(index, name))
+
+
+def claim_for(path: Path, mark: str, parts: Mapping[str, str], what: str) -> RunFolder:
+    """Take a folder for something that is no run, marked by a file of that name.  UsageError as `RunFolder.claim`.
+
+    parts: what its figures depend on; what: what is in it, for messages. Release it when all is done.
+    """
+    asked = f"the output folder {path}"
+    depends_on = Dependencies(steps=(StepDependencies(name=what, parts=dict(parts)),))
+    folder, file = RunFolder(path, depends_on), path / mark
+    make_folder(path, asked)
+    folder.hold(asked)
+    if not file.is_file() and any(path.iterdir()):
+        raise UsageError(asked, f"it is not empty, and no {what} is in it", "choose another with -o")
+    if file.is_file() and (before := _mark(file, asked)).fingerprint != depends_on.fingerprint():
+        raise UsageError(
+            asked, f"a {what} of something else is in it: {_why(before, depends_on)}",
+            f"give another folder with -o, or remove it first: rm -r {shlex.quote(str(path))}",
+        )  # fmt: skip
+    said = Mark(fingerprint=depends_on.fingerprint(), depends_on=depends_on)
+    write_text_atomic(file, said.model_dump_json() + "\n")
+    return folder
 
 
 def reuse_steps(folder: RunFolder, run: Path) -> None:

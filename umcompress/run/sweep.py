@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from umcompress import processes
 from umcompress.documents.atomic import write_text_atomic
 from umcompress.documents.file_names import SWEEP
 from umcompress.documents.report import Report
 from umcompress.documents.sweep import Cell, Sweep, SweptCell, values_text
-from umcompress.errors import CheckError, PlanError, RecipeError, UsageError
+from umcompress.errors import CheckError, PlanError, UsageError
 from umcompress.plan.command import _load
-from umcompress.progress import say
+from umcompress.plan.grid import cell_recipe, cells_of, grid_of
+from umcompress.progress import duration, say
 from umcompress.recipe.files import LoadedRecipe
-from umcompress.recipe.yaml_lines import YamlText
 from umcompress.run.folder import make_folder
 
 if TYPE_CHECKING:
     from umcompress.models.source import Source
     from umcompress.run.sharing import Shared
-
-Axes = Mapping[str, Sequence[Any]]
-_MOST = 1000
-_EXAMPLE = "write it as --axis steps.1.keep_ratio=0.75,0.5,0.25"
 
 
 def sweep(
@@ -41,11 +36,9 @@ def sweep(
     """
     given = {"device": device, "dtype": dtype}
     loaded = _load(recipe, overrides, given)
-    grid = axes_of(axes) if axes else dict(loaded.recipe.sweep or {})
-    if not grid:
-        raise UsageError(f"sweep {recipe}", "no axis", f"{_EXAMPLE}, or give the recipe a `sweep:` block")
+    grid = grid_of(loaded, axes)
     cells = cells_of(grid)
-    recipes = [_cell_recipe(recipe, cell, overrides, given) for cell in cells]
+    recipes = [cell_recipe(recipe, cell, overrides, given) for cell in cells]
     path = Path(output) if output else Path("runs") / f"{loaded.file.stem}-sweep"
     _claim(path)
     say(f"umcompress sweep {recipe}: {loaded.recipe.model}, {len(cells)} cells, into {path}")
@@ -61,54 +54,6 @@ def sweep(
     text = json.dumps(result.json_values(), indent=1, ensure_ascii=False) + "\n"
     processes.by_first(lambda: write_text_atomic(path / SWEEP, text))
     return result, path
-
-
-def axes_of(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """`PATH=V1,V2` with values in YAML, as a mapping from path to values.  UsageError."""
-    found: dict[str, list[Any]] = {}
-    for text in texts:
-        path, equals, values = text.partition("=")
-        asked = f"--axis {text}"
-        if not equals or not path.strip() or not values.strip():
-            raise UsageError(asked, "it is not PATH=V1,V2,...", _EXAMPLE)
-        if path.strip() in found:
-            raise UsageError(asked, f"{path.strip()} is an axis already", "give all its values at once")
-        try:
-            read = YamlText(f"[{values}]", asked)
-        except RecipeError as error:
-            raise UsageError(asked, f"{values!r} is not a list of YAML values", _EXAMPLE) from error
-        if read.problems:
-            raise UsageError(asked, read.problems[0].message, _EXAMPLE)
-        found[path.strip()] = read.data
-    return found
-
-
-def cells_of(axes: Axes) -> list[Cell]:
-    """All combinations; of the last axis the values change first.  UsageError where two are the same."""
-    count = 1
-    for values in axes.values():
-        count *= len(values)
-    if count > _MOST:
-        raise UsageError("sweep", f"{count} cells, at most {_MOST} are run", "give the axes fewer values")
-    cells: dict[str, Cell] = {}
-    for combination in itertools.product(*axes.values()):
-        chosen: dict[str, Any] = dict(zip(axes, combination, strict=True))
-        name = re.sub(r"[^A-Za-z0-9.=_-]+", "-", values_text(chosen).replace(", ", "_").replace(" ", "-")).strip("-.")
-        if name in cells:
-            raise UsageError("sweep", f"two cells would be called {name}", "leave the value out that is there twice")
-        cells[name] = Cell(name=name, values=chosen)
-    return list(cells.values())
-
-
-def _cell_recipe(recipe: str, cell: Cell, overrides: Sequence[str], given: Mapping[str, Any]) -> LoadedRecipe:
-    changes = [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in cell.values.items()]
-    try:
-        # The grid is no part of what a cell computes: it may grow.
-        loaded = _load(recipe, [*overrides, *changes, "sweep=null"], given)
-    except RecipeError as error:
-        error.add_note(f"  in the cell {cell.name}")
-        raise
-    return loaded
 
 
 def _claim(path: Path) -> None:
@@ -133,13 +78,56 @@ def _run_cells(cells: Sequence[Cell], recipes: Sequence[LoadedRecipe], path: Pat
         except (PlanError, UsageError) as error:
             error.add_note(f"  in the cell {cell.name}")
             raise
-    shared, found, started = Shared(), list[Report | str](), time.monotonic()
-    for number, (cell, loaded, source) in enumerate(zip(cells, recipes, opened, strict=True)):
-        left = (time.monotonic() - started) / number * (len(cells) - number) if number else 0.0
-        about = f"; about {left / 60:.0f} min left" if left >= 60 else ""
-        say(f"cell {number + 1} of {len(cells)}: {values_text(cell.values)}{about}")
-        found.append(_run_cell(loaded, source, path / "cells" / cell.name, shared))
+    work = [_Work(*parts) for parts in zip(cells, recipes, opened, [path / "cells" / cell.name for cell in cells],
+                                           strict=True)]  # fmt: skip
+    shared, numbers = Shared(), range(1 + processes.rank(), len(work), processes.world())
+    found: dict[int, Report | str] = {}
+    # The first cell is one process's, for it has the baseline of all: the others wait, and take that over.
+    if processes.rank() == 0:
+        with processes.by_itself():
+            found |= _take_turns(work, [0], shared)
+    processes.from_first(None)
+    if processes.rank() > 0:
+        _take_over(work[0], shared)
+    with processes.by_itself():
+        found |= _take_turns(work, numbers, shared)
+    every = {number: report for part in processes.gather(found) for number, report in part.items()}
+    return [every[number] for number in range(len(work))]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One cell to run: its recipe, the model, its folder."""
+
+    cell: Cell
+    loaded: LoadedRecipe
+    source: Source
+    folder: Path
+
+
+def _take_turns(work: Sequence[_Work], numbers: Sequence[int], shared: Shared) -> dict[int, Report | str]:
+    """Run these of the cells; says how long the others take once one is done."""
+    found: dict[int, Report | str] = {}
+    started = time.monotonic()
+    for place, number in enumerate(numbers):
+        left = (time.monotonic() - started) / place * (len(numbers) - place) if place else 0.0
+        about = f"; about {duration(left)} left" if left >= 60 else ""
+        one = work[number]
+        say(f"cell {number + 1} of {len(work)}: {values_text(one.cell.values)}{about}")
+        began = time.monotonic()
+        found[number] = _run_cell(one, shared)
+        rest = (time.monotonic() - began) * (len(work) - 1) / processes.launched()
+        if number == 0 and rest >= 60:
+            say(f"the other cells: about {duration(rest)}")
     return found
+
+
+def _take_over(one: _Work, shared: Shared) -> None:
+    """Know the steps of a cell that another process has run."""
+    from umcompress.run.fingerprint import dependencies
+    from umcompress.run.folder import RunFolder
+
+    shared.take(RunFolder(one.folder, dependencies(one.loaded, one.source)))
 
 
 def _source(loaded: LoadedRecipe, device: str | None, known: dict[str, Source]) -> Source:
@@ -156,11 +144,11 @@ def _source(loaded: LoadedRecipe, device: str | None, known: dict[str, Source]) 
     return known[key]
 
 
-def _run_cell(loaded: LoadedRecipe, source: Source, folder: Path, shared: Shared) -> Report | str:
+def _run_cell(one: _Work, shared: Shared) -> Report | str:
     from umcompress.run.apply import carry_out
 
     try:
-        return carry_out(loaded, source, folder, shared=shared)
+        return carry_out(one.loaded, one.source, one.folder, shared=shared)
     except (PlanError, CheckError) as error:
         say(f"this cell has no result: {error}")
         return str(error)

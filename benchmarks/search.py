@@ -1,0 +1,103 @@
+"""Is a search better than cutting every layer alike, at equal size?
+
+`python benchmarks/search.py` searches on the built-in model and on a small Llama (trained first, kept in --folder), at
+two budgets each, runs the recipes of the front and the uniform recipes of the same sizes, and prints the change of each
+task's held-out loss. `--model built-in` or `--model llama` does one of them; --record appends to results.md.
+Choices are scored on other items than those that judge the recipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from _results import record
+from _small_llama import SCORED, train
+
+from umcompress.documents.search import Candidate, Search
+
+BUDGETS = {
+    "built-in": ("active.generation=0.8", "active.generation=0.65"), "llama": ("parameters=0.75", "parameters=0.6"),
+}  # fmt: skip
+CHOICES = [
+    {"pass": "layer_drop", "name": "no-attention", "unit": "attention", "drop_count": 1},
+    {"pass": "layer_drop", "name": "no-feed-forward", "unit": "feed_forward", "drop_count": 1},
+    {"pass": "head_prune", "name": "heads-67", "keep_ratio": 0.67},
+    *({"pass": "channel_prune", "name": f"channels-{round(100 * keep)}", "keep_ratio": keep, "repair": "least_squares"}
+      for keep in (0.75, 0.5, 0.25)),
+]  # fmt: skip
+SAMPLE = 800  # characters of a text
+
+
+def llama_recipe(folder: Path, training: int) -> Path:
+    """Train the model where it is not there; texts to calibrate and choose on, others to judge by."""
+    if not (folder / "model" / "config.json").is_file():
+        train(folder, training)
+    text = (folder / "text.txt").read_text(encoding="utf-8")
+    learnt = int(len(text) * (1 - SCORED))
+    for name, part in {"calibration": text[:learnt], "held-out": text[learnt:]}.items():
+        pieces = [part[start : start + SAMPLE].strip() for start in range(0, len(part) - SAMPLE, SAMPLE)]
+        rows = "".join(json.dumps({"text": piece}) + "\n" for piece in pieces if piece)
+        (folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    recipe = {
+        "model": str(folder / "model"),
+        "calibration": {"data": str(folder / "calibration.jsonl"), "samples": 64},
+        "evaluate": [{"task_loss": {"data": str(folder / "held-out.jsonl"), "items": 128}}],
+        "steps": CHOICES,
+    }
+    path = folder / "search.yaml"
+    path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+    return path
+
+
+def row(found: Search, one: Candidate) -> dict[str, float]:
+    """Size, and what the losses came to, as figures."""
+    assert one.result is not None
+    figures = {f"{measure} left": share for measure, share in one.shares.items()}
+    for task, change in one.result.changes.items():
+        figures |= {f"{task} loss": change.value, f"{task} ±": (change.high - change.low) / 2,
+                    f"{task} %": 100 * change.value / found.unpruned[task]}  # fmt: skip
+    return figures
+
+
+def searched(recipe: str, budget: str, items: int, out: Path) -> dict[str, dict[str, float]]:
+    command = ["search", recipe, "--budget", budget, "--items", str(items), "--run", "all", "-o", str(out)]
+    subprocess.run([sys.executable, "-m", "umcompress", *command], check=True)
+    found = Search.model_validate_json((out / budget / "search.json").read_text(encoding="utf-8"))
+    rows = {}
+    for point in found.front:
+        weights = " ".join(f"{task[:3]}. {weight:g}" for task, weight in point.weights.items())
+        rows[f"{budget}, found, {weights}"] = row(found, point)
+        if point.uniform is not None:
+            rows[f"{budget}, every layer alike, {point.uniform.name}"] = row(found, point.uniform)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/search"), help="where everything is kept")
+    parser.add_argument("--llama", type=Path, help="the small Llama's folder; default: in --folder")
+    parser.add_argument("--training", type=int, default=1000, help="steps that the small Llama is trained for")
+    parser.add_argument("--items", type=int, default=64, help="items of each task that a choice is scored on")
+    parser.add_argument("--model", choices=list(BUDGETS))
+    parser.add_argument("--record", action="store_true", help="append to results.md")
+    given = parser.parse_args()
+    for name, budgets in BUDGETS.items():
+        if given.model not in (None, name):
+            continue
+        llama = name == "llama"
+        recipe = str(llama_recipe(given.llama or given.folder / "small-llama", given.training)) if llama else "search"
+        for budget in budgets:
+            # One folder a model: what each choice costs alone is measured once.
+            rows = searched(recipe, budget, given.items, given.folder / name)
+            for title, figures in rows.items():
+                print(f"{title:48}" + "".join(f"{key} {value:.4g}  " for key, value in figures.items()), flush=True)
+            if given.record:
+                record("search", {"model": name, "items": given.items}, rows)
+
+
+if __name__ == "__main__":
+    main()

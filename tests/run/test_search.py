@@ -1,0 +1,196 @@
+"""`umcompress search`: the program against all combinations, sizes against runs, numbers of layers, resuming."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hf_models import write_folder, write_recipe
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from umcompress.cli.main import main
+from umcompress.documents.previews import PlanReport
+from umcompress.documents.report import read_report
+from umcompress.documents.search import ChoiceScore, Search
+from umcompress.errors import UsageError
+from umcompress.plan.command import _load
+from umcompress.run.alone import Alone
+from umcompress.run.budgets import budgets_of
+from umcompress.run.composed import composed_steps, planned_sizes, with_steps
+from umcompress.run.knapsack import Option, choose
+from umcompress.run.sensitivity import shared_source
+
+STEPS = [
+    {"pass": "layer_drop", "name": "no-attention", "unit": "attention", "drop_count": 1},
+    {"pass": "layer_drop", "name": "no-block", "drop_count": 1},
+    {"pass": "head_prune", "name": "heads", "keep_ratio": 0.5},
+    {"pass": "channel_prune", "name": "half", "keep_ratio": 0.5, "repair": "least_squares"},
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256,
+    )
+    model = write_folder(LlamaForCausalLM(config), folder / "llama")
+    for name, texts in {"held": ["one two", "a longer text", "hm!", "the end"], "own": ["to calibrate", "on"]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return write_recipe(
+        folder, model, *STEPS, evaluate=[{"task_loss": {"data": str(folder / "held.jsonl")}}],
+        calibration={"data": str(folder / "own.jsonl"), "samples": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "search"
+    assert main(["search", str(recipe), "--budget", "parameters=0.7", "--run", "all", "-o", str(out)]) == 0
+    return out / "parameters=0.7"
+
+
+def read(folder: Path) -> Search:
+    return Search.model_validate_json((folder / "search.json").read_text())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_program_finds_what_trying_all_finds(seed: int) -> None:
+    draw = random.Random(seed)
+    options = [
+        Option(frozenset(draw.sample("abcde", draw.choice([1, 1, 2]))), draw.random(),
+               {"size": float(draw.randint(1, 9)), "work": draw.random()}, {"g": draw.randint(0, 1)})
+        for _ in range(9)
+    ]  # fmt: skip
+    needed, most = {"size": 14.0, "work": 1.1}, {"g": 2}
+    best, names = float("inf"), None
+    for picked in itertools.product([0, 1], repeat=9):
+        own = [option for option, taken in zip(options, picked, strict=True) if taken]
+        places = [place for option in own for place in option.places]
+        if len(set(places)) < len(places) or sum(option.groups["g"] for option in own) > 2:
+            continue
+        if any(sum(option.savings[measure] for option in own) < value for measure, value in needed.items()):
+            continue
+        if (cost := sum(option.cost for option in own)) < best:
+            best, names = cost, [number for number, taken in enumerate(picked) if taken]
+    assert choose(options, needed, most) == names
+
+
+def test_sizes_are_those_of_the_runs_and_uniform_is_no_smaller(searched: Path) -> None:
+    found = read(searched)
+    whole = found.sizes.parameters.total
+    for point in found.front:
+        report = read_report(searched / "runs" / point.name)
+        assert point.shares == {"parameters": report.result.parameters.total / whole}
+        assert point.shares["parameters"] <= 0.7
+        assert point.result == report.result and point.result.changes["understanding"].paired
+        assert point.uniform is not None and point.uniform.result is not None
+        # One channel of three layers is 3 * 3 * 32 parameters.
+        left = point.uniform.result.parameters.total - report.result.parameters.total
+        assert 0 <= left < 3 * 3 * 32
+        assert point.uniform.shares["parameters"] == point.uniform.result.parameters.total / whole
+
+
+def test_a_choice_costs_what_its_own_run_costs(recipe: Path, searched: Path, tmp_path: Path) -> None:
+    """Scored on the calibration's items, as the recipe's own judge the result."""
+    found = read(searched)
+    choice = next(one for one in found.choices if (one.step, one.layers) == (3, (1,)))
+    own = json.loads(recipe.read_text())
+    loss = {**found.loss, "limit": None}
+    del loss["source"]
+    alone = write_recipe(
+        tmp_path, Path(own["model"]), {**STEPS[3], "layers": "1"}, evaluate=[{"task_loss": loss}],
+        calibration=own["calibration"],
+    )
+    assert main(["apply", str(alone), "-o", str(tmp_path / "run")]) == 0
+    step = read_report(tmp_path / "run").steps[-1]
+    assert step.changes == choice.changes
+    assert choice.sizes is not None and choice.sizes.parameters == step.parameters
+
+
+def test_a_search_goes_on_and_shows_the_same(
+    recipe: Path, searched: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [path.name for path in searched.iterdir() if path.suffix in (".json", ".yaml", ".svg", ".html")]
+    before = {name: (searched / name).read_bytes() for name in names}
+    monkeypatch.setattr(Alone, "_measured", lambda *arguments: pytest.fail("measured again"))
+    command = ["search", str(recipe), "--budget", "parameters=0.7", "--run", "all", "-o", str(searched.parent)]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "front-1" in shown and "uniform-1" in shown and "next: umcompress compare" in shown
+    assert before == {name: (searched / name).read_bytes() for name in before}
+    assert (searched / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_blocks_that_go_renumber_later_steps(recipe: Path) -> None:
+    loaded = _load(str(recipe), (), {})
+    source = shared_source(loaded.recipe.model, None, "cpu", False)
+    graph = Alone(loaded.recipe, source, loaded.recipe.evaluate[0], recipe.parent).graph  # type: ignore[arg-type]
+
+    def pick(step: int, layer: int, *kinds: str, dropped: bool = True) -> ChoiceScore:
+        names = tuple(f"model.layers.{layer} {kind} shared" for kind in kinds)
+        return ChoiceScore(name=f"{step}-{layer}", step=step, component="shared", stack="main", layers=(layer,),
+                           branches=names, dropped=names if dropped else ())  # fmt: skip
+
+    swapped = loaded.recipe.model_copy(update={"steps": (loaded.recipe.steps[1], *loaded.recipe.steps)})
+    cut = pick(4, 1, "feed_forward", dropped=False)
+    picked = [pick(0, 0, "attention", "feed_forward"), pick(1, 2, "attention"), cut]
+    steps = composed_steps(swapped, graph, picked)
+    assert [(step.pass_.name, getattr(step.pass_, "drop", None)) for step in steps] == [  # type: ignore[attr-defined]
+        ("channel_prune", None), ("layer_drop", (0,)), ("layer_drop", (1,))
+    ]  # fmt: skip
+    sizes = planned_sizes(with_steps(swapped, steps), source)
+    whole = planned_sizes(with_steps(swapped, ()), source).parameters.total
+    attention, channel, norm = 32 * 32 * 2 + 32 * 16 * 2, 3 * 32, 32
+    gone = (attention + 48 * channel + 2 * norm) + (attention + norm) + 24 * channel
+    assert whole - sizes.parameters.total == gone
+
+
+@pytest.mark.parametrize(("texts", "said"), [
+    ([], "no budget"), (["parameters"], "MEASURE=SHARE"), (["active.genertion=0.5"], "active.generation"),
+    (["bytes=1.5"], "share"), (["bytes=0.5", "bytes=0.6"], "already"),
+])  # fmt: skip
+def test_what_is_no_budget(texts: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        budgets_of(texts)
+
+
+def test_a_budget_out_of_reach_says_what_is_in_reach(
+    recipe: Path, searched: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(recipe), "--budget", "parameters=0.01", "-o", str(searched.parent)]) == 2
+    assert "reach parameters=0." in capsys.readouterr().err
+    assert main(["search", str(recipe), "--budget", "active.generation=0.5", "-o", str(searched.parent)]) == 2
+    assert "no generation" in capsys.readouterr().err
+
+
+def test_plain_results_have_all_layers_alike(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps, out = ["--set", f"steps={json.dumps([STEPS[1], STEPS[3]])}"], tmp_path / "out"
+    budget = ["--budget", "parameters=0.5", "--uniform"]
+    assert main(["search", str(recipe), *steps, *budget, "-o", str(out)]) == 0
+    found = read(out / "parameters=0.5_uniform")
+    assert [choice.layers for choice in found.choices] == [(0,), (1,), (2,), (0, 1, 2)]
+    (point,) = found.front
+    assert point.shares["parameters"] <= 0.5 and point.result is None and point.uniform is None
+    # Neither half of the channels nor a block is enough.
+    assert len(point.choices) > 1
+    capsys.readouterr()
+    assert main(["plan", str(out / "parameters=0.5_uniform" / point.recipe), "--format", "json"]) == 0
+    plan = PlanReport.model_validate_json(capsys.readouterr().out)
+    assert plan.loads_with == "transformers"
+    assert plan.steps[-1].after.total == round(point.shares["parameters"] * found.sizes.parameters.total)
+    assert main(["search", str(recipe), *budget, "-o", str(tmp_path / "parts")]) == 2
+    assert "no-attention" in capsys.readouterr().err
+
+
+def test_training_is_no_choice(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = json.dumps([{"pass": "adapt", "name": "learn", "steps": 1}])
+    command = ["search", str(recipe), "--set", f"steps={steps}", "--budget", "bytes=0.5", "-o", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "learn" in capsys.readouterr().err

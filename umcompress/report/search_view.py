@@ -1,0 +1,91 @@
+"""A search as tables: the front beside the uniform recipes of the same sizes, and what was chosen where."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from umcompress.documents.base import TASKS, Task
+from umcompress.documents.report import StepReport
+from umcompress.documents.search import Candidate, ChoiceScore, FrontPoint, Search
+from umcompress.report.pictures import NO_PICTURES
+from umcompress.report.table import Table, View, number_columns, text_column
+
+LOSS = "task_loss"
+
+
+def search_view(found: Search, folder: str, written: Sequence[str]) -> View:
+    """written: the pictures' files, in the folder."""
+    budgets = ", ".join(f"{measure} {share:g}" for measure, share in found.budgets.items())
+    title = f"{found.recipe} on {found.model}: {len(found.choices)} choices scored alone; budget {budgets}"
+    ends = [*found.notes, *(f"written: {folder}/{name}" for name in written)] if written else [NO_PICTURES]
+    first = found.front[0]
+    todo = f"umcompress apply {shlex.quote(f'{folder}/{first.recipe}')}"
+    if first.result is not None:
+        runs = [f"{folder}/runs/{name}" for name in (first.name, *([first.uniform.name] if first.uniform else []))]
+        todo = f"umcompress compare {' '.join(map(shlex.quote, runs))}"
+    return (title, front_table(found), chosen_table(found), "", *ends, f"next: {todo}")
+
+
+def candidates(found: Search) -> list[Candidate]:
+    """Each recipe of the front, its uniform one behind it."""
+    pairs = [(point, point.uniform) for point in found.front]
+    return [one for pair in pairs for one in pair if one is not None]
+
+
+def front_table(found: Search) -> Table:
+    """A row a recipe: its sizes, what its choices change alone in all, what it came to."""
+    tasks = [task for task in TASKS if task in found.unpruned]
+    measures = list(found.budgets)
+    rows = []
+    for one in candidates(found):
+        shares = [f"{one.shares[measure]:.4f}" if measure in one.shares else "-" for measure in measures]
+        expected = [f"{one.expected[task]:+.3g}" if task in one.expected else "" for task in tasks]
+        rows.append((one.name, *shares, *expected, *(_measured(one.result, task) for task in tasks)))
+    columns = (*measures, *(f"sum {task[:3]}." for task in tasks), *tasks)
+    notes = ["sum: of what the choices change alone; the last columns: what the recipe came to, change of the loss"]
+    notes += ["± half of the paired 95 % interval, * beyond noise; lower is better"]
+    return Table("Front", (text_column("recipe"), *number_columns(*columns)), tuple(rows), tuple(notes))
+
+
+def _measured(result: StepReport | None, task: Task) -> str:
+    if result is None:
+        return "not run"
+    if (change := result.changes.get(task)) is None:
+        return ""
+    half = (change.high - change.low) / 2
+    return f"{change.value:+.3g} ±{half:.2g}{'*' if change.beyond_noise else ' '}"
+
+
+def chosen_table(found: Search) -> Table:
+    """A row a layer of a component, a column a recipe of the front: what is taken there."""
+    by_name = {choice.name: choice for choice in found.choices}
+    places: dict[tuple[str, str, int], dict[str, list[str]]] = {}
+    for point in found.front:
+        for name in point.choices:
+            choice = by_name[name]
+            for layer in choice.layers:
+                row = places.setdefault((choice.component, choice.stack, layer), {})
+                row.setdefault(point.name, []).append(short_choice(choice))
+    order = {"understanding": 0, "shared": 1, "all": 1, "generation": 2}
+    rows = [
+        (f"{component} {layer}", *("; ".join(own.get(point.name, ["-"])) for point in found.front))
+        for (component, _, layer), own in sorted(places.items(), key=lambda item: (order[item[0][0]], *item[0][1:]))
+    ]
+    columns = tuple(text_column(name) for name in ("layer", *(point.name for point in found.front)))
+    return Table("Chosen", columns, tuple(rows), ("att., ff.: attention and feed-forward; a number is what is kept",))
+
+
+def short_choice(choice: ChoiceScore) -> str:
+    """`ff. 0.5`, `att. gone`."""
+    kinds = dict.fromkeys(branch.split(" ")[1] for branch in choice.branches)
+    names = "+".join({"attention": "att.", "feed_forward": "ff."}.get(kind, kind) for kind in kinds)
+    return f"{names} {'gone' if choice.dropped else kept_share(choice)}"
+
+
+def kept_share(choice: ChoiceScore) -> str:
+    return "cut" if choice.kept is None else f"{choice.kept:g}"
+
+
+def weights_text(point: FrontPoint) -> str:
+    return ", ".join(f"{task} {weight:g}" for task, weight in point.weights.items())

@@ -1,0 +1,89 @@
+"""The uniform recipe of a given size: every layer of every component alike, as a search is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from umcompress.documents.alone import Sizes
+from umcompress.documents.search import ChoiceScore
+from umcompress.extend.pass_base import ScopedPass
+from umcompress.recipe.recipe import Recipe, Step
+from umcompress.run.budgets import amount
+from umcompress.run.composed import planned_sizes, with_steps
+
+if TYPE_CHECKING:
+    from umcompress.graph.model_graph import ModelGraph
+    from umcompress.models.source import Source
+
+Made = tuple[tuple[Step, ...], dict[str, float]]
+
+
+def uniform_recipe(
+    recipe: Recipe, source: Source, graph: ModelGraph, choices: Sequence[ChoiceScore], measure: str, share: float
+) -> Made | None:
+    """Steps that leave at least `share` of a measure, by less than a channel a layer more; None where none can.
+
+    One width for all feed-forwards that the recipe may narrow. Where the narrowest are too large, heads go as well, by
+    the recipe's own steps, the mildest first.
+    """
+    widths, heads = _cuts(recipe, "feed_forward", choices), _cuts(recipe, "attention", choices)
+    components = {component for component, _ in widths}
+    if not widths:
+        return None
+    first = {component: next(step for own, step in widths if own == component) for component in components}
+    levels: list[float | None] = [None, *sorted({_ratio(step) for _, step in heads}, reverse=True)]
+    widest = max(site.width for site in graph.feed_forwards(stack="all") if site.component in components)
+    whole = amount(planned_sizes(with_steps(recipe, ()), source), measure)
+    known: dict[tuple[float | None, int], Sizes] = {}
+
+    def left(level: float | None, width: int) -> float:
+        if (level, width) not in known:
+            known[level, width] = planned_sizes(with_steps(recipe, steps(level, width)), source)
+        return amount(known[level, width], measure) / whole
+
+    def steps(level: float | None, width: int) -> tuple[Step, ...]:
+        cut = [step for component, step in heads if _ratio(step) == level]
+        narrowed = [_with_ratio(step, width / widest) for step in first.values()] if width < widest else []
+        return tuple(
+            step.model_copy(update={"name": f"{number:02d}-{step.pass_.name}", "after": None})  # type: ignore[attr-defined]
+            for number, step in enumerate([*cut, *narrowed], start=1)
+        )
+
+    for level in levels:
+        if left(level, 1) > share:
+            continue
+        low, high = 1, widest  # left(low) <= share; high is enough
+        while high - low > 1:
+            # Sizes are linear in the width, or nearly.
+            at_low, at_high = left(level, low), left(level, high) if steps(level, high) else 1.0
+            guess = low + round((share - at_low) / (at_high - at_low) * (high - low)) if at_high > at_low else low + 1
+            middle = min(max(guess, low + 1), high - 1)
+            low, high = (low, middle) if left(level, middle) >= share else (middle, high)
+            if left(level, high) >= share > left(level, high - 1):
+                break
+        return steps(level, high), {measure: left(level, high)}
+    return None
+
+
+def _cuts(recipe: Recipe, kind: str, choices: Sequence[ChoiceScore]) -> list[tuple[str, Step]]:
+    """Each component with each step that cuts its parts of a kind by a ratio, and drops none."""
+    own = {
+        (choice.component, choice.step): None for choice in choices
+        if choice.branches and not choice.dropped and all(f" {kind} " in branch for branch in choice.branches)
+    }  # fmt: skip
+    found = []
+    for component, number in own:
+        step = recipe.steps[number]
+        if isinstance(step.pass_, ScopedPass) and hasattr(step.pass_, "keep_ratio"):
+            placed = step.pass_.model_copy(update={"component": component})
+            found.append((component, step.model_copy(update={"pass_": placed})))
+    return found
+
+
+def _ratio(step: Step) -> float:
+    return float(step.pass_.keep_ratio)  # type: ignore[attr-defined]
+
+
+def _with_ratio(step: Step, ratio: float) -> Step:
+    return step.model_copy(update={"pass_": step.pass_.model_copy(update={"keep_ratio": ratio})})
