@@ -22,6 +22,7 @@ from umcompress.documents.base import Component, Task
 from umcompress.documents.report import Size, Speed
 from umcompress.errors import UncountedError
 from umcompress.graph.protocol import RoutedFeedForward
+from umcompress.models.chosen_experts import ChosenExperts
 from umcompress.models.family import Family
 from umcompress.models.runner import Runner
 
@@ -56,7 +57,7 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         routed = _Routed(counter)
         hooks += routed.watch(model)
         try:
-            with _without_gradients(model), counter, sdpa_kernel(SDPBackend.MATH):
+            with _without_gradients(model), ChosenExperts(model, shares, names), counter, sdpa_kernel(SDPBackend.MATH):
                 tokens = runner.pass_tokens(task)
         except UncountedError:
             continue
