@@ -202,7 +202,8 @@ class RecordedLM(ForwardingLM):
 def language_model(runner: Runner, batch: int | None = None, pictures: bool = False) -> LM:
     """lm-eval's own `hf` over a causal language model of transformers, ours over everything else and for `pictures`.
 
-    So what is measured in memory is what `lm_eval --model hf` measures on the saved folder.
+    So what is measured in memory is what `lm_eval --model hf` measures on the saved folder, if that has no settings for
+    generation of its own: those would decide along with the weights.
     """
     if not runner.reads_texts or (pictures and runner.reads_pictures):
         return RunnerLM(runner, batch)
@@ -221,12 +222,26 @@ def language_model(runner: Runner, batch: int | None = None, pictures: bool = Fa
 
         def _model_generate(self, context: Tensor, *more: Any, **settings: Any) -> Any:
             known([int(context.max())])
-            with at_rest():
+            with at_rest(), _folders_settings_aside(self.model):
                 return super()._model_generate(context, *more, **settings)
 
     # The peer adds a padding token where there is none, and ties weights, of a model that is not its own.
     with _never_tied(runner.model):
         return Known(pretrained=runner.model, tokenizer=copy.deepcopy(words.tokenizer), batch_size=batch or 8)
+
+
+@contextmanager
+def _folders_settings_aside(model: Any) -> Iterator[None]:
+    """What a task says of generation holds, not what a folder says: penalties, beams, tokens that are never said."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(before, name, None) for name in names})
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 @contextmanager

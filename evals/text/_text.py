@@ -6,14 +6,14 @@ T tokens of a window, V vocabulary, N windows.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
 
 from umcompress.evals._benchmark import Benchmark, Needed
-from umcompress.extend import PlanError, Task, UsageError, files
+from umcompress.extend import PlanError, Task, UsageError, did_you_mean, files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,17 @@ class TextBenchmark(Benchmark):
     def path(self) -> Path:
         """The text file: `data` itself, or `text.txt` in it."""
         return self.folder / self.needed.files[0] if self.folder.is_dir() else self.folder
+
+    def missing(self, paths: Iterable[Path], found: str = "") -> UsageError:
+        """As of other benchmarks, unless a file was named and not a folder: that one is what is to be there."""
+        named = self.data
+        if named is None or named.is_dir() or not named.suffix:
+            return super().missing(paths, found)
+        seen = "" if named.is_absolute() else f"; seen from {Path.cwd()}, the current folder"
+        near = sorted(path.name for path in named.parent.glob(f"*{named.suffix}")) if named.parent.is_dir() else []
+        do = f"{hint}; or " if (hint := did_you_mean(named.name, near)) else ""
+        return UsageError(f"{self.name}: the text {named}", (found or "no such file") + seen,
+                          f"{do}name a text file (UTF-8) that is there, or a folder with {self.needed.files[0]} in it")
 
     def check(self) -> None:
         self.require(self.path())

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
 
 from umcompress.evals._benchmark import Row, digest
 from umcompress.evals.text._text import Windowed, batches
-from umcompress.extend import KindScore, Score, Task, files, mean_score
+from umcompress.extend import KindScore, Score, Task, UsageError, files, mean_score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,32 +33,58 @@ class Perplexity(Windowed):
     """
 
     name: ClassVar[str] = "perplexity"
+    bos: bool | None = Field(
+        default=None,
+        description="put the token that begins texts before every window; default: as lm-eval, for Gemma only",
+    )
+
+    def suits(self, runner: Runner) -> None:
+        super().suits(runner)
+        most = runner.max_text_tokens
+        if most is not None and self.window + 1 > most and self._before(runner):
+            raise UsageError(f"{self.name}: windows of {self.window} tokens behind the one that begins texts",
+                             f"the model has positions for {most}", f"set window: {most - 1}, or bos: false")
+
+    def _before(self, runner: Runner) -> list[int]:
+        """The token before every window, where there is to be one."""
+        model: Any = runner.model
+        kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+        if not (kind.startswith("gemma") if self.bos is None else self.bos):
+            return []
+        token = runner.tokenizer.tokenizer.bos_token_id
+        if token is None and self.bos:
+            raise UsageError(f"{self.name}: bos: true", "the tokenizer has no token that begins texts", "leave bos out")
+        return [] if token is None else [int(token)]
 
     def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         started, ids = time.monotonic(), self.ids(runner)
-        parts = self.windows(len(ids))
+        parts, before = self.windows(len(ids)), self._before(runner)
         rows = self.collect(
             list(batches(parts, self.window)), out, lambda batch: f"{batch[0][0]}-{batch[-1][1]}",
-            lambda some: [_likelihood(runner, ids, batch) for batch in some], progress, runner=runner,
+            lambda some: [_likelihood(runner, ids, batch, before) for batch in some], progress, runner=runner,
             file="windows.jsonl", unit="batches of windows", chunk=1,
-            settings={"window": self.window, "stride": self.stride, "data": digest([files.read_text(self.path())])},
+            settings={
+                "window": self.window, "stride": self.stride, "data": digest([files.read_text(self.path())]),
+                **({"before": before} if before else {}),
+            },
         )
         losses = [loss for row in rows for loss in row["losses"]]
         counts = [count for row in rows for count in row["counts"]]
         # Of the text, not of what the tokenizer gives back: that may be in lower case, or have unknown tokens in it.
         size = len(runner.tokenizer.beginning(self.parts()[1], parts[-1][1]).encode())
         whole = len(self.model_copy(update={"limit": None}).windows(len(ids)))
-        read = digest([files.read_text(self.path()), repr(counts)])
+        read = digest([files.read_text(self.path()), repr(counts), *map(str, before)])
         score = token_weighted(losses, counts, size).model_copy(update={"items_of": read})
         return {"understanding": self.timed(score, started, self.partial(len(losses), whole), out)}
 
 
-def _likelihood(runner: Runner, ids: Tensor, batch: list[tuple[int, int, int]]) -> Row:
-    """Sum of negative log-likelihoods (nats) and number of scored tokens of each window."""
+def _likelihood(runner: Runner, ids: Tensor, batch: list[tuple[int, int, int]], before: list[int]) -> Row:
+    """Sum of negative log-likelihoods (nats) and number of scored tokens of each window, read behind `before`."""
     import torch
 
     rows = torch.stack([ids[start:end] for start, end, _ in batch])
-    logits = runner.logits(rows[:, :-1])
+    more = torch.tensor([before], dtype=rows.dtype).expand(len(rows), len(before))
+    logits = runner.logits(torch.cat([more, rows[:, :-1]], dim=1))[:, len(before) :]
     losses, counts = [], []
     for row, found, (start, _, first) in zip(rows, logits, batch, strict=True):
         skip = first - start - 1

@@ -52,7 +52,9 @@ def test_windows_score_every_token_but_the_first_once(tokens: int, window: int, 
     assert all(0 <= start < first < end and end - 1 - start <= window for start, end, first in found)
 
 
-def reference_nats(folder: Path, ids: list[int], parts: list[tuple[int, int, int]]) -> list[list[float]]:
+def reference_nats(
+    folder: Path, ids: list[int], parts: list[tuple[int, int, int]], before: tuple[int, ...] = ()
+) -> list[list[float]]:
     """Negative log-likelihood of each scored token, one forward of the float64 model for each of them."""
     model = AutoModelForCausalLM.from_pretrained(folder).double()
     nats = []
@@ -60,7 +62,7 @@ def reference_nats(folder: Path, ids: list[int], parts: list[tuple[int, int, int
         of_window = []
         for place in range(first, end):
             with torch.no_grad():
-                logits = model(torch.tensor([ids[start:place]])).logits[0, -1]
+                logits = model(torch.tensor([[*before, *ids[start:place]]])).logits[0, -1]
             of_window.append(-float(logits.log_softmax(-1)[ids[place]]))
         nats.append(of_window)
     return nats
@@ -82,6 +84,30 @@ def test_perplexity_is_that_of_single_predictions(
     size = len(evaluation.parts()[1][: windows(len(ids), window, stride)[4][1]].encode())
     assert score.numbers["bits_per_byte"].value == pytest.approx(sum(nats) / size / math.log(2), rel=1e-5)
     assert score.partial == f"5 of {len(windows(len(ids), window, stride))}" and score.n == len(nats)
+
+
+def test_windows_can_begin_with_the_token_that_begins_texts(llama: Path, text: Path, tmp_path: Path) -> None:
+    """Left out, as lm-eval does: for Gemma only."""
+    source = open_source(str(llama))
+    runner: Any = source.runner(source.load())
+    options: dict[str, Any] = {"data": text, "window": 24, "stride": 9, "limit": 3}
+    found: dict[Any, float] = {}
+    for bos in (True, False, None):
+        evaluation = Perplexity(**options, bos=bos)
+        score = evaluation.run(runner, tmp_path / str(bos), print)["understanding"]
+        found[bos] = score.numbers["perplexity"].value
+    ids = runner.tokenizer.continuation_ids(evaluation.parts()[1])
+    for bos, first in ((True, (1,)), (False, ())):
+        nats = [x for one in reference_nats(llama, ids, windows(len(ids), 24, 9)[:3], first) for x in one]
+        assert found[bos] == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-5)
+    assert found[None] == found[False] != found[True]
+    runner.model.config.model_type = "gemma2"
+    assert evaluation.run(runner, tmp_path / "gemma", print)["understanding"].numbers[
+        "perplexity"
+    ].value == pytest.approx(found[True], rel=1e-6)
+    runner.max_text_tokens = 256
+    with pytest.raises(UsageError, match="set window: 255, or bos: false"):
+        Perplexity(data=text, window=256, bos=True).suits(runner)
 
 
 def test_agreement_of_known_distributions() -> None:
@@ -160,3 +186,11 @@ def test_a_change_of_perplexity_is_compared_window_by_window() -> None:
         changes.append(math.exp(-1.03 * sum(drawn) / 192) - math.exp(-sum(drawn) / 192))
     spread = statistics.stdev(changes) * (12 / 11) ** 0.5
     assert (paired.high - paired.low) / 2 == pytest.approx(2.200985 * spread, rel=0.1)
+
+
+def test_a_text_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "wiki.test.txt").write_text("a text\n" * 20, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"wiki\.tst\.txt\n.*no such file\n.*did you mean 'wiki\.test\.txt'"):
+        Perplexity(data=tmp_path / "wiki.tst.txt").check()
+    with pytest.raises(UsageError, match=r"put text\.txt there"):
+        Perplexity(data=tmp_path / "folder").check()

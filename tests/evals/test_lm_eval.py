@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,19 @@ def test_ours_over_a_text_model_is_the_peers(llama: Path) -> None:
     assert ours.loglikelihood_rolling(texts) == pytest.approx(expected, rel=1e-5)
     asked = [request("t", 0, "the old man", {"until": ["q"], "max_gen_toks": 5, "do_sample": False})]
     assert ours.generate_until(asked) == [text.strip() for text in theirs.generate_until(asked)]
+
+
+def test_a_folders_settings_of_generation_do_not_count(llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "llama"))
+    asked = request("t", 0, "a cat sat", {"until": ["$"], "max_gen_toks": 8, "do_sample": False})
+    found = []
+    for settings in ({}, {"repetition_penalty": 9.0, "suppress_tokens": list(range(4, 80))}):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2} | settings))
+        source = open_source(str(folder))
+        model: Any = source.load()
+        found.append(language_model(source.runner(model)).generate_until([asked]))
+        assert model.generation_config.repetition_penalty == settings.get("repetition_penalty")
+    assert found[0] == found[1]
 
 
 def test_settings_of_generation() -> None:
