@@ -24,6 +24,8 @@ from umcompress.models.hf.load.skeleton import BASE_CONFIG, config_file
 from umcompress.models.hf.names import CONFIG
 
 _READ_BY_ALL = "tie_word_embeddings"
+# transformers says of this that it is not supported, before it looks at anything else: so its error tells what to do.
+_TOLD = {"attn_implementation": "load_it_with_umcompress"}
 
 
 def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> dict[str, str]:
@@ -35,12 +37,12 @@ def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> di
     config, _ = plain_config(model, family)
     written = with_old_fields(json.loads(as_text(content_of(config))), source)
     _add_layers(written, model, family)
-    return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: as_text(written)}
+    return {BASE_CONFIG: config_file(source).read_text(encoding="utf-8"), CONFIG: as_text(written | _TOLD)}
 
 
 def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFamily) -> None:
     """transformers' own schema for layers that differ, in the parts that the stacks read."""
-    graph, told = trace_model(model, family), False
+    graph = trace_model(model, family)
     for stack, path in graph.stacks.items():
         config = owner_of(model, path)[1]
         if layers := _layers(graph, stack, config):
@@ -50,10 +52,8 @@ def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFa
             part["per_layer_config"] = told_already | {
                 index: told_already.get(index, {}) | entry for index, entry in layers.items()
             }
-            # Some architectures have layers that differ by themselves, and build them.
-            told |= not getattr(config, "is_heterogeneous", False)
-    if not told and graph.stacks:
-        # Nothing there makes transformers refuse it, and it would build another model, or one with weights at random.
+    if graph.stacks:
+        # Not all of that makes transformers refuse it: it would build another model, or one with weights at random.
         config = owner_of(model, graph.stacks[graph.family.main_stack])[1]
         part = _json_part(written, model.config, config)
         layers = part.get("per_layer_config") or {}
@@ -84,7 +84,8 @@ def _layers(graph: ModelGraph, stack: str, config: Any) -> dict[str, dict[str, A
             entry[field] = 0
             if hasattr(config, SHARED_WIDTH):
                 entry[SHARED_WIDTH] = 0
-        if entry:
+        # transformers refuses to read a configuration that says of one layer what it says of no model.
+        if entry := {key: value for key, value in entry.items() if key == "skip" or hasattr(config, key)}:
             layers[str(block.index)] = entry
     return layers
 
