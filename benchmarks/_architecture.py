@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _block_scores import otherwise
 from _pico import pico, randomise
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from umcompress.extend import Statistics
 from umcompress.graph.linears import is_conv1d
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelGraph, trace_model
+from umcompress.models.hf.ask.carried_state import carried_state
 from umcompress.models.hf.inputs import fixed_inputs, picture
 from umcompress.models.hf.load.skeleton import CONFIG_ERRORS
 from umcompress.models.save import save_compressed, save_plain
@@ -57,6 +59,8 @@ def look(cls: str, folder: Path, found: dict[str, Any]) -> None:
     for key, value in run(source, twin).items():
         if not torch.equal(value.nan_to_num(0), outputs[key].nan_to_num(0)):
             found.setdefault("wrong", []).append(f"the lowered model computes other {key}")
+    for line in otherwise(graph, model, lambda: run(source, model)):
+        found.setdefault("wrong", []).append(line)
     if twice := sensitive(model):
         found["cache"] = twice
     for title, planner in PASSES.items():
@@ -266,10 +270,11 @@ def sensitive(model: Any) -> str:
     """How decoding with a cache, three tokens, one, four, three, differs from reading all at once; "" if not."""
     try:
         whole = model(input_ids=IDS, use_cache=False).logits
-        past, parts = None, []
+        state: dict[str, Any] = {}
+        parts = []
         for part in torch.split(IDS, [3, 1, 4, 3], dim=1):
-            out = model(input_ids=part, past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = model(input_ids=part, use_cache=True, **state)
+            state = carried_state(model, out)
             parts.append(out.logits)
         difference = apart({"": torch.cat(parts, 1)}, {"": whole})
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:

@@ -5,8 +5,9 @@
 For each model type of transformers' auto classes: a small random model of its default configuration is saved by
 transformers, opened, inspected, traced; a block is dropped, feed-forward channels and heads are cut to half by the
 shipped passes; each result is compared with references that know no graph (a block that hands on what it was given,
-zeros in the weights), saved, and loaded again by transformers or by umcompress. No network, no weights. What was found
-is kept in `runs/architectures`, so that a killed sweep goes on; `--write` makes docs/architectures.md of it.
+zeros in the weights), saved, and loaded again by transformers or by umcompress. What calibration says of the blocks is
+compared with hooks on them. No network, no weights. What was found is kept in `runs/architectures`, so that a killed
+sweep goes on; `--write` makes docs/architectures.md of it.
 """
 
 from __future__ import annotations

@@ -112,9 +112,13 @@ def test_problem(find: str, replace: str, line: int, path: str, message: str, hi
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("a: [1\nb: 2\n", 2, "not valid YAML"),
-        ("model: m\n\tsteps: 1\n", 2, "not valid YAML"),
-        ("model: 'm\n", 2, "not valid YAML"),
+        ("a: [1\nb: 2\n", 2, "a bracket that is not closed"),
+        ("model: m\n\tsteps: 1\n", 2, "a tab where a value begins"),
+        ("model: 'm\n", 2, "a quote that is not closed"),
+        ("model: m\n  steps: []\n", 2, "no `key: value` can be here"),
+        ("steps:\n  - pass: a\n   keep: 1\n", 3, "indented otherwise than those it belongs to"),
+        ("steps:\n  - pass: a\n- pass: b\n", 3, "indented otherwise than those it belongs to"),
+        ("steps:\n- pass: a\n  keep_ratio 0.5\n  x: 1\n", 4, "a key without `: `"),
         ("model: m\n---\nmodel: n\n", 2, "not valid YAML"),
         ("model: *nothing\n", 1, "undefined alias"),
         ("model: &x [*x]\n", 1, "contains itself"),

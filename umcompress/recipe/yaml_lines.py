@@ -56,9 +56,9 @@ class YamlText:
             root = self._yaml.compose(io.StringIO(text))
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            what = " ".join(part for part in (error.context, error.problem) if part)
+            what, hint = _explained(error)
             raise RecipeError(
-                [Problem(self.file, mark.line + 1 if mark else None, "", f"not valid YAML: {what}")]
+                [Problem(self.file, mark.line + 1 if mark else None, "", f"not valid YAML: {what}", hint)]
             ) from error
         except YAMLError as error:
             message = f"not valid YAML: {_first_line(error)}"
@@ -161,10 +161,10 @@ class YamlText:
         try:
             read = YamlText(text, origin)
         except RecipeError as error:
-            self.problems.extend(Problem(origin, None, target, item.message) for item in error.problems)
+            self.problems.extend(Problem(origin, None, target, item.message, item.hint) for item in error.problems)
             return
         if read.problems:
-            self.problems.extend(Problem(origin, None, target, item.message) for item in read.problems)
+            self.problems.extend(Problem(origin, None, target, item.message, item.hint) for item in read.problems)
             return
         self.set(target.strip(), read.data, origin)
 
@@ -222,6 +222,27 @@ class YamlText:
     def ordered(self) -> list[Problem]:
         """The problems in the order of the file; those of overrides, which have no line, come last."""
         return sorted(self.problems, key=lambda problem: (problem.line is None, problem.line or 0))
+
+
+_INDENT = "give the keys of one mapping the same number of spaces, and so the dashes of one list"
+_CLOSE = "close what was opened, or put the text in quotes"
+# What the parser says, what is meant by it, what to do.
+_EXPLANATIONS = (
+    ("character '\\t'", "a tab where a value begins", "indent by spaces"),
+    ("expected <block end>", "this line is indented otherwise than those it belongs to", _INDENT),
+    ("<document start>", "this line is indented otherwise than those it belongs to", _INDENT),
+    ("mapping values are not allowed", "no `key: value` can be here",
+     f"{_INDENT}; a line has one `: `, and the line before this one may lack its own"),
+    ("could not find expected ':'", "the line before this one is a key without `: ` and a value", "write KEY: VALUE"),
+    ("expected ',' or", "a bracket that is not closed", _CLOSE),
+    ("unexpected end of stream", "a quote that is not closed", _CLOSE),
+)  # fmt: skip
+
+
+def _explained(error: MarkedYAMLError) -> tuple[str, str]:
+    """What is wrong and what to do; the parser's own words where there are no better ones."""
+    said = " ".join(part for part in (error.context, error.problem) if part)
+    return next(((what, do) for part, what, do in _EXPLANATIONS if part in said), (said, ""))
 
 
 def _cut(written: str) -> str:

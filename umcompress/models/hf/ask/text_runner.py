@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from umcompress.documents.base import Task
 from umcompress.errors import CheckError, UncountedError, UsageError
+from umcompress.models.hf.ask.carried_state import carried_state
 from umcompress.models.hf.ask.greedy import greedily
 from umcompress.models.hf.ask.rest import at_rest, forget_earlier_calls, reads_by_length
 from umcompress.models.hf.ask.tokenizer import FolderTokenizer, embeddings
@@ -245,7 +246,7 @@ class TransformersRunner(Runner):
         self._synchronize()
         first = time.perf_counter()
         for _ in range(NEW_TOKENS):
-            state, token = _carried_state(out), ids[:, :1]
+            state, token = carried_state(self.model, out), ids[:, :1]
             # A model that hands nothing on reads the whole text again, as generate() does with it.
             ids = torch.cat([ids, token], dim=1)
             out = self.model(input_ids=token if state else ids, **state, use_cache=True)
@@ -281,12 +282,6 @@ class TransformersRunner(Runner):
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _carried_state(out: Any) -> dict[str, Any]:
-    """What a model hands on from token to token, under the name by which it takes it: keys and values, or a state."""
-    found = {name: getattr(out, name, None) for name in ("past_key_values", "cache_params", "state")}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _no_pictures(model: PreTrainedModel, images: Sequence[Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from umcompress.documents.base import Task
+from umcompress.models.hf.ask.carried_state import carried_state
 from umcompress.models.hf.ask.picture_runner import PictureQuestionRunner
 from umcompress.models.hf.ask.questions import QuestionPreparer
 from umcompress.models.hf.ask.rest import forget_earlier_calls
@@ -108,7 +109,7 @@ class VisionLanguageRunner(PictureQuestionRunner):
         first = time.perf_counter()
         token = ids_without_special_tokens(self.model, 1, 1).to(self.device)
         for _ in range(NEW_TOKENS):
-            out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+            out = self.model(input_ids=token, **carried_state(self.model, out), use_cache=True)
         self._synchronize()
         ended = time.perf_counter()
         forget_earlier_calls(self.model)

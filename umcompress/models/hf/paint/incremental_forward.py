@@ -6,12 +6,14 @@ B rows, k new tokens, T tokens so far, H hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from umcompress.models.hf.ask.carried_state import carried_state
 
 
 @dataclass
@@ -20,7 +22,7 @@ class _Batch:
 
     places: list[int]
     mask: Tensor | None
-    cache: Any = None
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 class IncrementalForward:
@@ -49,11 +51,11 @@ class IncrementalForward:
     def _step(self, batch: _Batch, embedded: Tensor) -> Tensor:
         call: dict[str, Any] = {}
         if batch.mask is not None:
-            if batch.cache is not None:
+            if batch.state:
                 batch.mask = torch.cat([batch.mask, batch.mask.new_ones(embedded.shape[:2])], dim=1)
             call = {"attention_mask": batch.mask, "position_ids": positions(batch.mask)[:, -embedded.shape[1] :]}
-        out = self.language_model(inputs_embeds=embedded, past_key_values=batch.cache, use_cache=True, **call)
-        batch.cache = out.past_key_values
+        out = self.language_model(inputs_embeds=embedded, use_cache=True, **batch.state, **call)
+        batch.state = carried_state(self.language_model, out)
         last: Tensor = out.last_hidden_state[:, -1]
         return last
 

@@ -20,6 +20,7 @@ from transformers import (
 from umcompress.documents.base import Task
 from umcompress.errors import UsageError
 from umcompress.models.hf.anatomy.stacks import find_stacks
+from umcompress.models.hf.ask.carried_state import carried_state
 from umcompress.models.hf.ask.picture_runner import PictureQuestionRunner
 from umcompress.models.hf.ask.text_runner import NEW_TOKENS, PASS_TOKENS, TransformersRunner, batched_experts
 from umcompress.models.hf.ask.vision_runner import VisionLanguageRunner, takes_pictures_and_text
@@ -191,7 +192,7 @@ class UnifiedRunner(PictureQuestionRunner):
         first = time.perf_counter()
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         for _ in range(NEW_TOKENS):
-            out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+            out = self.model(input_ids=token, **carried_state(self.model, out), use_cache=True)
         self._synchronize()
         ended = time.perf_counter()
         measures = {"first_token_seconds": first - started, "tokens_per_second": NEW_TOKENS / (ended - first)}
