@@ -34,10 +34,16 @@ golden: $(BIN)/python
 	UMCOMPRESS_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/cli/test_cli_light.py tests/models/test_conformance_table.py
 	git diff --stat -- tests/support/data docs/support.md
 
-# Generated recipes, as many as COUNT says; none may end in a traceback.
-COUNT ?= 10000
+# Attacks by generated input: recipes, damaged folders, kills, tampered resumes, full disks. None may end in a traceback,
+# and none may lose a run; each prints its figures. SHARE=100 does a hundredth of it.
+SHARE ?= 1
 campaigns: $(BIN)/python
-	$(BIN)/python tests/campaigns/recipe_mutation.py --count $(COUNT)
+	$(BIN)/python tests/campaigns/recipe_mutation.py --count $$((5000 / $(SHARE)))
+	$(BIN)/python tests/campaigns/recipe_schema.py --count $$((5000 / $(SHARE)))
+	$(BIN)/python tests/campaigns/damaged_folders.py --count $$((2000 / $(SHARE)))
+	$(BIN)/python tests/campaigns/kills.py --count $$((200 / $(SHARE)))
+	$(BIN)/python tests/campaigns/tampered.py --count $$((200 / $(SHARE)))
+	$(BIN)/python tests/campaigns/full_disks.py --count $$((100 / $(SHARE)))
 
 # Train the built-in model from nothing (hours on two cores); resumes where it was stopped.
 train-mini: install
