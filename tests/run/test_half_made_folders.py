@@ -109,16 +109,34 @@ def test_a_finished_run_whose_step_and_model_are_lost_comes_out_the_same(home: P
         assert (out / "model" / name).read_bytes() == (home / "finished" / "model" / name).read_bytes(), name
 
 
-def test_weights_that_are_no_numbers_are_found_before_anything_is_written(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def not_a_number(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.embed_tokens.weight"][-1, 3] = torch.nan  # of a token that no fixed input has
+
+
+def of_another_type(weights: dict[str, torch.Tensor]) -> None:
+    """Finite as they are, too large to compute with: bytes of another type, say."""
+    for name in weights:
+        if "mlp" in name or "norm" in name:
+            weights[name].fill_(1e30)
+
+
+@pytest.mark.parametrize("more", [[], ["--out-of-core"]])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(not_a_number, "NaN or infinite values in 1 tensors, such as model.embed_tokens.weight"),
+     (of_another_type, "computes NaN of fixed inputs")],
+)  # fmt: skip
+def test_weights_that_cannot_be_right_are_found_before_anything_is_written(
+    damage: Callable[[dict[str, torch.Tensor]], None], words: str, more: list[str], home: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     model = shutil.copytree(home / "llama", tmp_path / "llama")
     weights = load_file(model / "model.safetensors")
-    weights["model.norm.weight"][1] = torch.nan
+    damage(weights)
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     recipe = write_recipe(tmp_path, model, {"pass": "layer_drop", "unit": "block", "drop": [1]}, evaluate=[])
-    assert main(["apply", str(recipe), "-o", str(tmp_path / "out")]) == 1
-    assert "NaN or infinite values in 1 tensors, such as model.norm.weight" in capsys.readouterr().err
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "out"), *more]) == 1
+    assert words in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*model*"))
 
 

@@ -30,23 +30,28 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.parametrize("name", ["perplexity", "agreement"])
-def test_such_a_model_is_not_scored(
-    name: str, damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    evaluation = {name: {"data": str(damaged / "text.txt"), "window": 16}}
-    recipe = write_recipe(tmp_path, damaged / "model", DROP, evaluate=[evaluation])
-    assert main(["apply", str(recipe), "-o", str(tmp_path / "run")]) == 1
+def test_such_a_model_is_not_scored(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = f"perplexity:data={damaged / 'text.txt'},window=16"
+    assert main(["evaluate", str(damaged / "model"), "--evaluation", evaluation]) == 1
     assert "not finite (NaN or infinite) at" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [[], ["--out-of-core"]])
+def test_such_a_model_is_refused_before_hours_are_spent(
+    damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {"perplexity": {"data": str(damaged / "text.txt"), "window": 16}}
+    recipe = write_recipe(tmp_path, damaged / "model", DROP, evaluate=[evaluation])
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "in 1 tensors, such as model.layers.2.mlp.up_proj.weight" in said and "evaluating" not in said
+
+
 def test_no_block_is_chosen_by_what_is_no_number(
-    more: list[str], damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibration = {"data": str(damaged / "text.txt"), "samples": 2}
     recipe = write_recipe(tmp_path, damaged / "model", DROP, evaluate=[], calibration=calibration)
-    assert main(["apply", str(recipe), "-o", str(tmp_path / "run"), *more]) == 2
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "run"), "--out-of-core"]) == 2
     said = capsys.readouterr().err
     assert "BlockSimilarity at model.layers.2 (shared)" in said and "not finite" in said
 

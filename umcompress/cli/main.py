@@ -146,7 +146,7 @@ def _apply(options: Namespace) -> int:
 
     report, folder = apply(
         options.recipe, options.output, options.overrides, options.device, options.dtype, options.out_of_core,
-        options.reuse,
+        options.reuse, options.skip_evaluations,
     )
     if processes.rank() == 0:
         _print(report, report_view(report, str(folder)), options.format)

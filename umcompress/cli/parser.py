@@ -95,6 +95,9 @@ def _apply(parser: argparse.ArgumentParser) -> None:
         "--out-of-core", action="store_true", help="from file to file, without the model in memory; no scores"
     )
     parser.add_argument(
+        "--skip-evaluations", action="store_true", help="calibrate on what evaluations provide, and score nothing"
+    )
+    parser.add_argument(
         "--reuse", metavar="RUN", help="take the steps of another run that depend on the same things; or of RUN itself",
     )
     _format_option(parser)

@@ -35,18 +35,22 @@ def apply(
     dtype: str | None = None,
     out_of_core: bool = False,
     reuse: str | None = None,
+    skip_evaluations: bool = False,
 ) -> tuple[Report, Path]:
     """Run a recipe.  Goes on with an unfinished run of the same recipe in the output folder.
 
     Several processes train and evaluate together; the first alone plans and writes.  They share the folder.
     out_of_core: from weight files to weight files, without the model in memory; nothing is evaluated then.
+    skip_evaluations: the recipe's evaluations give calibration items, and are not run.
     """
     loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
     given = output or loaded.recipe.output
     path = Path(given) if given else Path("runs") / loaded.file.stem
     say(f"umcompress apply {recipe}: {loaded.recipe.model}, steps: {len(loaded.recipe.steps)}, into {path}")
     if out_of_core:
-        _check_out_of_core(loaded.recipe)
+        _check_out_of_core(loaded.recipe, skip_evaluations)
+    if skip_evaluations:
+        _check_ungated(loaded.recipe)
     from umcompress.models.source import open_source
     from umcompress.plan.check import check
 
@@ -60,7 +64,8 @@ def apply(
         say(unsaid)
     if loaded.recipe.sweep:
         say(f"the recipe's grid is left out; it is for: umcompress sweep {recipe}")
-    return carry_out(loaded, source, path, out_of_core, reuse=Path(reuse) if reuse else None), path
+    taken = Path(reuse) if reuse else None
+    return carry_out(loaded, source, path, out_of_core, reuse=taken, skip_evaluations=skip_evaluations), path
 
 
 def _written_unsaid(recipe: Recipe) -> str | None:
@@ -73,10 +78,10 @@ def _written_unsaid(recipe: Recipe) -> str | None:
 
 def carry_out(
     loaded: LoadedRecipe, source: Source, path: Path, out_of_core: bool = False, shared: Shared | None = None,
-    reuse: Path | None = None,
+    reuse: Path | None = None, skip_evaluations: bool = False,
 ) -> Report:  # fmt: skip
     """A checked recipe into its folder.  shared: what runs of a sweep have in common; reuse: a run to take steps of."""
-    folder = RunFolder(path, processes.by_first(lambda: dependencies(loaded, source, out_of_core)))
+    folder = RunFolder(path, processes.by_first(lambda: dependencies(loaded, source, out_of_core, skip_evaluations)))
     try:
         if processes.by_first(lambda: _finished(folder, loaded, reuse)):
             say(f"{path} holds the finished run of this recipe; nothing is left to do")
@@ -87,7 +92,7 @@ def carry_out(
             if shared is not None:
                 given = shared
                 processes.by_first(lambda: given.give(folder))
-            loop = Loop(loaded.recipe, folder, _held(loaded.recipe, source, out_of_core), say, shared)
+            loop = Loop(loaded.recipe, folder, _held(loaded.recipe, source, out_of_core), say, shared, skip_evaluations)
             outcome = loop.run()
             report = processes.by_first(lambda: _finish(loaded, loop, outcome, folder.depends_on.fingerprint()))
         if shared is not None:
@@ -116,18 +121,29 @@ def _held(recipe: Recipe, source: Source, out_of_core: bool) -> HeldModel:
 
         return open_on_disk(source, recipe.dtype)
     from umcompress.run.in_memory import InMemory
+    from umcompress.run.verify import finite
 
-    return InMemory(recipe, source)
+    held = InMemory(recipe, source)
+    finite(held.model.named_parameters())  # before hours are spent
+    return held
 
 
-def _check_out_of_core(recipe: Recipe) -> None:
+def _check_ungated(recipe: Recipe) -> None:
+    """UsageError where a step is judged by scores that are not to be made."""
+    if gated := [step.name for step in recipe.steps if step.stop_if is not None]:
+        found = f"{', '.join(gated)} stops the run by scores (stop_if)"
+        raise UsageError("--skip-evaluations", found, "leave it out, or take `stop_if` out of the recipe")
+
+
+def _check_out_of_core(recipe: Recipe, skip_evaluations: bool) -> None:
     """UsageError for what needs the model in memory."""
     from umcompress.extend.pass_base import TrainingPass
 
     asked, found = "apply out of core", []
-    if recipe.evaluate:
-        found.append("the recipe evaluates, which needs the model: leave `evaluate` out (--set evaluate=[]), "
-                     "and give a step that measures a text to calibrate on: `calibration: {data: FILE}`")
+    if recipe.evaluate and not skip_evaluations:
+        found.append(f"the recipe evaluates ({', '.join(recipe.evaluation_names)}), which needs the model: give "
+                     "--skip-evaluations, which takes from them only what a step calibrates on; score the result later "
+                     "with umcompress evaluate")
     found += [f"step {step.name} starts from {step.after}: alternatives need a run each" for step in recipe.steps
               if step.after is not None]
     found += [f"step {step.name} trains, which needs the model" for step in recipe.steps
@@ -135,7 +151,7 @@ def _check_out_of_core(recipe: Recipe) -> None:
     if recipe.device != "cpu":
         found.append(f"device {recipe.device}: weights go from file to file by the CPU")
     if found:
-        raise UsageError(asked, "; ".join(found), "leave --out-of-core out where the model fits into memory")
+        raise UsageError(asked, "\n    ".join(found), "leave --out-of-core out where the model fits into memory")
 
 
 @contextmanager
@@ -151,12 +167,13 @@ def _checking(model: Path) -> Iterator[None]:
 def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) -> Report:
     """Write the model, check it in a fresh process, report."""
     from umcompress.report.model_card import write_model_card
-    from umcompress.run.verify import finite, verify
+    from umcompress.run.verify import finite, sound_outputs, verify
 
     held, folder = loop.held, loop.folder
     if not held.on_disk:
-        finite(held.model)
+        finite(held.model.named_parameters())
     folder.keep_recipe(loaded)
+    expected = sound_outputs(held)
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
     say(f"writing {folder.model}")
@@ -165,8 +182,8 @@ def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) ->
         say(note)
     say("running it in a fresh process and comparing outputs bit for bit")
     with _checking(folder.model):
-        checkpoint = verify(held, folder.model, written)
-    report = _report(loaded.recipe.model, outcome.steps, held.source, loop.evaluations, loaded.recipe.seed)
+        checkpoint = verify(held, folder.model, written, expected)
+    report = _report(loaded.recipe.model, outcome.steps, held.source, loop.scoring, loaded.recipe.seed)
     report = report.model_copy(update={
         "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
         "written": loaded.recipe.write, "stopped": outcome.stopped, "checkpoint": checkpoint,

@@ -9,32 +9,40 @@ import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from umcompress.checkpoint.digests import digest_of, digests_of, files_under, model_files
 from umcompress.data.pictures_named import pictures_named
 from umcompress.documents.base import Document
 from umcompress.documents.files import is_regular
 from umcompress.extend.registry import find_evaluation
-from umcompress.models.source import Source
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.recipe import Calibration, Recipe, Step
 from umcompress.run.dependencies import CONTENT, Dependencies, StepDependencies
 from umcompress.run.own_code import own_code
 from umcompress.run.provenance import PACKAGES
 
+if TYPE_CHECKING:
+    from umcompress.models.source import Source
+
 Parts = dict[str, str]
 
 
-def dependencies(loaded: LoadedRecipe, source: Source, out_of_core: bool = False) -> Dependencies:
+def dependencies(
+    loaded: LoadedRecipe, source: Source, out_of_core: bool = False, skip_evaluations: bool = False
+) -> Dependencies:
     """What the baseline and each step of a recipe depend on. Reads the model and the data as a whole."""
-    return depending(loaded, model_parts(source), out_of_core)
+    return depending(loaded, model_parts(source), out_of_core, skip_evaluations)
 
 
-def depending(loaded: LoadedRecipe, model: Parts, out_of_core: bool = False) -> Dependencies:
+def depending(
+    loaded: LoadedRecipe, model: Parts, out_of_core: bool = False, skip_evaluations: bool = False
+) -> Dependencies:
     """As `dependencies`, of a model that is known."""
     recipe = loaded.recipe
     common = {**model, **_versions(), **_settings(recipe, out_of_core)}
+    if skip_evaluations:
+        common["the evaluations are"] = "skipped"
     for name, evaluation in zip(recipe.evaluation_names, recipe.evaluate, strict=True):
         common |= _under(f"evaluation {Path(name).name}", recipe.evaluated(evaluation), evaluation)
         common |= _sources(recipe, getattr(evaluation, "source", None))

@@ -69,14 +69,19 @@ class Place:
 
 
 class Loop:
-    """One run of a recipe on a model, into a folder.  shared: what runs of a sweep have in common."""
+    """One run of a recipe on a model, into a folder.  shared: what runs of a sweep have in common.
+
+    skip_evaluations: they give calibration items, and score nothing.
+    """
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, held: HeldModel, say: Say, shared: Shared | None = None
+        self, recipe: Recipe, folder: RunFolder, held: HeldModel, say: Say, shared: Shared | None = None,
+        skip_evaluations: bool = False,
     ) -> None:
         self.recipe, self.folder, self.held, self.say, self.shared = recipe, folder, held, say, shared
         self.source = held.source
         self.evaluations = [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate]
+        self.scoring = [] if skip_evaluations else self.evaluations
 
     def run(self) -> Outcome:
         """All steps, those that are committed already from the folder; the model is then the one to be written."""
@@ -216,7 +221,7 @@ class Loop:
         baseline = None if plan is None else self.folder.step_path(0, BASELINE)
         model, runner = self.held.model, self.source.runner(self.held.model)
         report = measured(
-            name, model, runner, self.source, self.evaluations, work, self.say, f"{self._count(index)} {name}",
+            name, model, runner, self.source, self.scoring, work, self.say, f"{self._count(index)} {name}",
             lambda: self.held.speed(runner, plan is None), baseline,
         )  # fmt: skip
 
@@ -224,7 +229,7 @@ class Loop:
             pictures = next((str(p.relative_to(work)) for p in sorted(work.rglob("samples.png"))), None)
             return {
                 "samples": f"steps/{self.folder.step_path(index, name).name}/{pictures}" if pictures else None,
-                "experts": feed_experts(model, self.source.family, runner, self.evaluations, self.recipe.seed),
+                "experts": feed_experts(model, self.source.family, runner, self.scoring, self.recipe.seed),
                 "training": None if plan is None else summary(work / TRAINING, plan, model),
             }
 

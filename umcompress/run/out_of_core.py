@@ -73,15 +73,23 @@ class OnDisk:
             for name, tensor in self.model.state_dict(keep_vars=True).items()
         }
 
+    def read_checked(self, name: str) -> Tensor:
+        """As `read`.  CheckError where it is NaN or infinite."""
+        from umcompress.run.verify import finite
+
+        tensor = self.read(name)
+        finite([(name, tensor)])
+        return tensor
+
     def running(self) -> AbstractContextManager[Lockstep]:
-        """A context in which the skeleton can be run, a block in memory at a time.
+        """A context in which the skeleton can be run, a block in memory at a time; every weight is looked at.
 
         A model of transformers computes in one dtype; where its files hold several, that is float32.
         """
         kinds = {tensor.dtype for tensor in self.model.parameters() if tensor.is_floating_point()}
         if len(kinds) < 2 or self.dtype is not None or not self.source.family.general:
-            return streamed(self.model, self.source.family, self.read)
-        return streamed(self.model, self.source.family, lambda name: _whole(self.read(name)))
+            return streamed(self.model, self.source.family, self.read_checked)
+        return streamed(self.model, self.source.family, lambda name: _whole(self.read_checked(name)))
 
     def graph(self) -> ModelGraph:
         return trace_model(self.model, self.source.family, self.read)

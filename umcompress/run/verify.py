@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +41,8 @@ class FreshCheck(Document):
     on_disk: bool
 
 
-def verify(held: HeldModel, folder: Path, written: Written) -> CheckpointResult:
-    """Raises CheckError when the fresh process computes anything else, or counts other parameters."""
+def verify(held: HeldModel, folder: Path, written: Written, expected: dict[str, Tensor]) -> CheckpointResult:
+    """Raises CheckError when the fresh process computes anything else than `expected`, or counts other parameters."""
     import torch
 
     source = held.source
@@ -51,10 +52,10 @@ def verify(held: HeldModel, folder: Path, written: Written) -> CheckpointResult:
     asked = f"compute the same from {folder} in a fresh process"
     do = "the run folder keeps all steps; report this as a bug"
     with tempfile.TemporaryDirectory() as temporary:
-        expected = Path(temporary) / "expected.safetensors"
-        save_outputs(held.probe(), expected)
+        file = Path(temporary) / "expected.safetensors"
+        save_outputs(expected, file)
         done = _in_fresh_process(FreshCheck(
-            folder=str(folder), expected=str(expected), dtype=held.dtype, device=source.device,
+            folder=str(folder), expected=str(file), dtype=held.dtype, device=source.device,
             threads=torch.get_num_threads(), bar=bar, trust_remote_code=source.trust_remote_code, on_disk=held.on_disk,
         ))  # fmt: skip
     if done.returncode != 0:
@@ -87,16 +88,28 @@ def _in_fresh_process(check: FreshCheck) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def finite(model: nn.Module) -> None:
+LOOK = "look whether the files of the model that is compressed hold what they say they do; nothing was written"
+
+
+def finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
     """CheckError where weights are NaN or infinite: no check of a written model could tell whether it is right."""
     import torch
 
-    odd = [name for name, p in model.named_parameters() if p.is_floating_point() and not torch.isfinite(p).all()]
+    odd = [name for name, tensor in tensors if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if odd:
-        raise CheckError(
-            "write the model", f"NaN or infinite values in {len(odd)} tensors, such as {odd[0]}",
-            "look whether the files of the model that is compressed hold them; nothing was written",
-        )
+        raise CheckError("write the model", f"NaN or infinite values in {len(odd)} tensors, such as {odd[0]}", LOOK)
+
+
+def sound_outputs(held: HeldModel) -> dict[str, Tensor]:
+    """What the model computes of fixed inputs, for `verify`.  CheckError where that is NaN.
+
+    Finite weights may give that as well: numbers of another type, or from another place of the file.
+    """
+    outputs = held.probe()
+    odd = sorted(name for name, tensor in outputs.items() if tensor.is_floating_point() and tensor.isnan().any())
+    if odd:
+        raise CheckError("write the model", f"it computes NaN of fixed inputs: {', '.join(odd[:3])}", LOOK)
+    return outputs
 
 
 def save_outputs(outputs: dict[str, Tensor], path: Path) -> None:
