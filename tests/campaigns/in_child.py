@@ -37,7 +37,10 @@ class Ended:
 
 
 def run(arguments: Sequence[str], before: Before | None = None, seconds: int = 120) -> Ended:
-    """`umcompress ARGUMENTS` in a fork of this process; `before` is called in it first."""
+    """`umcompress ARGUMENTS` in a fork of this process; `before` is called in it first.
+
+    seconds: of its own work, however busy the machine is; one that waits for ever is ended in the end, too.
+    """
     with tempfile.TemporaryFile() as said:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -53,7 +56,8 @@ def _command(arguments: Sequence[str], before: Before | None, said: int, seconds
     os.dup2(said, 1)
     os.dup2(said, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    signal.alarm(seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    signal.alarm(20 * seconds)
     import torch
 
     from umcompress.cli.main import main

@@ -111,7 +111,7 @@ def test_a_configuration_that_computes_its_kinds_of_layers_is_told(home: Path, t
     assert isinstance(source.family.plain(model, source.folder, [plan]), str)  # type: ignore[attr-defined]
     record = CompressionRecord(base="x", family="transformers", plans=(plan,))
     save_compressed(model, source.family, tmp_path / "out", record, source.folder)
-    with pytest.raises(RuntimeError, match="per-layer attribute"):
+    with pytest.raises(ValueError, match="load_it_with_umcompress"):
         type(model).from_pretrained(tmp_path / "out")
 
 
