@@ -237,7 +237,8 @@ def _folders_settings_aside(model: Any) -> Iterator[None]:
 
     before = model.generation_config
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-    model.generation_config = GenerationConfig(**{name: getattr(before, name, None) for name in names})
+    tokens = {name: getattr(before, name, None) for name in names}
+    model.generation_config = GenerationConfig(**tokens)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

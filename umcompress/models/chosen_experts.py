@@ -44,7 +44,7 @@ class ChosenExperts(TorchFunctionMode):
     def _caller(self, frame: FrameType | None) -> str | None:
         """The path of the module whose method chooses."""
         while frame is not None:
-            path = self._paths.get(id(frame.f_locals.get("self")))
+            path: str | None = self._paths.get(id(frame.f_locals.get("self")))
             if path is not None:
                 return path
             frame = frame.f_back
