@@ -289,6 +289,14 @@ def _report(options: Namespace) -> int:
     return 0
 
 
+def _export(options: Namespace) -> int:
+    from umcompress.run.export import export
+
+    for line in export(options.run, options.to, Path(options.output), options.trust_remote_code):
+        print(line)
+    return 0
+
+
 def _passes(options: Namespace) -> int:
     from umcompress.extend.registry import all_passes, one_pass
     from umcompress.report.passes_view import describe_pass, list_passes, pass_view, passes_view
@@ -370,6 +378,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "compare": _compare,
     "report": _report,
+    "export": _export,
     "passes": _passes,
     "evaluations": _evaluations,
     "schema": _schema,

@@ -202,6 +202,16 @@ def _report(parser: argparse.ArgumentParser) -> None:
     _format_option(parser)
 
 
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or any model that can be compressed")
+    parser.add_argument(
+        "--to", required=True, metavar="LAYOUT",
+        help="transformers, bagel, vllm (whichever of these it reads), deci, pad (filled up with zeros to one width)",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
+    _trust_option(parser)
+
+
 def _passes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this pass's options")
     _format_option(parser)
@@ -245,6 +255,7 @@ COMMANDS = {
     "evaluate": ("score a model on understanding and generation", _evaluate),
     "compare": ("runs side by side: scores, sizes, speeds, recipes", _compare),
     "report": ("a finished run's report again, or as one HTML page", _report),
+    "export": ("write a result again in the layout of another program", _export),
     "passes": ("the passes there are, or the options of one", _passes),
     "evaluations": ("the evaluations there are, or the options of one", _evaluations),
     "schema": ("JSON Schema of recipes, for editors, or of reports", _schema),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from umcompress.documents.base import Component, Document
+from umcompress.documents.base import Component, Document, Task
 from umcompress.errors import PlanError
 
 BranchKind = Literal["attention", "feed_forward"]
@@ -115,6 +115,14 @@ class SplitExperts(Document):
         return self
 
 
+class DropModule(Document):
+    """Remove a module outside of blocks, with its weights: the kept `task` never reads it, and the other is refused."""
+
+    kind: Literal["drop_module"] = "drop_module"
+    module: str
+    task: Task
+
+
 class SetTensors(Document):
     """Give tensors new values, of the shape they have by then. The values are in a file next to the plan."""
 
@@ -131,7 +139,8 @@ class SetTensors(Document):
 
 
 Edit = Annotated[
-    DropBlock | DropBranch | KeepHeads | KeepChannels | SplitExperts | SetTensors, Field(discriminator="kind")
+    DropBlock | DropBranch | DropModule | KeepHeads | KeepChannels | SplitExperts | SetTensors,
+    Field(discriminator="kind"),
 ]
 
 

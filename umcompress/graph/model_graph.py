@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, fx, nn
 
+from umcompress.documents.base import Task
 from umcompress.errors import ModelError, UsageError, did_you_mean
 from umcompress.graph.branches import Branch, all_known, find_branches, is_mixture
 from umcompress.graph.channels import channel_groups
@@ -162,6 +163,14 @@ class ModelGraph:
         """The weight as (out, in), whatever the layout of the module."""
         return value.t() if leaf == "weight" and is_conv1d(self.model.get_submodule(path)) else value
 
+    def unread(self, task: Task) -> frozenset[str]:
+        """The parameters that a task does not depend on, found by running it. ModelError where its family cannot."""
+        if not isinstance(self.family, TaskReadingFamily):
+            raise ModelError(f"find what {task} reads", "known of BAGEL models only", "leave the step out")
+        names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        idle = tuple(f"{path}." for path, of in self.family.not_read(self.model).items() if of == task)
+        return frozenset(names - self.family.read_in(self.model, task) | {n for n in names if n.startswith(idle)})
+
     def block_graph(self, path: str) -> fx.Graph:
         """A copy of a block's graph, free to be instrumented. ModelError where it could not be traced."""
         found = self.block(path)
@@ -294,6 +303,17 @@ def _common(names: list[str]) -> str:
             break
         shared.append(parts[0])
     return ".".join(shared)
+
+
+@runtime_checkable
+class TaskReadingFamily(Protocol):
+    """A family that can run a task without its words and values, to see what it reads."""
+
+    def read_in(self, model: nn.Module, task: Task) -> Set[str]:
+        """Names of the parameters whose own module a token of the task goes through."""
+
+    def not_read(self, model: nn.Module) -> Mapping[str, Task]:
+        """Module path -> the task whose result does not depend on what the module computes, though it runs."""
 
 
 @runtime_checkable

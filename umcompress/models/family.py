@@ -27,6 +27,8 @@ class Family(ABC):
     main_stack: ClassVar[str]
     # A general family takes the folders that no other family knows.
     general: ClassVar[bool] = False
+    # The layouts that `umcompress export --to` can write such a model in.
+    layouts: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def matches(self, folder: Path) -> bool:
@@ -104,6 +106,15 @@ class Family(ABC):
         `folder` and `plans`: where the model came from. values: the tensors of a skeleton.
         """
         return ""
+
+    def laid_out(
+        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None
+    ) -> Plain | str:
+        """A folder of `model` in one of the `layouts`, for a reader other than us; or why there is none.
+
+        Arguments as in `plain`.
+        """
+        return f"a {self.name} model has no layout {layout}"
 
     def load(self, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
         """The unmodified model of `folder`."""

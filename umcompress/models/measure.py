@@ -73,6 +73,18 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
     )
 
 
+def read_by(model: nn.Module, runner: Runner, task: Task) -> frozenset[str]:
+    """Names of the parameters whose own module a token of the task goes through."""
+    names, hooks = _watch(model, _experts(model))
+    try:
+        with torch.no_grad():
+            runner.pass_tokens(task)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return frozenset(names)
+
+
 @contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
     """The counter wants to know what made a tensor that a module is given, and of a view of a parameter nothing did."""

@@ -18,7 +18,7 @@ class Plain:
     weights: weight file -> name on disk -> tensor. texts: file -> content, in place of what the source's folder has
     under that name. dropped: files of the source's folder that do not belong to the result. exact: whether a
     reloaded model computes the same bits, and not only the same within rounding. sharded: whether large files may be
-    cut up. note: what to tell of it.
+    cut up. note: what to tell of it. opens_here: whether umcompress reads the layout, too, and not only writes it.
     """
 
     weights: Mapping[str, Mapping[str, TensorToWrite]]
@@ -28,6 +28,7 @@ class Plain:
     sharded: bool = True
     note: str = ""
     loads_with: Literal["umcompress", "transformers"] = "umcompress"
+    opens_here: bool = True
 
     def parameters(self, buffers: Collection[str] = ()) -> int:
         """Elements that the weight files will hold, those of `buffers` left out."""

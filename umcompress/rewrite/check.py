@@ -10,6 +10,7 @@ from torch import nn
 from umcompress.documents.plan import (
     DropBlock,
     DropBranch,
+    DropModule,
     Edit,
     KeepChannels,
     KeepHeads,
@@ -96,6 +97,8 @@ class _Checker:
             return self._block(edit.block) or self._once(self.dropped[edit.block], edit.block)
         if isinstance(edit, DropBranch):
             return self._branch(edit)
+        if isinstance(edit, DropModule):
+            return self._module(edit.module)
         if isinstance(edit, KeepHeads):
             return self._heads(edit)
         if isinstance(edit, KeepChannels):
@@ -108,6 +111,14 @@ class _Checker:
         if path in self.blocks.paths:
             return []
         return [f"no block {path} ({did_you_mean(path, self.blocks.paths)})"]
+
+    def _module(self, path: str) -> list[str]:
+        known = {name for name, _ in self.blocks.model.named_modules() if name}
+        if path not in known:
+            return [f"no module {path} ({did_you_mean(path, known)})"]
+        if (block := self.blocks.holding(path)) is not None:
+            return [f"{path} is in the block {block}: drop the block, or a branch of it"]
+        return []
 
     @staticmethod
     def _once(times: int, what: str) -> list[str]:

@@ -14,7 +14,16 @@ import torch
 from torch import fx, nn
 
 from umcompress.checkpoint.layout import tied_names
-from umcompress.documents.plan import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SetTensors, SplitExperts
+from umcompress.documents.plan import (
+    DropBlock,
+    DropBranch,
+    DropModule,
+    KeepChannels,
+    KeepHeads,
+    Plan,
+    SetTensors,
+    SplitExperts,
+)
 from umcompress.graph.branches import find_branches
 from umcompress.graph.guards import checks_used_value, is_guard
 from umcompress.graph.linears import MatrixModule, input_size, is_conv1d, is_matrix, output_axis, output_size, set_sizes
@@ -24,6 +33,7 @@ from umcompress.graph.optional_outputs import detach_attention, is_optional_outp
 from umcompress.graph.protocol import StreamAttention, StreamLayout
 from umcompress.rewrite.check import Blocks, check_plan
 from umcompress.rewrite.experts import split
+from umcompress.rewrite.nn.absent import Absent
 from umcompress.rewrite.tensors import TensorMap
 
 
@@ -40,6 +50,8 @@ def reshape(model: nn.Module, family: ModelFamily, plan: Plan, number: int, tens
             work.removed.add(edit.block)
         elif isinstance(edit, DropBranch):
             work.drop_branch(edit)
+        elif isinstance(edit, DropModule):
+            work.drop_module(edit)
         elif isinstance(edit, KeepHeads):
             work.keep_heads(edit)
         elif isinstance(edit, KeepChannels):
@@ -79,6 +91,11 @@ class _StructureEdits:
             self._leave_joint_attention(block, branch.leaf, edit.component)
             remove_dead(graph)
         delete_unused(block, before, _references(graph))
+
+    def drop_module(self, edit: DropModule) -> None:
+        owner, _, name = edit.module.rpartition(".")
+        setattr(self.model.get_submodule(owner), name, Absent(edit.module, edit.task))
+        self.tensors.forget(edit.module)
 
     @staticmethod
     def _leave_joint_attention(block: nn.Module, leaf: fx.Node, component: str) -> None:

@@ -19,13 +19,16 @@ from umcompress.models.bagel.expert_layout import NOTES
 from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.moe_folder import has_experts, plain_folder
-from umcompress.models.bagel.ordinary import ordinary_folder
+from umcompress.models.bagel.ordinary import filled_folder, ordinary_folder
 from umcompress.models.bagel.runner import BagelRunner
+from umcompress.models.bagel.served import served_folder
 from umcompress.models.bagel.trainer import BagelTrainer
 from umcompress.models.family import Family
+from umcompress.models.measure import read_by
 from umcompress.models.plain_folder import Plain
 from umcompress.models.runner import Runner
 from umcompress.models.trainer import Trainer
+from umcompress.rewrite.nn.absent import kept_task
 
 GENERATION = ("time_embedder", "vae2llm", "llm2vae", "latent_pos_embed", "vae")
 SHARED = ("language_model.model.embed_tokens",)
@@ -39,6 +42,7 @@ class BagelFamily(Family):
 
     name: ClassVar[str] = "bagel"
     main_stack: ClassVar[str] = "decoder"
+    layouts: ClassVar[tuple[str, ...]] = ("bagel", "vllm", "pad")
 
     def matches(self, folder: Path) -> bool:
         return (folder / "llm_config.json").is_file() and (folder / "vit_config.json").is_file()
@@ -66,12 +70,30 @@ class BagelFamily(Family):
     def plain(
         self, model: nn.Module, folder: Path, plans: Sequence[Plan], values: Mapping[str, TensorToWrite] | None = None
     ) -> Plain | str:
+        if (task := kept_task(model)) is not None:
+            return f"model/ needs umcompress: it is specialized for {task}, and no plain BAGEL"
         if has_experts(model):
             return plain_folder(model, folder, plans, values)
         return ordinary_folder(model, folder, values)
 
+    def laid_out(
+        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None
+    ) -> Plain | str:
+        """`pad` makes a plain BAGEL of streams or blocks that differ in width; vLLM reads only what understands."""
+        if layout == "vllm":
+            return served_folder(model, folder, values)
+        if (task := kept_task(model)) is not None:
+            return f"it is specialized for {task}, and a plain BAGEL does both"
+        if has_experts(model):
+            return "experts are no part of a plain BAGEL"
+        if layout == "pad":
+            return filled_folder(model, self, folder, values)
+        return ordinary_folder(model, folder, values, unchanged=True)
+
     def stacks(self, model: nn.Module) -> dict[str, str]:
-        return {"decoder": "language_model.model.layers", "vision": "vit_model.vision_model.encoder.layers"}
+        stacks = {"decoder": "language_model.model.layers", "vision": "vit_model.vision_model.encoder.layers"}
+        there = {name for name, _ in model.named_modules()}
+        return {stack: path for stack, path in stacks.items() if path in there}
 
     def component_of(self, path: str) -> Component:
         if "_moe_gen" in path or path.split(".", 1)[0] in GENERATION:
@@ -83,6 +105,10 @@ class BagelFamily(Family):
         last = len(model.get_submodule(self.stacks(model)["decoder"])) - 1  # type: ignore[arg-type]
         path = f"{self.stacks(model)['decoder']}.{last}.mlp"
         return {path: "generation"} if any(name == path for name, _ in model.named_modules()) else {}
+
+    def read_in(self, model: nn.Module, task: Task) -> frozenset[str]:
+        assert isinstance(model, Bagel)
+        return read_by(model, BagelRunner(model, Path()), task)
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         assert isinstance(model, Bagel)

@@ -50,7 +50,8 @@ def disk_names(model: nn.Module, apart: type[nn.Module] = BagelExperts) -> dict[
             files[file] |= {f"{path}.experts.{e}.{linear}": Part(name, e) for e in range(len(tensor))}
         else:
             files[file][name.removeprefix(WEIGHT_FILES[file])] = name
-    return files
+    # A model that only understands has no autoencoder.
+    return {file: names for file, names in files.items() if names}
 
 
 def assign_weights(

@@ -37,11 +37,11 @@ class Bagel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.vae2llm.weight.device
+        return self.language_model.model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.vae2llm.weight.dtype
+        return self.language_model.model.embed_tokens.weight.dtype
 
     # -- embeddings ----------------------------------------------------------------------------------------
 

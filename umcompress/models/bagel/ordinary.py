@@ -7,6 +7,7 @@ some reader looks for them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,12 @@ from torch import nn
 
 from umcompress.checkpoint.fill import sources
 from umcompress.checkpoint.writer import TensorToWrite, in_memory
+from umcompress.graph.model_graph import ModelFamily
+from umcompress.models.bagel.attention import SUFFIX, BagelAttention
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.load import disk_names, skeleton
+from umcompress.models.padded import NOTE as FILLED
+from umcompress.models.padded import padded_weights
 from umcompress.models.plain_folder import Plain
 
 TEXT_CONFIG, VISION_CONFIG, CONFIG = "llm_config.json", "vit_config.json", "config.json"
@@ -30,26 +35,62 @@ NOTE = (
 
 
 def ordinary_folder(
-    model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None
+    model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None, unchanged: bool = False
 ) -> Plain | str:
-    """The ordinary folder of `model`, or the reason why its layout cannot hold it.
+    """The plain folder of `model`, or the reason why its layout cannot hold it.
 
     folder: the source, whose JSON files are taken over with corrected numbers.
     values: where the tensors of a skeleton come from; a live model has its own.
+    unchanged: also of a model that has its first numbers still, for which there is nothing to say otherwise.
     """
     before = BagelConfig.from_folder(folder)
     layers, widths = _sizes(model)
     if reasons := list(_differences(model, before, layers, widths)):
         return f"model/ needs umcompress: it is no plain BAGEL, since {'; '.join(reasons)}"
     width = widths["understanding"][0]
-    if (layers, width) == (before.text.num_hidden_layers, before.text.intermediate_size):
+    if not unchanged and (layers, width) == (before.text.num_hidden_layers, before.text.intermediate_size):
         return ""
     given = values if values is not None else {name: in_memory(t) for name, t in model.state_dict().items()}
-    weights = sources(model, disk_names(model), given)
-    texts = _texts(folder, before, layers, width)
+    return _folder(model, folder, given, NOTE.format(layers=layers, width=width))
+
+
+def filled_folder(
+    model: nn.Module, family: ModelFamily, folder: Path, values: Mapping[str, TensorToWrite] | None = None
+) -> Plain | str:
+    """A plain BAGEL of blocks or streams that differ in width: the narrower ones are filled up with zeros."""
+    before = BagelConfig.from_folder(folder)
+    layers, widths = _sizes(model)
+    width = max(max(found) for found in widths.values())
+    gone = [i for i in range(layers) for stream in SUFFIX if _attention(model, i).stream(stream) is None]
+    if gone:
+        return f"block {gone[0]} lost a stream's attention: the other would look at its keys, were they zeros"
+    built = skeleton(_resized(before, layers, width))
+    weights = padded_weights(model, built, family, values)
+    if isinstance(weights, str):
+        return weights
+    note = f"{NOTE.format(layers=layers, width=width)}; {FILLED.format(width=width)}"
+    return dataclasses.replace(_folder(built, folder, weights, note), exact=False)
+
+
+def _folder(model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite], note: str) -> Plain:
+    """A plain folder of a model whose blocks are alike in number and width."""
+    layers, widths = _sizes(model)
+    weights = sources(model, disk_names(model), values)
+    texts = config_texts(folder, BagelConfig.from_folder(folder), layers, widths["understanding"][0])
     if (folder / INDEX).is_file():
         texts[INDEX] = _index(weights)
-    return Plain(weights, texts, sharded=False, note=NOTE.format(layers=layers, width=width))
+    return Plain(weights, texts, sharded=False, note=note)
+
+
+def _attention(model: nn.Module, layer: int) -> BagelAttention:
+    found = model.get_submodule(f"language_model.model.layers.{layer}.self_attn")
+    assert isinstance(found, BagelAttention)
+    return found
+
+
+def _resized(config: BagelConfig, layers: int, width: int) -> BagelConfig:
+    text = config.text.model_copy(update={"num_hidden_layers": layers, "intermediate_size": width})
+    return config.model_copy(update={"text": text})
 
 
 def _sizes(model: nn.Module) -> tuple[int, dict[str, list[int]]]:
@@ -84,8 +125,7 @@ def _differences(
             "cut both alike (component: shared)"
         )
         return
-    text = before.text.model_copy(update={"num_hidden_layers": layers, "intermediate_size": understanding})
-    wanted = _shapes(skeleton(before.model_copy(update={"text": text})))
+    wanted = _shapes(skeleton(_resized(before, layers, understanding)))
     found_shapes = _shapes(model)
     odd = sorted(name for name in wanted.keys() | found_shapes.keys() if wanted.get(name) != found_shapes.get(name))
     if odd:
@@ -109,7 +149,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
-def _texts(folder: Path, before: BagelConfig, layers: int, width: int) -> dict[str, str]:
+def config_texts(folder: Path, before: BagelConfig, layers: int, width: int) -> dict[str, str]:
     """`llm_config.json` with the new numbers, and `config.json` with all that servers read of a BAGEL in one place."""
     text = _json(folder / TEXT_CONFIG) | {"num_hidden_layers": layers, "intermediate_size": width}
     if isinstance(kinds := text.get("layer_types"), list):

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umcompress.documents.base import Task
+from umcompress.documents.base import TASKS, Task
+from umcompress.errors import ModelError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, vision_input
@@ -25,6 +26,7 @@ from umcompress.models.bagel.tokenizer import FolderTokenizer
 from umcompress.models.items import GenerationItem, Picture, UnderstandingItem
 from umcompress.models.pictures import to_image
 from umcompress.models.runner import Likelihood, Runner, Work, likelihood
+from umcompress.rewrite.nn.absent import kept_task
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one one by one.
 BATCH_TOKENS = 4096
@@ -36,13 +38,14 @@ SCORED_TOKENS = 16384
 
 
 class BagelRunner(Runner):
-    """Runs both tasks in batches; results do not depend on what shares a batch but for rounding."""
+    """Runs its tasks in batches; results do not depend on what shares a batch but for rounding."""
 
-    tasks: tuple[Task, ...] = ("understanding", "generation")
     encodes_pictures = True
 
     def __init__(self, model: Bagel, folder: Path) -> None:
         self.model = model
+        only = kept_task(model)
+        self.tasks: tuple[Task, ...] = TASKS if only is None else (only,)
         self.folder = folder
         self.sampling = model.config.sampling
         side = self.sampling.image_size // model.config.latent_downsample
@@ -66,6 +69,14 @@ class BagelRunner(Runner):
         """The tokenizer; sizes and workloads need none."""
         return FolderTokenizer(self.folder)
 
+    def _needs(self, task: Task) -> None:
+        """ModelError where the model was specialized for the other task."""
+        if task not in self.tasks:
+            raise ModelError(
+                f"{task} with this model", f"it is specialized for {self.tasks[0]}, and has no weights for {task}",
+                "take the model as it was before `specialize`",
+            )  # fmt: skip
+
     def _batches(self, count: int) -> Iterator[slice]:
         for start in range(0, count, self.batch_size):
             yield slice(start, min(start + self.batch_size, count))
@@ -75,6 +86,7 @@ class BagelRunner(Runner):
     @torch.no_grad()
     def _absorb(self, images: Sequence[Any], questions: Sequence[Tensor] | None) -> Cache:
         """Pictures, then questions as token ids.  An entry may be several pictures, all entries equally many."""
+        self._needs("understanding")
         cache = Cache(len(images))
         for shown in zip(*(_picture_list(entry) for entry in images), strict=True):
             self.model.absorb_vision(cache, [vision_input(image, self.model.config) for image in shown])
@@ -142,6 +154,7 @@ class BagelRunner(Runner):
         self, prompts: Sequence[Tensor], noise: Sequence[Tensor], at_time: Callable[[float], None] | None = None
     ) -> Tensor:
         """Prompts as token ids -> latent tokens of all their pictures."""
+        self._needs("generation")
         contexts = Contexts.empty(len(prompts))
         contexts.add_text(self.model, prompts)
         return denoise(
@@ -165,6 +178,7 @@ class BagelRunner(Runner):
     @torch.no_grad()
     def latents(self, pictures: Sequence[Any]) -> list[Tensor]:
         """(z, h, w) of each picture: where the autoencoder puts it."""
+        self._needs("generation")
         dtype = self.model.vae.decoder.conv_in.weight.dtype
         found = []
         for picture in pictures:
@@ -198,14 +212,17 @@ class BagelRunner(Runner):
     @torch.no_grad()
     def probe(self) -> dict[str, Tensor]:
         """Logits of a question about a grey ramp; latents and picture of one prompt."""
-        side = self.sampling.image_size
-        ramp = np.linspace(0, 255, side * side * 3).astype(np.uint8).reshape(side, side, 3)
-        cache = Cache(1)
-        self.model.absorb_vision(cache, [vision_input(ramp, self.model.config)])
-        rows, _ = self.model.absorb_text(cache, [self.tokenizer.ids("what is in the picture?")])
-        tokens = self._sampled_latents([self.tokenizer.ids("a picture")], [self.noise(0, 0)])
-        image = decode_images(self.model, tokens, [self.size])[0]
-        return {"logits": self.model.logits(rows), "latents": tokens, "image": image}
+        found = {}
+        if "understanding" in self.tasks:
+            side = self.sampling.image_size
+            ramp = np.linspace(0, 255, side * side * 3).astype(np.uint8).reshape(side, side, 3)
+            cache = self._absorb([ramp], None)
+            rows, _ = self.model.absorb_text(cache, [self.tokenizer.ids("what is in the picture?")])
+            found["logits"] = self.model.logits(rows)
+        if "generation" in self.tasks:
+            tokens = self._sampled_latents([self.tokenizer.ids("a picture")], [self.noise(0, 0)])
+            found |= {"latents": tokens, "image": decode_images(self.model, tokens, [self.size])[0]}
+        return found
 
     @torch.no_grad()
     def pass_tokens(self, task: Task) -> int:

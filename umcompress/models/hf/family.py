@@ -40,6 +40,7 @@ class TransformersFamily(Family):
     name: ClassVar[str] = "transformers"
     main_stack: ClassVar[str] = MAIN_STACK
     general: ClassVar[bool] = True
+    layouts: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "deci", "pad")
 
     def __init__(self, components: Mapping[str, Component] | None = None, trusts: bool = False) -> None:
         self.components, self.trusts = components, trusts
@@ -129,6 +130,23 @@ class TransformersFamily(Family):
         if mixtures.is_split(of_transformers):
             return mixtures.plain_folder(of_transformers, self, folder, values)
         return ordinary.plain_folder(of_transformers, self, folder, values)
+
+    def laid_out(
+        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None
+    ) -> Plain | str:
+        """vLLM reads what transformers loads by itself, and Llamas whose layers differ as DeciLM."""
+        from umcompress.models.hf.export import decilm, filled
+
+        of_transformers = _of_transformers(model)
+        if layout == "deci":
+            return decilm.decilm_folder(of_transformers, values)
+        if layout == "pad":
+            return filled.filled_folder(of_transformers, self, folder, values)
+        plain = self.plain(model, folder, (), values)
+        if layout == "transformers" or not isinstance(plain, str):
+            return plain
+        other = decilm.decilm_folder(of_transformers, values)
+        return f"{plain}; {other}" if isinstance(other, str) else other
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         from umcompress.models.hf.anatomy import stacks

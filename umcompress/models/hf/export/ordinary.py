@@ -95,7 +95,7 @@ def plain_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list
     differences = list(_differences(model, config))
     if not differences:
         return config, []
-    as_before = _settled(model)
+    as_before = settled(model)
     if not list(_differences(model, as_before)):
         return as_before, []
     return config, reasons or differences
@@ -103,10 +103,10 @@ def plain_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list
 
 def sized_config(model: PreTrainedModel, family: ModelFamily) -> tuple[Any, list[str]]:
     """The configuration with the model's own counts, and what of them differs layer by layer."""
-    graph, config = trace_model(model, family), _settled(model)
+    graph, config = trace_model(model, family), settled(model)
     reasons: list[str] = []
     for stack, path in graph.stacks.items():
-        part = _part(config, model.config, owner_of(model, path)[1])
+        part = part_of(config, model.config, owner_of(model, path)[1])
         if part is None:
             part = config
             _set_layers(config, path, len(graph.blocks(stack=stack)))
@@ -126,7 +126,7 @@ def _set_layers(config: Any, path: str, layers: int) -> None:
                 setattr(config, field, layers)
 
 
-def _settled(model: PreTrainedModel) -> Any:
+def settled(model: PreTrainedModel) -> Any:
     """The model's configuration: numbers of layers are right already."""
     config = copy.deepcopy(model.config)
     config.__class__ = class_before(type(config))
@@ -136,7 +136,7 @@ def _settled(model: PreTrainedModel) -> Any:
     return config
 
 
-def _part(ours: Any, whole: Any, wanted: Any) -> Any:
+def part_of(ours: Any, whole: Any, wanted: Any) -> Any:
     """The copy, in `ours`, of the part `wanted` of `whole`; None where it is no part of it."""
     if wanted is whole:
         return ours
@@ -147,7 +147,7 @@ def _part(ours: Any, whole: Any, wanted: Any) -> Any:
                 setattr(ours, name, copy.deepcopy(wanted))
             return getattr(ours, name)
         if theirs is not None and config_parts(theirs):
-            found = _part(getattr(ours, name), theirs, wanted)
+            found = part_of(getattr(ours, name), theirs, wanted)
             if found is not None:
                 return found
     return None
@@ -174,7 +174,7 @@ def _set_widths(config: Any, graph: ModelGraph, stack: str) -> list[str]:
     if len(found) > 1:
         return [f"the feed-forwards of the stack {stack} have {_listed(found)} channels, layer by layer"]
     if found:
-        _set_width(config, found[0], graph.stacks[stack])
+        set_width(config, found[0], graph.stacks[stack])
     return []
 
 
@@ -187,7 +187,7 @@ def _set_shared(config: Any, width: int) -> None:
         config.n_shared_experts = width // each
 
 
-def _set_width(config: Any, width: int, path: str) -> None:
+def set_width(config: Any, width: int, path: str) -> None:
     sides = (f"{side}_ffn_dim" for side in ("encoder", "decoder") if side in path.split("."))
     field = next((name for name in sides if hasattr(config, name)), None) or width_field(config)
     if field is not None:

