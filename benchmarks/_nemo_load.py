@@ -1,4 +1,4 @@
-"""A plain BAGEL folder (first argument) in NeMo AutoModel's own class, strictly: every tensor has its place and its size.
+"""A plain BAGEL folder (first argument) in NeMo AutoModel's own class, strictly: each tensor has its place and size.
 
 Run with a Python that finds `nemo_automodel`; only the model's code is imported, which needs torch and transformers.
 """

@@ -170,17 +170,21 @@ def greedy(logits: Callable[[Tensor], Tensor]) -> list[list[int]]:
     return found
 
 
-def served(python: str, jobs: list[dict[str, Any]], log: Path) -> dict[str, dict[str, Any]]:
-    """Folder -> what vLLM said of it.  log: where what it prints goes."""
+def served(python: str, job: dict[str, Any], log: Path) -> dict[str, Any]:
+    """What vLLM said of a folder, in a process of its own: it does not build a mixture after another model.
+
+    log: where what it prints goes.
+    """
     script = Path(__file__).with_name("_vllm_greedy.py")
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
-    with log.open("w") as errors:
+    with log.open("a") as errors:
         done = subprocess.run(
-            [python, str(script)], input=json.dumps(jobs), stdout=subprocess.PIPE, stderr=errors, text=True,
+            [python, str(script)], input=json.dumps([job]), stdout=subprocess.PIPE, stderr=errors, text=True,
             env={**os.environ, **settings}, check=False,
         )  # fmt: skip
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    return {found["folder"]: found for found in map(json.loads, lines)}
+    found: dict[str, Any] = json.loads(lines[0]) if lines else {"error": "the process ended"}
+    return found
 
 
 def main() -> int:
@@ -191,25 +195,24 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="append to results.md")
     options = parser.parse_args()
     cases = [case for case in CASES if not options.only or any(part in case.name for part in options.only)]
-    folders, wanted = {}, {}
+    folders: dict[str, Path] = {}
+    wanted: dict[str, list[list[int]]] = {}
     for case in cases:
         folders[case.name], model = compressed(case, options.work.resolve())
         wanted[case.name] = expected(case, folders[case.name], model)
     if options.vllm is None:
         return 0
-    jobs = [
-        {"folder": str(folders[case.name]), "trust": case.layout == "deci", "prompts": PROMPTS, "count": COUNT}
-        for case in cases
-    ]  # fmt: skip
-    results = served(options.vllm, jobs, options.work / "vllm.log")
-    rows, version = {}, "?"
+    rows: dict[str, dict[str, float]] = {}
+    version = "?"
     for case in cases:
-        said = results.get(str(folders[case.name]), {"error": "the process ended"})
+        job = {"folder": str(folders[case.name]), "trust": case.layout == "deci", "prompts": PROMPTS, "count": COUNT}
+        said = served(options.vllm, job, options.work / "vllm.log")
         version = said.get("vllm", version)
         pairs = zip(said.get("tokens", ()), wanted[case.name], strict=False)
         equal = sum(ours == theirs for ours, theirs in pairs)
         rows[case.name] = {"prompts": len(PROMPTS), "answered alike": equal}
-        print(f"{case.name} (--to {case.layout}): {said.get('error') or f'{equal} of {len(PROMPTS)} prompts alike'}")
+        result = said.get("error") or f"{equal} of {len(PROMPTS)} prompts alike"
+        print(f"{case.name} (--to {case.layout}): {result}", flush=True)
     import transformers
 
     versions = {"vLLM": version, "transformers": transformers.__version__, "tokens": COUNT}

@@ -42,7 +42,7 @@ class Specialize(Pass):
     def plan(self, graph: ModelGraph, statistics: Statistics) -> Proposal:
         unread = graph.unread(self.task)
         mine = {name for name in unread if graph.family.component_of(name) == self.task}
-        edits = [*self._branches(graph, unread - mine), *self._modules(graph, unread - mine)]
+        edits: list[Edit] = [*self._branches(graph, unread - mine), *self._modules(graph, unread - mine)]
         if not any(isinstance(edit, DropModule) for edit in edits):
             raise PlanError(
                 f"{self.name}: task {self.task}", "no part of the model is there for another task only",
