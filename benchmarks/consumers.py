@@ -54,6 +54,9 @@ CASES = [
     Case("Llama, ragged", "Llama", RAGGED, "deci"),
     Case("Qwen3, a block less", "Qwen3", [BLOCK]),
     Case("BAGEL's language part", "bagel-mini", [BLOCK | {"component": "shared"}, CHANNELS | {"component": "shared"}]),
+    Case("BAGEL's language part, ragged (plug-in)", "bagel-mini", [
+        *({**step, "component": "understanding"} for step in RAGGED),
+    ]),
     Case("Llama as Mixtral", "Llama", [EXPERTS]),
     Case("Qwen3 as Qwen3-MoE", "Qwen3", [EXPERTS]),
     Case("Qwen2, ragged", "Qwen2", RAGGED, "deci"),
@@ -77,7 +80,7 @@ def base(kind: str, folder: Path) -> str:
         torch.manual_seed(0)
         name = "Gemma3ForCausalLM" if kind == "Gemma3" else f"{kind}ForCausalLM"
         cls = getattr(transformers, name)
-        more: dict[str, Any] = {"Mistral": {"sliding_window": None}, "Phi3": {"pad_token_id": 0}}.get(kind, {})
+        more = {"sliding_window": None} if kind == "Mistral" else {}
         model = cls(cls.config_class(**{**SIZES, **more})).eval()
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():

@@ -20,7 +20,7 @@ class Fields(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-class DeciLMConfig(LlamaConfig):
+class DeciLMConfig(LlamaConfig):  # type: ignore[no-untyped-call]
     """A Llama's, and for every layer what its attention and its feed-forward are."""
 
     model_type = "nemotron-nas"

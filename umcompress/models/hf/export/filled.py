@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from umcompress.checkpoint.writer import TensorToWrite
@@ -39,7 +40,7 @@ def filled_folder(
     except CONFIG_ERRORS as error:
         return f"transformers does not build it: {(str(error).splitlines() or [''])[0][:200]}"
     # A model of one dtype: what is added has the dtype of the rest.
-    built.to(model.dtype)
+    nn.Module.to(built, model.dtype)
     found = padded_weights(model, built, family, values)
     if isinstance(found, str):
         return found
