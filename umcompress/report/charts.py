@@ -65,6 +65,7 @@ def size_charts(steps: Sequence[StepReport]) -> list[Chart]:
     charts = [("all parameters, as a share of the baseline's", _parameters(steps, None))]
     for task in TASKS:
         charts.append((f"parameters at work in {task}, as a share of the baseline's", _parameters(steps, task)))
+    for task in TASKS:
         title = f"speed of {task}, as a ratio to the baseline: measured, and ideal by work"
         charts.append((title, _speeds(steps, task)))
     return [(title, chart) for title, chart in charts if chart]
@@ -143,14 +144,15 @@ def layer_charts(steps: Sequence[StepReport]) -> list[Chart]:
                 kind = "similarity" if site.score is not None else site.unit
                 where = " ".join(part for part in (f"{head}.*{tail}", site.component, kind) if part)
                 groups.setdefault(where, []).append((number, value, site.after == 0))
-        charts += [(f"{step.name}: {where}", _bars(where, bars)) for where, bars in groups.items()]
+        for where, bars in groups.items():
+            charts.append((f"{step.name}: {where}", _bars(where, bars, where.endswith("similarity"))))
     return charts
 
 
-def _bars(title: str, bars: Sequence[tuple[int, float, bool]]) -> str:
-    """(layer, value, dropped): a bar from zero to one; where all are near to one, from a round value below them."""
+def _bars(title: str, bars: Sequence[tuple[int, float, bool]], similar: bool) -> str:
+    """(layer, value, dropped): a bar from zero to one; of similarities near to one, from a round value below them."""
     least = min(value for _, value, _ in bars)
-    base = 0.0 if least < 0.5 else floor(least * 10 - 0.5) / 10
+    base = floor(least * 10 - 0.5) / 10 if similar and least >= 0.5 else 0.0
     last = max(number for number, _, _ in bars)
     width = LEFT + BAR * (last + 1) + RIGHT
 
