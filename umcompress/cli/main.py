@@ -209,6 +209,8 @@ def _plan(options: Namespace) -> int:
         settings += [f"--{name}", value] if (value := getattr(options, name)) is not None else []
     if options.axes or has_grid(options.recipe, options.overrides):
         return _plan_sweep(options, settings)
+    if options.output:
+        raise UsageError(f"plan -o {options.output}", "the recipe has no grid", "leave -o out: it is for sweeps")
     plan = plan_command(options.recipe, options.overrides, options.device, options.dtype)
     _print(plan, plan_view(plan, options.recipe, settings), options.format)
     return UsageError.exit_code if plan.problems or any(step.problem for step in plan.steps) else 0
