@@ -183,6 +183,12 @@ def test_a_step_that_was_undone_is_not_the_result() -> None:
     )
 
 
+def test_of_alternatives_the_one_that_is_written_is_compared() -> None:
+    first, second = compare([("a", report(written="01-layer_drop")), ("b", report())]).runs
+    assert first.steps[first.result].name == "01-layer_drop" and second.steps[second.result].name == "02-channel_prune"
+    assert second.changes["generation"].value == pytest.approx(-0.32)
+
+
 def test_recipe_differences_are_named_by_key() -> None:
     other = {
         "model": "bagel-mini",

@@ -96,7 +96,7 @@ def _run(index: int, name: str, report: Report, first: Report) -> ComparedRun:
         name=name,
         model=report.model,
         steps=report.steps,
-        result=max(place for place, step in enumerate(report.steps) if not step.stopped),
+        result=[step.name for step in report.steps].index(result.name),
         stopped=f"{report.stopped.step}: {report.stopped.reason}" if report.stopped else None,
         reasons=reasons,
         speed_reasons=_speed_reasons(report, first),

@@ -34,7 +34,7 @@ def figure(comparison: Comparison) -> Figure:
         _panel(row[0], comparison, entry, lambda step, task=task: _active(step, task))
         row[0].set_xlabel(f"parameters at work in {task}, millions")
         _panel(row[1], comparison, entry, lambda step, task=task: _time(step, task))
-        row[1].set_xlabel(f"measured time of {task}, as a share of the run's baseline")
+        row[1].set_xlabel(f"measured time of {task}, baseline 1")
     named = ", ".join(f"{run.label} {run.name}" for run in comparison.runs)
     drawn.suptitle(_wrapped(f"{named}; filled: Pareto-optimal beyond noise"), fontsize="small")
     return drawn
