@@ -9,7 +9,7 @@ scene: with one question a picture, counting and position stay at chance for ver
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from umcompress.evals.scenes.make_model.training import (
     save_checkpoint,
     to_tensor,
 )
+from umcompress.extend import ModelError
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
@@ -216,7 +217,9 @@ def run_stage(
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = _optimizer(model, settings, stage.rate)
     checkpoint = out / stage.name
+    given = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     start = load_checkpoint(checkpoint, {"model": model, "average": average}, optimizer)
+    _require_same_frozen(model, given, checkpoint)
     trained = [p for p in model.parameters() if p.requires_grad]
     for step in range(start, stage.steps):
         rate = cosine(step, stage.steps, settings.warm_up) * stage.rate
@@ -238,6 +241,17 @@ def run_stage(
         if (step + 1) % 250 == 0 or last:
             save_checkpoint(checkpoint, {"model": model, "average": average}, optimizer, step + 1)
     return average
+
+
+def _require_same_frozen(model: Bagel, given: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """Refuse other frozen weights than the stage began with: of another autoencoder, latents would mean nothing."""
+    other = [name for name, p in model.named_parameters() if name in given and not p.equal(given[name])]
+    if other:
+        raise ModelError(
+            f"go on with {checkpoint.with_suffix('.safetensors')}",
+            f"it was begun with other weights of earlier stages ({other[0]} and {len(other) - 1} more)",
+            "remove it, and the stage begins anew",
+        )
 
 
 def _optimizer(model: Bagel, settings: Settings, rate: float) -> torch.optim.Optimizer:
