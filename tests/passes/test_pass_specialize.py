@@ -14,10 +14,12 @@ import umcompress
 from umcompress.cli.main import main
 from umcompress.documents.base import Task
 from umcompress.documents.plan import DropBranch, DropModule, Plan
+from umcompress.documents.removed import site_results
 from umcompress.errors import ModelError, PlanError
 from umcompress.extend import Statistics, find_pass
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.source import open_source
+from umcompress.plan.changes import site_changes
 from umcompress.rewrite.apply import rewrite
 
 OF_GENERATION = {"language_model.model.norm_moe_gen", "time_embedder", "vae2llm", "llm2vae", "latent_pos_embed", "vae"}
@@ -36,6 +38,15 @@ def test_all_of_generation_goes_and_nothing_else(tiny_bagel: Path) -> None:
     assert {edit.module for edit in plan.edits if isinstance(edit, DropModule)} == OF_GENERATION
     streams = [edit for edit in plan.edits if isinstance(edit, DropBranch)]
     assert len(streams) == 6 and {edit.component for edit in streams} == {"generation"}
+
+
+def test_the_report_and_plan_say_what_went(tiny_bagel: Path) -> None:
+    plan = proposed(tiny_bagel, "understanding")
+    gone = {row.site: row.after for row in site_results(plan) if row.unit == "module"}
+    assert gone == dict.fromkeys(OF_GENERATION, 0) and all(row.after == 0 for row in site_results(plan))
+    source = open_source(str(tiny_bagel))
+    changes = site_changes(plan, trace_model(source.skeleton(), source.family), measured=False)
+    assert {change.site for change in changes if change.unit == "module"} == OF_GENERATION
 
 
 def test_pictures_need_no_tower_no_head_and_no_last_feed_forward(tiny_bagel: Path) -> None:

@@ -10,6 +10,7 @@ from umcompress.documents.base import Document
 from umcompress.documents.plan import (
     DropBlock,
     DropBranch,
+    DropModule,
     Edit,
     Evidence,
     Index,
@@ -23,7 +24,7 @@ from umcompress.documents.plan import (
 class SiteResult(Document):
     """What a step left of one site: `after` of `before` units (null where the plan does not say how many there were).
 
-    unit: block, attention, feed_forward, key-value groups, query heads, channels, or `channels at work` of experts.
+    unit: block, attention, feed_forward, module, key-value groups, query heads, channels or those at work of experts.
     score: what was measured of a block or branch, its similarity.  kept: which heads stay.  note: experts in words.
     """
 
@@ -63,6 +64,8 @@ def _rows(edit: Edit, evidence: Mapping[str, Evidence]) -> Iterator[SiteResult]:
         site = f"{edit.block}.{edit.branch}"
         found = evidence.get(site) or evidence.get(edit.block)
         yield _dropped(site if found is None else found.site, edit.branch if site in evidence else "block", found)
+    elif isinstance(edit, DropModule):
+        yield _dropped(edit.module, "module", evidence.get(edit.module))
     elif isinstance(edit, KeepHeads):
         kept = edit.key_value_groups or edit.query_heads or ()
         unit = "query heads" if edit.key_value_groups is None else "key-value groups"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from umcompress.documents.base import Component
-from umcompress.documents.plan import DropBlock, DropBranch, KeepChannels, KeepHeads, Plan, SplitExperts
+from umcompress.documents.plan import DropBlock, DropBranch, DropModule, KeepChannels, KeepHeads, Plan, SplitExperts
 from umcompress.documents.previews import SiteChange, TensorChange
 from umcompress.documents.removed import experts_in_words
 from umcompress.graph.model_graph import ModelGraph
@@ -40,6 +40,8 @@ def site_changes(plan: Plan, graph: ModelGraph, measured: bool) -> Iterator[Site
                 yield change(edit.block, component, "block", 1, 0, example)
         elif isinstance(edit, DropBranch):
             yield change(edit.block, edit.component, edit.branch, 1, 0, example)
+        elif isinstance(edit, DropModule):
+            yield change(edit.module, graph.family.component_of(edit.module), "module", 1, 0, "never read")
         elif isinstance(edit, KeepHeads):
             site = heads[edit.site, edit.component]
             if (groups := edit.key_value_groups) is not None:
