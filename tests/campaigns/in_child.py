@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,15 +40,22 @@ def run(arguments: Sequence[str], before: Before | None = None, seconds: int = 1
 
     seconds: of its own work, however busy the machine is; one that waits for ever is ended in the end, too.
     """
-    with tempfile.TemporaryFile() as said:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        child = os.fork()
-        if child == 0:
-            os._exit(_command(arguments, before, said.fileno(), seconds))
-        _, status = os.waitpid(child, 0)
-        said.seek(0)
-        return Ended(os.waitstatus_to_exitcode(status), said.read().decode("utf-8", "replace"))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()  # no file: those may be limited
+    child = os.fork()
+    if child == 0:
+        code = ESCAPED
+        try:
+            os.close(reading)
+            code = _command(arguments, before, writing, seconds)
+        finally:
+            os._exit(code)  # whatever happens: what the parent still has to do is not this process's
+    os.close(writing)
+    with os.fdopen(reading, "rb") as said:
+        text = said.read().decode("utf-8", "replace")
+    _, status = os.waitpid(child, 0)
+    return Ended(os.waitstatus_to_exitcode(status), text)
 
 
 def _command(arguments: Sequence[str], before: Before | None, said: int, seconds: int) -> int:

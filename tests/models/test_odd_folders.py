@@ -45,6 +45,25 @@ def test_a_quantized_model_is_refused_by_name(method: str, tmp_path: Path) -> No
     assert "quantize the result" in refused.value.do
 
 
+def test_more_layers_than_any_model_has_are_not_built(tmp_path: Path) -> None:
+    folder = write_folder(ZOO["llama"].build(), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for layers in (10**7, 10**30):
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+        with pytest.raises(ModelError, match="num_hidden_layers: 10"):
+            open_source(str(folder)).skeleton()
+
+
+def test_a_tokenizer_that_its_library_cannot_read_is_told_of(tmp_path: Path) -> None:
+    """The library raises Exception itself."""
+    folder = write_folder(ZOO["llama"].build(), tmp_path / "model")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(content | {"decoder": 3}))
+    source = open_source(str(folder))
+    with pytest.raises(ModelError, match="the tokenizer of"):
+        source.runner(source.load()).tokenizer.ids("a")
+
+
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")

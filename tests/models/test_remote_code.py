@@ -259,7 +259,7 @@ def test_a_result_with_plans_asks_for_consent_again(
     assert main(again) == 0 and "nothing is left to do" in capsys.readouterr().err
     helper = source / "toy_rotary.py"
     helper.write_text(helper.read_text() + "\n# Changed.\n")
-    assert main(again) == 2 and "a run of another recipe, model or version" in capsys.readouterr().err
+    assert main(again) == 2 and "toy_rotary.py has changed" in capsys.readouterr().err
     marker.unlink()
     with pytest.raises(ModelError, match="was not run"):
         umcompress.load(folder)

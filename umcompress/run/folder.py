@@ -99,8 +99,8 @@ class RunFolder:
                 lost.append(path)
         report = self.path / REPORT
         if (lost or report.exists() or not held) and not redo:
-            raise UsageError(asked, f"a run of something else is in it: {_why(before, self.depends_on)}",
-                             _advice(self.path, held))
+            found = f"a run of another recipe, model or version is in it: {_why(before, self.depends_on)}"
+            raise UsageError(asked, found, _advice(self.path, held))
         say(f"{self.path}: {_why(before, self.depends_on)}; "
             + (f"{', '.join(held)} kept" if held else "nothing of it holds"))
         report.unlink(missing_ok=True)

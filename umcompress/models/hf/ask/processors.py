@@ -12,6 +12,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from umcompress.documents.files import read_json
 from umcompress.errors import ModelError
+from umcompress.models.bare_errors import bare_as_value_error
 from umcompress.models.hf.load.own_code import errors_of
 from umcompress.models.hf.load.skeleton import CONFIG_ERRORS
 from umcompress.models.hf.names import CONFIG
@@ -42,7 +43,7 @@ def open_processor(folder: Path, trust: bool = False) -> Any:
         auto: Any = AutoProcessor
         if trust:
             require_local_code(folder)
-        with errors_of(folder, only_inside=True):
+        with errors_of(folder, only_inside=True), bare_as_value_error():
             found = auto.from_pretrained(folder, trust_remote_code=trust)
     except CONFIG_ERRORS as error:
         if not trust and any("rocessor" in name for name in references(folder)):

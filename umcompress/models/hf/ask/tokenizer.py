@@ -9,6 +9,7 @@ from torch import Tensor, nn, tensor
 from transformers import AutoTokenizer
 
 from umcompress.errors import ModelError
+from umcompress.models.bare_errors import bare_as_value_error
 from umcompress.models.hf.load import own_code
 from umcompress.models.remote_code import references, require_local_code, untrusted_code
 
@@ -28,7 +29,7 @@ class FolderTokenizer:
         if trust:
             require_local_code(folder)
         try:
-            with own_code.errors_of(folder, only_inside=True):
+            with own_code.errors_of(folder, only_inside=True), bare_as_value_error():
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
             if not trust and any("okeniz" in name for name in references(folder)):

@@ -38,6 +38,13 @@ CONFIG_ERRORS = (
 _TASKS = ("FOR_CAUSAL_LM_", "FOR_IMAGE_TEXT_TO_TEXT_", "FOR_SEQ_TO_SEQ_CAUSAL_LM_", "")
 
 
+_DEPTHS = frozenset({
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_encoder_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers", "depth", "num_blocks",
+})  # fmt: skip
+_MOST_LAYERS = 10_000
+
+
 def config_file(folder: Path) -> Path:
     """Where the configuration to build from is."""
     base = folder / BASE_CONFIG
@@ -51,6 +58,7 @@ def read_config(folder: Path, trust: bool = False) -> PreTrainedConfig:
         content = read_json(file)
     except (OSError, ValueError) as error:
         raise _config_error(file, error) from error
+    _refuse_depth(content, file)
     if (own := own_code.own_config(content, file, trust)) is not None:
         return own
     try:
@@ -58,6 +66,17 @@ def read_config(folder: Path, trust: bool = False) -> PreTrainedConfig:
     except CONFIG_ERRORS as error:
         raise _config_error(file, error) from error
     return config
+
+
+def _refuse_depth(content: Any, file: Path) -> None:
+    """ModelError for more layers than any model has: each would be built until memory or time is gone."""
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key in _DEPTHS and isinstance(value, int | float) and value > _MOST_LAYERS:
+            raise ModelError(f"the configuration {file}", f"{key}: {str(value)[:40]}; up to {_MOST_LAYERS} are built",
+                             "look whether the file is damaged")
+        _refuse_depth(value, file)
 
 
 def model_class(config: PreTrainedConfig, file: Path, trust: bool = False) -> type[PreTrainedModel]:
