@@ -57,9 +57,11 @@ def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFa
         config = owner_of(model, graph.stacks[graph.family.main_stack])[1]
         part = _json_part(written, model.config, config)
         layers = part.get("per_layer_config") or {}
-        # Every model reads this when it is built, and none may once it is said of a layer; tokenizers do not.
-        marked = {_READ_BY_ALL: not getattr(config, _READ_BY_ALL, False)}
-        part["per_layer_config"] = layers | {"0": layers.get("0", {}) | marked}
+        # Every model reads this when it is built, and none may once it is said of a layer; tokenizers do not. Where the
+        # whole model alone has it, nothing of it can be said of a layer; what is said of others then has to do.
+        if hasattr(config, _READ_BY_ALL) or not layers:
+            marked = {_READ_BY_ALL: not getattr(config, _READ_BY_ALL, False)}
+            part["per_layer_config"] = layers | {"0": layers.get("0", {}) | marked}
 
 
 def _layers(graph: ModelGraph, stack: str, config: Any) -> dict[str, dict[str, Any]]:
