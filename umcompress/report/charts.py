@@ -20,7 +20,7 @@ from umcompress.report.step_tree import named_steps
 
 WIDTH, ROW, NAMES, RIGHT = 460, 22, 170, 14
 BAR, BARS_HIGH = 14, 70
-CELL, MOST_CELLS, LEFT = 12, 48, 48
+CELL, MOST_CELLS, LEFT = 12, 48, 54
 Chart = tuple[str, str]
 
 
@@ -217,7 +217,7 @@ def load_chart(experts: Experts, time: int | None = None) -> str:
 
 
 def _layer(site: ExpertLoad) -> str:
-    return f"{site.index} {site.component[:5]}."
+    return f"{site.index} {site.component[:3]}."
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
