@@ -42,11 +42,11 @@ def own_configs(model: PreTrainedModel, family: ModelFamily, source: Path) -> di
 
 def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFamily) -> None:
     """transformers' own schema for layers that differ, in the parts that the stacks read."""
-    graph = trace_model(model, family)
+    graph, told = trace_model(model, family), False
     for stack, path in graph.stacks.items():
         config = owner_of(model, path)[1]
         if layers := _layers(graph, stack, config):
-            part = _json_part(written, model.config, config)
+            part, told = _json_part(written, model.config, config), True
             told_already = part.get("per_layer_config") or {}
             # An encoder and a decoder may be told of in one place.
             part["per_layer_config"] = told_already | {
@@ -59,7 +59,7 @@ def _add_layers(written: dict[str, Any], model: PreTrainedModel, family: ModelFa
         layers = part.get("per_layer_config") or {}
         # Every model reads this when it is built, and none may once it is said of a layer; tokenizers do not. Where the
         # whole model alone has it, nothing of it can be said of a layer; what is said of others then has to do.
-        if hasattr(config, _READ_BY_ALL) or not layers:
+        if hasattr(config, _READ_BY_ALL) or not told:
             marked = {_READ_BY_ALL: not getattr(config, _READ_BY_ALL, False)}
             part["per_layer_config"] = layers | {"0": layers.get("0", {}) | marked}
 
