@@ -60,7 +60,7 @@ def apply(
         loaded.recipe.trust_remote_code,
     )
     check(loaded.recipe, source)
-    if (unsaid := _written_unsaid(loaded.recipe)) is not None:
+    if (unsaid := written_unsaid(loaded.recipe)) is not None:
         say(unsaid)
     if loaded.recipe.sweep:
         say(f"the recipe's grid is left out; it is for: umcompress sweep {recipe}")
@@ -68,7 +68,7 @@ def apply(
     return carry_out(loaded, source, path, out_of_core, reuse=taken, skip_evaluations=skip_evaluations), path
 
 
-def _written_unsaid(recipe: Recipe) -> str | None:
+def written_unsaid(recipe: Recipe) -> str | None:
     """A warning where there are alternatives and nothing says which of their models is written."""
     if recipe.write is not None or all(step.after is None for step in recipe.steps):
         return None
