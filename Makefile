@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: campaigns quickstart test slow-tests golden install train-mini
+.PHONY: campaigns gpu-bench quickstart test slow-tests golden install train-mini
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ campaigns: $(BIN)/python
 	$(BIN)/python tests/campaigns/kills.py --count $$((200 / $(SHARE)))
 	$(BIN)/python tests/campaigns/tampered.py --count $$((200 / $(SHARE)))
 	$(BIN)/python tests/campaigns/full_disks.py --count $$((100 / $(SHARE)))
+
+# What only a GPU shows, in under five minutes; says so where there is none.
+gpu-bench: install
+	$(BIN)/python benchmarks/gpu.py --record
 
 # Train the built-in model from nothing (hours on two cores); resumes where it was stopped.
 train-mini: install

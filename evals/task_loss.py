@@ -96,7 +96,7 @@ class TaskLoss(Evaluation):
 
         trainer, scores, rows = trainer_of(runner), dict[Task, Score](), list[dict[str, Any]]()
         batch = min(BATCH, runner.batch_size or BATCH)
-        for task in self._scored(trainer.tasks):
+        for task in self._scored([task for task in trainer.tasks if task in runner.tasks]):
             started = time.monotonic()
             found = self._found(task)
             if processes.rank() == 0:

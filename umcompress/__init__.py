@@ -5,10 +5,11 @@ The public face: `load` opens a model, compressed or not.  Importing this loads 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 __all__ = ["load"]

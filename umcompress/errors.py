@@ -6,13 +6,14 @@ Everything here derives from `UmcompressError`. The command line turns one into 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:
     """The option most like `word`, or None when nothing comes close. Case does not count."""
+    import difflib  # here, as `--help` starts without a mistake
+
     folded: dict[str, str] = {}
     for option in options:
         folded.setdefault(option.casefold(), option)
@@ -76,8 +77,7 @@ class CheckError(UmcompressError):
     """A check that the program makes of its own results failed, or a gate stopped the run."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing wrong with a recipe. `line` counts from 1; None where there is no line (an override)."""
 
     file: str

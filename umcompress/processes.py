@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from umcompress.errors import UmcompressError
@@ -68,6 +67,8 @@ def start(device: str | None) -> str | None:
     if not distributed.is_initialized():
         # Objects go by the CPU, gradients from card to card; while one works alone the others may wait for days.
         backend = "cpu:gloo,cuda:nccl" if device is not None and device.startswith("cuda") else "gloo"
+        from datetime import timedelta
+
         distributed.init_process_group(backend, timeout=timedelta(days=7))
     if device != "cuda":
         return device

@@ -16,7 +16,7 @@ import torch
 from laws import kinds, outputs
 from pico import FAMILY, MODELS
 from pico_on_disk import on_disk, stored
-from pico_passes import Bench, bench, inputs_of, streams_before
+from pico_passes import Bench, assert_products, bench, inputs_of, streams_before
 from tiny_bagel import write_recipe
 
 from umcompress.calibrate import declare, observers
@@ -89,7 +89,7 @@ def test_sites_in_order_are_those_of_one_sweep_and_cost_a_sweep_a_group(pico: Be
     assert feed.sweeps == math.ceil(LAYERS / max(1, math.floor(sites))) == len(feed.said) + 1
     assert all(f"of {LAYERS} feed-forwards" in line for line in feed.said)
     h = inputs_of(pico, every[-1].consumer)
-    torch.testing.assert_close(found[moments][every[-1]].second, h.T @ h / len(h), rtol=1e-12, atol=1e-14)
+    assert_products(found[moments][every[-1]].second, h)
 
 
 def test_what_is_small_comes_with_the_first_sweep_and_stays(pico: Bench) -> None:
@@ -209,7 +209,7 @@ def test_a_matrix_in_tiles_is_the_whole_one(pico: Bench, monkeypatch: pytest.Mon
     site = pico.graph.feed_forwards()[0]
     h = inputs_of(pico, site.consumer)
     moments = collect(pico.graph, [ChannelMoments()], pico.feed)[ChannelMoments()][site]
-    torch.testing.assert_close(moments.second, h.T @ h / len(h), rtol=1e-12, atol=1e-14)
+    assert_products(moments.second, h)
     total = observers.MomentSum(site.width, torch.device("cpu"))
     kept = sum(part.numel() * part.element_size() for part in total.tiles)
     assert kept == MOMENTS.bytes_held(site.width, 1)
@@ -219,15 +219,16 @@ def test_a_matrix_in_tiles_is_the_whole_one(pico: Bench, monkeypatch: pytest.Mon
 def test_sums_are_exact_where_float32_is_not() -> None:
     """Channels of one large common part and small own ones: what is left after the mean is taken out."""
     draw = torch.Generator().manual_seed(0)
-    h = 100 + 0.01 * torch.randn(4096, 40, generator=draw, dtype=torch.float64)
+    single = (100 + 0.01 * torch.randn(4096, 40, generator=draw, dtype=torch.float64)).float()
+    h = single.double()
     total = observers.MomentSum(40, torch.device("cpu"))
-    for rows in h.split(256):
+    for rows in single.split(256):
         total.add(rows)
     found = total.result().whole()
     exact = torch.from_numpy(((h - h.mean(0)).numpy().T @ (h - h.mean(0)).numpy()) / len(h))
     ours = found.second - torch.outer(found.mean, found.mean)
-    single = (h.float().T @ h.float() / len(h)).double() - torch.outer(found.mean, found.mean)
-    worst = [float((value - exact).abs().max() / exact.diagonal().mean()) for value in (ours, single)]
+    plain = (single.T @ single / len(h)).double() - torch.outer(found.mean, found.mean)
+    worst = [float((value - exact).abs().max() / exact.diagonal().mean()) for value in (ours, plain)]
     assert worst[0] < 1e-6 < 1 < worst[1]
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umcompress.evals.scenes import questions, world
+from umcompress.evals.scenes.evaluation import GENERATION_CHANCE, generation_chance
 
 seeds = st.integers(0, 2**32 - 1)
 PLACES = [
@@ -127,9 +128,10 @@ def test_description_names_everything_in_reading_order() -> None:
 
 
 def test_chance_is_what_a_blind_guesser_gets() -> None:
-    levels = questions.chance_levels(0, 3000)
+    levels = questions.chance_levels()
     assert tuple(levels) == questions.KINDS
-    assert levels == questions.chance_levels.__wrapped__(0, 3000)
+    assert levels == questions.CHANCE
+    assert generation_chance() == GENERATION_CHANCE
     expected = {"color": 0.17, "count": 0.35, "existence": 0.50, "position": 0.29, "comparison": 0.51}
     for kind, value in expected.items():
         assert abs(levels[kind] - value) < 0.03, kind

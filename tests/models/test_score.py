@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from umcompress.errors import UsageError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.preprocess import vision_input
+from umcompress.models.hf.ask.likelihoods import keeps_keys_and_values, likelihoods
 from umcompress.models.runner import Likelihood, likelihood
 from umcompress.models.source import open_source
 
@@ -119,6 +120,29 @@ def test_llama_scores_text(llama: Path) -> None:
             assert one.nats == pytest.approx(nats, abs=1e-4) and one.greedy == greedy
     with pytest.raises(UsageError, match="run on text"):
         runner.score([np.zeros((4, 4, 3))], ["what?"], [["a"]])
+
+
+def test_prompts_are_read_once_and_as_whole_texts_are(llama: Path) -> None:
+    runner = runner_of(llama)
+    rows = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 90, (length,), generator=rows).tolist()
+
+    prompts = [ids(length) for length in (5, 9, 5, 1)]
+    pairs = [(before, ids(length)) for before in prompts for length in (3, 1, 0, 7)]
+    lengths: list[int] = []
+    hook = runner.model.register_forward_pre_hook(
+        lambda _, inputs, call: lengths.append(call["input_ids"].numel()), with_kwargs=True
+    )
+    once = likelihoods(runner.model, pairs, torch.clone, 64, prompts_once=True)
+    hook.remove()
+    # Three lengths of prompts: each prompt once, then each of its four continuations but the last token.
+    assert sorted(lengths) == sorted([2 * 5, 9, 1, 8 * 6, 4 * 6, 4 * 6])
+    for whole in (likelihoods(runner.model, pairs, torch.clone, size, prompts_once=False) for size in (1, 64)):
+        for one, other in zip(once, whole, strict=True):
+            assert one.nats == pytest.approx(other.nats, abs=1e-4) and one.greedy == other.greedy
+    assert keeps_keys_and_values(runner.model)
 
 
 def test_likelihood_of_known_logits() -> None:

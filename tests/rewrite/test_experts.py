@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from umcompress.rewrite.nn import cpu, dispatch
 from umcompress.rewrite.nn.dispatch import sort_by_expert, spread_linear, sum_linear
-from umcompress.rewrite.nn.experts import ExpertShape, SparseFeedForward
+from umcompress.rewrite.nn.experts import FEW_TOKENS, ExpertShape, SparseFeedForward
 
 
 class GatedSilu(nn.Module):
@@ -98,6 +98,25 @@ def test_is_the_reference(shape: ExpertShape, kernel: str) -> None:
     module = built(shape)
     x = torch.randn(7, 8, dtype=torch.float64)
     torch.testing.assert_close(module(x), reference(module, x))
+
+
+@every_shape
+@pytest.mark.parametrize(("tokens", "thin"), [(7, 32), (FEW_TOKENS, 32), (7, 0), (20, 0)])
+def test_without_gradients_all_at_once_or_sorted(
+    shape: ExpertShape, tokens: int, thin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("umcompress.rewrite.nn.experts.THIN", thin)
+    monkeypatch.setattr("umcompress.rewrite.nn.experts.FEW_ROWS", 20)
+    module, ways = built(shape, seed=2), []
+    for name in ("_all_at_once", "_decode"):
+        way = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, way=way, name=name: ways.append(name) or way(*given))
+    x = torch.randn(tokens, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), reference(module, x))
+    rows = tokens * shape.active / shape.experts
+    share = shape.active / shape.experts
+    assert ways == (["_all_at_once"] if share > 0.3 and (thin or 1 < rows < 20) else [])
 
 
 @every_shape
@@ -262,15 +281,16 @@ def test_one_token_without_gradients(shape: ExpertShape) -> None:
         module = built(replace(shape, width=width), dtype)
         expected = reference(copy.deepcopy(module).double(), x.to(dtype).double())
         with torch.no_grad():
-            assert module._may_decode(x)
+            assert module._is_plain(x)
             ours = module(x.to(dtype)).double()
         loose = 0.1 if dtype == torch.bfloat16 else 1e-4
         scale = float(expected.detach().abs().max())
         torch.testing.assert_close(ours, expected.detach(), rtol=loose, atol=loose * scale)
 
 
-def test_large_products_through_onednn() -> None:
+def test_large_products_through_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups large enough for it, of sizes that are padded, the last one not; forward and backward."""
+    monkeypatch.setattr(cpu, "ONEDNN_IS_FASTER", True)
     experts, hidden, width = 3, 128, 64
     torch.manual_seed(0)
     chosen = torch.cat([torch.full((n,), e) for e, n in enumerate((301, 133, 290))])[:, None]

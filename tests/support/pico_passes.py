@@ -95,6 +95,13 @@ def mean_cosine(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     return sum(cosines) / len(cosines)
 
 
+def assert_products(found: Tensor, h: Tensor) -> None:
+    """The second moment of rows h (T, width) in float64, but for products of what varies, made in float32."""
+    spread = h.std(0, correction=0)
+    differences = (found - h.T @ h / len(h)).abs()
+    assert bool((differences <= 1e-6 * torch.outer(spread, spread) + 1e-12).all()), float(differences.max())
+
+
 def inputs_of(bench: Bench, path: str) -> Tensor:
     """Everything that enters a Linear while the plain model runs, (T, width)."""
     seen: list[Tensor] = []

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from umcompress.checkpoint.links import refer, whole_files
 from umcompress.checkpoint.parts import FileRange, PartialTensor, joined, pieces, whole
 from umcompress.checkpoint.read_ahead import read_ahead
 from umcompress.documents.atomic import atomic_file
@@ -144,16 +145,29 @@ def write_shards(
     file: str = "model.safetensors",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     sync: bool = False,
+    links: list[str] | None = None,
 ) -> list[Path]:
-    """Write `file`, or numbered shards and an index if it would grow too large. Returns the weight files."""
-    shards = _split(tensors, max_shard_bytes)
-    if len(shards) == 1:
-        write_file(folder / file, tensors, sync=sync)
-        return [folder / file]
+    """Write `file`, or numbered shards and an index if it would grow too large. Returns the weight files.
+
+    links: files that lie somewhere as they are to be written are taken by reference; how is added, one entry a file.
+    """
+    kept = whole_files(tensors) if links is not None else {}
+    carried = {name: old for old, names in kept.items() for name in names}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in carried}
+    shards = [*kept.values(), *(_split(rest, max_shard_bytes) if rest or not kept else ())]
     stem = file.removesuffix(".safetensors")
     files = [folder / f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [folder / file]
     for path, names in zip(files, shards, strict=True):
-        write_file(path, {name: tensors[name] for name in names}, sync=sync)
+        old = carried.get(names[0]) if names else None
+        how = refer(old, path) if old is not None else None
+        if how is None:
+            write_file(path, {name: tensors[name] for name in names}, sync=sync)
+        elif links is not None:
+            links.append(how)
+    if len(shards) == 1:
+        return files
     weight_map = {name: path.name for path, names in zip(files, shards, strict=True) for name in names}
     total = sum(source.bytes for source in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

@@ -7,12 +7,10 @@ import json
 import os
 import signal
 import sys
-import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umcompress import processes
@@ -82,6 +80,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         # Of several processes all find the same; the first says so.
         if processes.rank() == 0:
             if options is not None and options.debug:
+                import traceback
+
                 traceback.print_exception(error)
             print(f"umcompress: {error}", file=sys.stderr)
         return error.exit_code
@@ -102,6 +102,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _ended(error: SystemExit) -> UmcompressError:
     """Code that is not ours (a pass of the user's, a library) leaves the process: nothing here does."""
+    import traceback
+
     last = traceback.extract_tb(error.__traceback__)[-1]
     return UmcompressError(
         "run the command to its end", f"sys.exit({error.code!r}) in {last.filename}, line {last.lineno}",
@@ -130,6 +132,8 @@ def _print(document: Document, view: View, style: str) -> None:
 
 
 def _init(options: Namespace) -> int:
+    from pathlib import Path
+
     from umcompress.cli.init import start
     from umcompress.report import terminal
     from umcompress.report.plan_view import starter_view
@@ -146,7 +150,7 @@ def _apply(options: Namespace) -> int:
 
     report, folder = apply(
         options.recipe, options.output, options.overrides, options.device, options.dtype, options.out_of_core,
-        options.reuse, options.skip_evaluations,
+        options.reuse, options.skip_evaluations, options.link,
     )
     if processes.rank() == 0:
         _print(report, report_view(report, str(folder)), options.format)
@@ -259,6 +263,8 @@ def _evaluate(options: Namespace) -> int:
 
 
 def _compare(options: Namespace) -> int:
+    from pathlib import Path
+
     from umcompress.documents.report import read_report
     from umcompress.report.compare import compare
     from umcompress.report.compare_view import compare_view
@@ -276,6 +282,8 @@ def _compare(options: Namespace) -> int:
 
 
 def _report(options: Namespace) -> int:
+    from pathlib import Path
+
     from umcompress.documents.report import read_report
     from umcompress.report.report_view import evaluation_view, report_view
 
@@ -292,6 +300,8 @@ def _report(options: Namespace) -> int:
 
 
 def _export(options: Namespace) -> int:
+    from pathlib import Path
+
     from umcompress.run.export import export
 
     for line in export(options.run, options.to, Path(options.output), options.trust_remote_code):
@@ -346,6 +356,8 @@ def _schema(options: Namespace) -> int:
 
 
 def _generate(options: Namespace) -> int:
+    from pathlib import Path
+
     from umcompress.run.ask import generate
 
     written = generate(
@@ -363,6 +375,8 @@ def _generate(options: Namespace) -> int:
 
 
 def _ask(options: Namespace) -> int:
+    from pathlib import Path
+
     from umcompress.run.ask import ask
 
     print(ask(options.model, Path(options.picture), options.question, options.trust_remote_code))

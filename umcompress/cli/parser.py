@@ -98,6 +98,9 @@ def _apply(parser: argparse.ArgumentParser) -> None:
         "--skip-evaluations", action="store_true", help="calibrate on what evaluations provide, and score nothing"
     )
     parser.add_argument(
+        "--link", action="store_true", help="out of core: weight files that nothing changes by reflink or hard link"
+    )
+    parser.add_argument(
         "--reuse", metavar="RUN", help="take the steps of another run that depend on the same things; or of RUN itself",
     )
     _format_option(parser)

@@ -89,6 +89,7 @@ class StepReport(Document):
     sites: what was removed where, and what was measured there; declined: the sites left alone, and why.
     flags: `no_speed:TASK`, a step that cut a task's work and made it no faster.
     samples: a picture of generated samples, relative to the run's folder.
+    kept: tasks of which the step changed no weight: their scores and speed are those of the step that is named.
     experts: how tokens fall on experts, where a feed-forward is split; training: what a training step came to.
     """
 
@@ -111,6 +112,7 @@ class StepReport(Document):
     sites: tuple[SiteResult, ...] = ()
     gates: tuple[GateResult, ...] = ()
     stopped: bool = False
+    kept: dict[Task, str] = {}
     flags: tuple[str, ...] = ()
     samples: str | None = None
     experts: Experts | None = None

@@ -1,4 +1,4 @@
-"""Sizes, multiply-accumulates and speed of a model, each measured by running its tasks.
+"""Sizes and multiply-accumulates of a model, measured by running its tasks.
 
 Which parameters a task touches and how much it multiplies are read off one pass of a sample's tokens, so that no
 formula has to know the architecture.  On the meta device the same run costs nothing.
@@ -6,9 +6,8 @@ formula has to know the architecture.  On the meta device the same run costs not
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,25 +18,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from umcompress.checkpoint.layout import tied_names
 from umcompress.documents.base import Component, Task
-from umcompress.documents.report import Size, Speed
+from umcompress.documents.report import Size
 from umcompress.errors import UncountedError
 from umcompress.graph.protocol import RoutedFeedForward
 from umcompress.models.chosen_experts import ChosenExperts
+from umcompress.models.equal_blocks import EqualBlocks
 from umcompress.models.family import Family
 from umcompress.models.runner import Runner
 
-REPEATS = 3
 # Names of stacked parameters of experts -> how many of how many experts a token uses.
 Shares = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A model's sizes: numbers of parameters, bytes as loaded, multiply-accumulates a token by task."""
+    """A model's sizes: numbers of parameters, bytes as loaded, multiply-accumulates a token by task.
+
+    reads: the names of the parameters that each task's tokens went through.
+    """
 
     parameters: Size
     bytes: Size
     macs_per_token: dict[Task, int]
+    reads: dict[Task, frozenset[str]]
 
 
 def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
@@ -56,20 +59,30 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
         routed = _Routed(counter)
         hooks += routed.watch(model)
+
+        def work(counter: FlopCounterMode = counter, routed: _Routed = routed) -> float:
+            return float(counter.get_total_flops() / 2 + routed.correction)
+
+        equal = EqualBlocks(model, work) if all(tensor.is_meta for tensor in model.parameters()) else None
         try:
-            with _without_gradients(model), ChosenExperts(model, shares, names), counter, sdpa_kernel(SDPBackend.MATH):
+            once = nullcontext() if equal is None else equal.counted_once(model)
+            chosen = ChosenExperts(model, shares, names)
+            with _without_gradients(model), chosen, counter, sdpa_kernel(SDPBackend.MATH), once:
                 tokens = runner.pass_tokens(task)
         except UncountedError:
             continue
         finally:
             for hook in hooks:
                 hook.remove()
-        touched[task] = names
-        macs[task] = round((counter.get_total_flops() / 2 + routed.correction) / tokens)
+        further = {} if equal is None else equal.further_names(names)
+        shares |= {name: shares[one] for name, one in further.items() if one in shares}
+        touched[task] = names | further.keys()
+        macs[task] = round((work() + (0.0 if equal is None else equal.extra)) / tokens)
     return Weight(
         _size(model, family, touched, shares, lambda tensor: tensor.numel()),
         _size(model, family, touched, shares, lambda tensor: tensor.numel() * tensor.element_size()),
         macs,
+        {task: frozenset(names) for task, names in touched.items()},
     )
 
 
@@ -213,49 +226,3 @@ class _Routed:
             work += weight.numel() * active // of if name.endswith("weight") else 0
         tokens = inputs[0].numel() // module.shape.hidden
         self.correction += work * tokens - (self.counter.get_total_flops() - self._before) / 2
-
-
-class Stopwatch:
-    """Times a model against the unpruned one, in turn, in this process.
-
-    On a GPU a second copy of the weights may not fit, and clocks are steady: there the unpruned model is timed
-    once, at the start.
-    """
-
-    def __init__(self, dense: Runner, paired: bool) -> None:
-        self._dense = dense if paired else None
-        self._once = {} if paired else {task: _times(dense, task) for task in dense.tasks}
-
-    def compare(self, runner: Runner) -> dict[Task, Speed]:
-        """Median ratio dense / this of each task's seconds (above 1: faster), and half their range as noise."""
-        return {task: self._task(runner, task) for task in runner.tasks}
-
-    def _task(self, runner: Runner, task: Task) -> Speed:
-        runner.workload(task)
-        ratios, measures = [], []
-        for index in range(REPEATS):
-            before = self._dense.workload(task).seconds if self._dense else self._once[task][index]
-            work = runner.workload(task)
-            ratios.append(before / work.seconds)
-            measures.append(work.measures)
-        middle = statistics.median(ratios)
-        return Speed(
-            ratio=middle,
-            measures={name: statistics.median(m[name] for m in measures) for name in measures[0]},
-            noise=(max(ratios) - min(ratios)) / 2 / middle,
-        )
-
-
-def own_speed(runner: Runner) -> dict[Task, Speed]:
-    """The unpruned model's own figures; its ratio is 1 by definition."""
-    speeds: dict[Task, Speed] = {}
-    for task in runner.tasks:
-        runner.workload(task)
-        works = [runner.workload(task).measures for _ in range(3)]
-        speeds[task] = Speed(ratio=1.0, measures={n: statistics.median(w[n] for w in works) for n in works[0]})
-    return speeds
-
-
-def _times(runner: Runner, task: Task) -> list[float]:
-    runner.workload(task)
-    return [runner.workload(task).seconds for _ in range(REPEATS)]

@@ -66,11 +66,12 @@ def write_compressed(
     source: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     values: Mapping[str, TensorToWrite] | None = None,
+    links: list[str] | None = None,
 ) -> list[Path]:
     """Write into an existing folder; returns the weight files. `source`: the folder of the original model.
 
-    values: where the tensors of a skeleton come from; a live model has its own. Raises CheckError when the
-    family does not say where some tensor goes.
+    values: where the tensors of a skeleton come from; a live model has its own. links: as `write_shards`.
+    Raises CheckError when the family does not say where some tensor goes.
     """
     files = family.weight_files(model)
     if odd := name_mismatches(model, files):
@@ -86,7 +87,7 @@ def write_compressed(
     weights: list[Path] = []
     own = family if isinstance(family, CustomWeightLayout) else None
     for file, tensors in (own.sources(model, values) if own else sources(model, files, values)).items():
-        weights += write_shards(folder, tensors, file, max_shard_bytes)
+        weights += write_shards(folder, tensors, file, max_shard_bytes, links=links)
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return weights
 
@@ -105,8 +106,10 @@ def save_compressed(
         write_compressed(model, family, work, record, source, max_shard_bytes)
 
 
-def save_plain(plain: Plain, folder: Path, source: Path, replace: bool = False) -> None:
-    """Write a model that needs no plans; the folder appears as a whole or not at all."""
+def save_plain(
+    plain: Plain, folder: Path, source: Path, replace: bool = False, links: list[str] | None = None
+) -> None:
+    """Write a model that needs no plans; the folder appears as a whole or not at all. links: as `write_shards`."""
     with atomic_folder(folder, replace, sync=False) as work:
         for path in side_files(source):
             if path.name not in plain.dropped:
@@ -114,7 +117,9 @@ def save_plain(plain: Plain, folder: Path, source: Path, replace: bool = False) 
         for name, text in plain.texts.items():
             (work / name).write_text(text, encoding="utf-8")
         for file, tensors in plain.weights.items():
-            write_shards(work, tensors, file, DEFAULT_SHARD_BYTES if plain.sharded else sys.maxsize)
+            # What is read as one file stays one.
+            limit, by_reference = (DEFAULT_SHARD_BYTES, links) if plain.sharded else (sys.maxsize, None)
+            write_shards(work, tensors, file, limit, links=by_reference)
 
 
 def load_compressed(

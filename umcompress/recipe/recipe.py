@@ -50,6 +50,14 @@ class Calibration(Document):
         return self
 
 
+class Measure(Document):
+    """What is measured beside scores and sizes."""
+
+    speed: Literal["off", "last", "each"] = Field(
+        default="each", description="Time each step; the unpruned model and the last step alone; or nothing."
+    )
+
+
 class RecipeHead(Document):
     """Everything in a recipe but its steps and evaluations, which are validated by classes found by name."""
 
@@ -74,6 +82,7 @@ class RecipeHead(Document):
         default=False, description="Run Python code that comes with the model (and with an evaluation's `reference`)."
     )
 
+    measure: Measure = Field(default=Measure(), description="What is measured beside scores and sizes.")
     sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] | None = Field(
         default=None, description="The grid of `umcompress sweep`: path, as --set takes it, to values."
     )
@@ -137,6 +146,10 @@ class Recipe(RecipeHead):
         last = len(self.steps) if done is None else done
         names = {step.name: number for number, step in enumerate(self.steps, start=1)}
         return last if self.write is None else min(names[self.write], last)
+
+    def times(self, index: int) -> bool:
+        """Whether step number `index` is timed; the baseline has number 0."""
+        return self.measure.speed == "each" or (self.measure.speed == "last" and index in (0, self.written()))
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out; parsing it again gives an equal recipe."""

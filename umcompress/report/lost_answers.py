@@ -45,7 +45,8 @@ def lost_answers(report: Report, run: Path) -> list[LostAnswers]:
     base = folders.get("baseline")
     found = []
     for step in report.steps[1:]:
-        here = folders.get(_plain(step.name))
+        # What a step left alone was not asked again: the answers are those of the step that was.
+        here = folders.get(_plain(step.kept.get("understanding", step.name)))
         if base is None or here is None:
             continue
         for name in step.evaluations:

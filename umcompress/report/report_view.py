@@ -97,6 +97,8 @@ def _lines(report: Report, run: str | None) -> list[str]:
         lines.append(f"stopped at {report.stopped.step}, which was undone: {report.stopped.reason}")
     gates = [(step, gate) for step in report.steps for gate in step.gates]
     lines += [_gate(step, gate) for step, gate in gates if gate.passed and gate.drop > gate.limit]
+    for step in report.steps:
+        lines += [f"{step.name}: {task} as in {kept}, same weights" for task, kept in step.kept.items()]
     lines += report.notes
     folder = f"{run.rstrip('/')}/" if run else ""
     pictures = [(step.name, step.samples) for step in report.steps if step.samples and not step.stopped]

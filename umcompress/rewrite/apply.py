@@ -16,7 +16,13 @@ from umcompress.rewrite.tensors import Blobs, Expression, TensorMap, Unchanged, 
 
 
 def rewrite(model: nn.Module, family: ModelFamily, plans: Sequence[Plan], blobs: Blobs = ()) -> nn.Module:
-    """Apply plans to the live model, one after the other; returns the same model.
+    """Apply plans to the live model, one after the other; returns the same model. Arguments: `rewrite_tensors`."""
+    rewrite_tensors(model, family, plans, blobs)
+    return model
+
+
+def rewrite_tensors(model: nn.Module, family: ModelFamily, plans: Sequence[Plan], blobs: Blobs = ()) -> TensorMap:
+    """Apply plans to the live model, one after the other; returns where each tensor comes from.
 
     `blobs` holds, for each plan, the values that its SetTensors edits name; leave it out if there are none.
     Raises PlanError when a plan does not fit: the model is then as the plans before it left it. CheckError
@@ -32,7 +38,7 @@ def rewrite(model: nn.Module, family: ModelFamily, plans: Sequence[Plan], blobs:
         _set_values(model, tensors, source, blobs)
         raise
     _set_values(model, tensors, source, blobs)
-    return model
+    return tensors
 
 
 def shapes_only(skeleton: nn.Module, family: ModelFamily, plans: Sequence[Plan]) -> TensorMap:

@@ -178,7 +178,7 @@ class Alone:
         weight = weigh(model, self.source.family, runner)
         seconds: dict[Task, float] = dict.fromkeys(runner.tasks, 1.0) if self.timed else {}
         if self.timed and changed:
-            seconds = {task: 1 / speed.ratio for task, speed in self.held.speed(runner, False).items()}
+            seconds = {task: 1 / speed.ratio for task, speed in self.held.speed(runner, False, runner.tasks).items()}
         return Sizes(
             parameters=weight.parameters, bytes=weight.bytes, macs_per_token=weight.macs_per_token, seconds=seconds
         )

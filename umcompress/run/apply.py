@@ -36,13 +36,17 @@ def apply(
     out_of_core: bool = False,
     reuse: str | None = None,
     skip_evaluations: bool = False,
+    link: bool = False,
 ) -> tuple[Report, Path]:
     """Run a recipe.  Goes on with an unfinished run of the same recipe in the output folder.
 
     Several processes train and evaluate together; the first alone plans and writes.  They share the folder.
     out_of_core: from weight files to weight files, without the model in memory; nothing is evaluated then.
     skip_evaluations: the recipe's evaluations give calibration items, and are not run.
+    link: weight files that nothing changes by reference.
     """
+    if link and not out_of_core:
+        raise UsageError("apply with --link", "it goes with --out-of-core, which copies files", "give both, or neither")
     loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
     given = output or loaded.recipe.output
     path = Path(given) if given else Path("runs") / loaded.file.stem
@@ -65,7 +69,10 @@ def apply(
     if loaded.recipe.sweep:
         say(f"the recipe's grid is left out; it is for: umcompress sweep {recipe}")
     taken = Path(reuse) if reuse else None
-    return carry_out(loaded, source, path, out_of_core, reuse=taken, skip_evaluations=skip_evaluations), path
+    report = carry_out(
+        loaded, source, path, out_of_core, reuse=taken, skip_evaluations=skip_evaluations, link=link
+    )
+    return report, path
 
 
 def written_unsaid(recipe: Recipe) -> str | None:
@@ -78,7 +85,7 @@ def written_unsaid(recipe: Recipe) -> str | None:
 
 def carry_out(
     loaded: LoadedRecipe, source: Source, path: Path, out_of_core: bool = False, shared: Shared | None = None,
-    reuse: Path | None = None, skip_evaluations: bool = False,
+    reuse: Path | None = None, skip_evaluations: bool = False, link: bool = False,
 ) -> Report:  # fmt: skip
     """A checked recipe into its folder.  shared: what runs of a sweep have in common; reuse: a run to take steps of."""
     folder = RunFolder(path, processes.by_first(lambda: dependencies(loaded, source, out_of_core, skip_evaluations)))
@@ -92,7 +99,8 @@ def carry_out(
             if shared is not None:
                 given = shared
                 processes.by_first(lambda: given.give(folder))
-            loop = Loop(loaded.recipe, folder, _held(loaded.recipe, source, out_of_core), say, shared, skip_evaluations)
+            held = _held(loaded.recipe, source, out_of_core, link)
+            loop = Loop(loaded.recipe, folder, held, say, shared, skip_evaluations)
             outcome = loop.run()
             report = processes.by_first(lambda: _finish(loaded, loop, outcome, folder.depends_on.fingerprint()))
         if shared is not None:
@@ -114,12 +122,14 @@ def _finished(folder: RunFolder, loaded: LoadedRecipe, reuse: Path | None) -> bo
     return False
 
 
-def _held(recipe: Recipe, source: Source, out_of_core: bool) -> HeldModel:
+def _held(recipe: Recipe, source: Source, out_of_core: bool, link: bool) -> HeldModel:
     """The model, in memory or on disk."""
     if out_of_core:
         from umcompress.run.out_of_core import open_on_disk
 
-        return open_on_disk(source, recipe.dtype)
+        on_disk = open_on_disk(source, recipe.dtype)
+        on_disk.link = link
+        return on_disk
     from umcompress.run.in_memory import InMemory
     from umcompress.run.verify import finite
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umcompress.documents.atomic import sha256_file
-from umcompress.documents.base import Document
+from umcompress.documents.base import Document, Task
 from umcompress.documents.file_names import STEP
 from umcompress.documents.files import is_regular, read_text
 from umcompress.documents.plan import Plan, SetTensors
@@ -26,10 +26,12 @@ class CommittedStep(Document):
     """What is kept of a finished step.
 
     key: names what it depends on. digest: of report and plan, so that a file changed by hand is found out.
+    reads: the names of the weights that each task reads, None where not known.
     """
 
     report: StepReport
     plan: Plan | None = None
+    reads: dict[Task, tuple[str, ...]] | None = None
     key: str = ""
     digest: str = ""
 

@@ -48,8 +48,8 @@ def evaluate(
         make_folder(Path(output), f"the output folder {output}")
     device = processes.start(device)
     from umcompress.documents.report import step_report
-    from umcompress.models.measure import own_speed
     from umcompress.models.source import open_source
+    from umcompress.models.stopwatch import own_speed
     from umcompress.run.measured import measured
 
     source = open_source(model, dtype, device, trust_remote_code=trust_remote_code)
@@ -59,8 +59,8 @@ def evaluate(
     runner = source.runner(loaded)
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(output or processes.from_first(temporary))
-        step = measured(
-            "baseline", loaded, runner, source, wanted, out, say, "baseline", lambda: own_speed(runner)
+        step, _ = measured(
+            "baseline", loaded, runner, source, wanted, out, say, "baseline", lambda tasks: own_speed(runner, tasks)
         )
     report = _report(model, [step_report(step)], source, wanted, seed)
     if made is not None:

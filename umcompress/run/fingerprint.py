@@ -46,9 +46,10 @@ def depending(
     for name, evaluation in zip(recipe.evaluation_names, recipe.evaluate, strict=True):
         common |= _under(f"evaluation {Path(name).name}", recipe.evaluated(evaluation), evaluation)
         common |= _sources(recipe, getattr(evaluation, "source", None))
-    steps = [StepDependencies(name="baseline", parts=common)]
-    for step, start in zip(recipe.steps, recipe.parents(), strict=True):
-        steps.append(StepDependencies(name=step.name, start=start, parts=_of_step(recipe, step)))
+    steps = [StepDependencies(name="baseline", parts=common | _timed(recipe, 0))]
+    for index, (step, start) in enumerate(zip(recipe.steps, recipe.parents(), strict=True), start=1):
+        parts = _of_step(recipe, step) | _timed(recipe, index)
+        steps.append(StepDependencies(name=step.name, start=start, parts=parts))
     return Dependencies(steps=tuple(steps))
 
 
@@ -66,6 +67,10 @@ def _settings(recipe: Recipe, out_of_core: bool) -> Parts:
     names = ("seed", "device", "dtype", "components", "trust_remote_code")
     head = recipe.resolved()
     return {name: str(head[name]) for name in names} | {"the model is held": "on disk" if out_of_core else "in memory"}
+
+
+def _timed(recipe: Recipe, index: int) -> Parts:
+    return {"timed": str(recipe.times(index))}
 
 
 def _of_step(recipe: Recipe, step: Step) -> Parts:

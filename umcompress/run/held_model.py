@@ -16,6 +16,7 @@ from umcompress.graph.model_graph import ModelGraph
 from umcompress.models.plain_folder import Plain
 from umcompress.models.runner import Runner
 from umcompress.models.source import Source
+from umcompress.run.kept import Origins
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,8 +63,11 @@ class HeldModel(Protocol):
     def as_written(self, proposal: Proposal, before: Sequence[Plan]) -> Proposal:
         """A proposal with its values as they will be once they were written. `before`: the plans before it."""
 
-    def speed(self, runner: Runner, baseline: bool) -> dict[Task, Speed]:
-        """How fast each task runs, against the unpruned model; nothing where the model cannot be timed."""
+    def origins(self) -> Origins | None:
+        """Where each tensor comes from; None where it is not followed, as nothing is measured twice."""
+
+    def speed(self, runner: Runner, baseline: bool, tasks: Sequence[Task]) -> dict[Task, Speed]:
+        """How fast these tasks run, against the unpruned model; nothing where the model cannot be timed."""
 
     def probe(self) -> dict[str, Tensor]:
         """Outputs on fixed inputs, which the written model must reproduce."""

@@ -14,18 +14,20 @@ from umcompress.documents.plan import CompressionRecord, Edit, Plan
 from umcompress.documents.report import Speed
 from umcompress.extend.pass_base import Proposal
 from umcompress.graph.model_graph import ModelGraph, trace_model
-from umcompress.models.measure import Stopwatch, own_speed
 from umcompress.models.plain_folder import Plain
 from umcompress.models.runner import Runner
 from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source
+from umcompress.models.stopwatch import Stopwatch, own_speed
 from umcompress.models.stored_dtype import held_as, rounded, stored_dtypes
 from umcompress.recipe.recipe import Recipe
-from umcompress.rewrite.apply import rewrite
+from umcompress.rewrite.apply import rewrite, rewrite_tensors
+from umcompress.rewrite.tensors import Unchanged
 from umcompress.run.held_model import Written
+from umcompress.run.kept import Origins
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class InMemory:
@@ -37,6 +39,7 @@ class InMemory:
         self.recipe, self.source = recipe, source
         self.model = source.load()
         self.dtype: str | None = source.dtype
+        self._origins, self._plans = _as_loaded(self.model), 0
 
     @cached_property
     def stopwatch(self) -> Stopwatch:
@@ -46,9 +49,18 @@ class InMemory:
 
     def start_over(self) -> None:
         self.model = self.source.load()
+        self._origins, self._plans = _as_loaded(self.model), 0
 
     def apply(self, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-        rewrite(self.model, self.source.family, [plan], [tensors])
+        made = rewrite_tensors(self.model, self.source.family, [plan], [tensors])
+        self._plans += 1
+        self._origins = {
+            name: self._origins[entry.name] if isinstance(entry, Unchanged) else (name, self._plans)
+            for name, entry in made.entries.items()
+        }
+
+    def origins(self) -> Origins:
+        return self._origins
 
     def graph(self) -> ModelGraph:
         return trace_model(self.model, self.source.family)
@@ -74,8 +86,8 @@ class InMemory:
         values = rounded(self.source, self.recipe, [*before, proposal.plan], proposal.tensors)
         return Proposal(proposal.plan, dict(values))
 
-    def speed(self, runner: Runner, baseline: bool) -> dict[Task, Speed]:
-        return own_speed(runner) if baseline else self.stopwatch.compare(runner)
+    def speed(self, runner: Runner, baseline: bool, tasks: Sequence[Task]) -> dict[Task, Speed]:
+        return own_speed(runner, tasks) if baseline else self.stopwatch.compare(runner, tasks)
 
     def probe(self) -> dict[str, Tensor]:
         return self.source.runner(self.model).probe()
@@ -92,3 +104,7 @@ class InMemory:
             else:
                 save_plain(plain, folder, source, replace=True)
         return Written(plain, tuple(sorted(str(dtype).removeprefix("torch.") for dtype in stored)))
+
+
+def _as_loaded(model: nn.Module) -> Origins:
+    return {name: (name, 0) for name in model.state_dict(keep_vars=True)}

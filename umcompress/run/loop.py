@@ -29,6 +29,7 @@ from umcompress.recipe.recipe import Calibration, Recipe, Step
 from umcompress.run.committed import CommittedStep, keep_tensors, kept_tensors
 from umcompress.run.folder import BASELINE, TRAINING, RunFolder
 from umcompress.run.held_model import HeldModel
+from umcompress.run.kept import Above
 from umcompress.run.measured import measured
 from umcompress.run.sharing import Shared, trains
 from umcompress.train.step import feed_experts, run_training, sharded, summary
@@ -82,6 +83,8 @@ class Loop:
         self.source = held.source
         self.evaluations = [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate]
         self.scoring = [] if skip_evaluations else self.evaluations
+        # What each step was measured as, by its number: what follows need not measure again what it left alone.
+        self._above: dict[int, Above] = {}
 
     def run(self) -> Outcome:
         """All steps, those that are committed already from the folder; the model is then the one to be written."""
@@ -98,6 +101,7 @@ class Loop:
                 report, done = kept.report, self._kept(place, kept.plan)
                 if not report.stopped:
                     self.held.apply(done.plan, done.tensors)
+                self._remember(index, kept)
             else:
                 report, done = self._step(place, outcome.steps, chains[parent])
             outcome.steps.append(report)
@@ -128,11 +132,15 @@ class Loop:
     def _baseline(self) -> StepReport:
         if (kept := self.folder.committed(0, BASELINE)) is not None:
             self.say(f"{self._count(0)} baseline: done before")
+            self._remember(0, kept)
             return kept.report
         started = time.monotonic()
         work = self._work(0, BASELINE)
-        report = self._measured(0, BASELINE, work, None).model_copy(update={"seconds": time.monotonic() - started})
-        processes.by_first(lambda: self.folder.commit(0, BASELINE, work, CommittedStep(report=report)))
+        done = self._measured(0, BASELINE, 0, work, None)
+        report = done.report.model_copy(update={"seconds": time.monotonic() - started})
+        done = done.model_copy(update={"report": report})
+        processes.by_first(lambda: self.folder.commit(0, BASELINE, work, done))
+        self._remember(0, done)
         return report
 
     def _work(self, index: int, name: str) -> Path:
@@ -154,18 +162,19 @@ class Loop:
         if sharded(self.held.model):
             self._replay(before)
         self.held.apply(plan, tensors)
-        report = self._measured(place.index, step.name, work, plan)
+        measured_as = self._measured(place.index, step.name, place.parent, work, plan)
         baseline, above = steps[0], steps[place.parent]
-        gates = check_gate(step.stop_if, report.scores, baseline.scores) if step.stop_if else []
-        report = report.model_copy(update={
+        gates = check_gate(step.stop_if, measured_as.report.scores, baseline.scores) if step.stop_if else []
+        report = measured_as.report.model_copy(update={
             "pass_": step.reference, "options": step.pass_.json_values(), "edits": len(plan.edits),
             "declined": plan.declined, "sites": site_results(plan), "gates": tuple(gates),
             "stopped": any(not gate.passed for gate in gates),
             "after": above.name if place.parent != place.index - 1 else None, "seconds": time.monotonic() - started,
         })
         report = step_report(report, baseline, above)
-        done = CommittedStep(report=report, plan=plan)
+        done = measured_as.model_copy(update={"report": report, "plan": plan})
         processes.by_first(lambda: self.folder.commit(place.index, step.name, work, done))
+        self._remember(place.index, done)
         return report, Applied(step.name, plan, tensors)
 
     def _planned(self, place: Place, work: Path, before: Sequence[Plan]) -> tuple[Plan, Mapping[str, Tensor]]:
@@ -216,24 +225,36 @@ class Loop:
         )
         return graph, statistics
 
-    def _measured(self, index: int, name: str, work: Path, plan: Plan | None) -> StepReport:
+    def _remember(self, index: int, done: CommittedStep) -> None:
+        """What the steps that start from this one compare themselves with."""
+        origins = self.held.origins()
+        if done.reads is not None and origins is not None:
+            reads = {task: frozenset(names) for task, names in done.reads.items()}
+            self._above[index] = Above(done.report, reads, origins)
+
+    def _measured(self, index: int, name: str, parent: int, work: Path, plan: Plan | None) -> CommittedStep:
         """Scores, size, speed; of a step (which has a `plan`) scores may be held against the baseline's."""
         baseline = None if plan is None else self.folder.step_path(0, BASELINE)
         model, runner = self.held.model, self.source.runner(self.held.model)
-        report = measured(
+        above = None if plan is None else self._above.get(parent)
+        report, weight = measured(
             name, model, runner, self.source, self.scoring, work, self.say, f"{self._count(index)} {name}",
-            lambda: self.held.speed(runner, plan is None), baseline,
+            (lambda tasks: self.held.speed(runner, plan is None, tasks)) if self.recipe.times(index) else None,
+            baseline, above, self.held.origins(),
         )  # fmt: skip
 
         def beside() -> dict[str, Any]:
             pictures = next((str(p.relative_to(work)) for p in sorted(work.rglob("samples.png"))), None)
+            earlier = above.report.samples if above is not None and "generation" in report.kept else None
             return {
-                "samples": f"steps/{self.folder.step_path(index, name).name}/{pictures}" if pictures else None,
+                "samples": f"steps/{self.folder.step_path(index, name).name}/{pictures}" if pictures else earlier,
                 "experts": feed_experts(model, self.source.family, runner, self.scoring, self.recipe.seed),
                 "training": None if plan is None else summary(work / TRAINING, plan, model),
             }
 
-        return report.model_copy(update=processes.by_first(beside))
+        report = report.model_copy(update=processes.by_first(beside))
+        reads = {task: tuple(sorted(names)) for task, names in weight.reads.items()}
+        return CommittedStep(report=report, plan=plan, reads=reads)
 
 
 def _plan(planner: Pass, graph: ModelGraph, statistics: Statistics) -> Proposal:

@@ -49,6 +49,8 @@ class OnDisk:
     dtype: str | None = None
     blobs: list[Mapping[str, Tensor]] = field(default_factory=list)
     on_disk: bool = True
+    # Whether weight files that nothing changes are taken by reference.
+    link: bool = False
 
     def start_over(self) -> None:
         again = open_on_disk(self.source, self.dtype)
@@ -107,7 +109,10 @@ class OnDisk:
         """Values get the dtype of their tensor when they are read, and nothing is measured before."""
         return proposal
 
-    def speed(self, runner: Runner, baseline: bool) -> dict[Task, Speed]:
+    def origins(self) -> None:
+        """Nothing is evaluated."""
+
+    def speed(self, runner: Runner, baseline: bool, tasks: Sequence[Task]) -> dict[Task, Speed]:
         """The time would be the disk's."""
         return {}
 
@@ -119,14 +124,25 @@ class OnDisk:
         started = time.monotonic()
         family, values = self.source.family, self.values()
         plain: Plain | str = family.plain(self.model, self.source.folder, record.plans, values)
+        links: list[str] | None = [] if self.link else None
         with self.disk:
             if isinstance(plain, str):
                 with atomic_folder(folder, replace=True, sync=False) as work:
-                    write_compressed(self.model, family, work, record, self.source.folder, values=values)
+                    write_compressed(self.model, family, work, record, self.source.folder, values=values, links=links)
             else:
-                save_plain(plain, folder, self.source.folder, replace=True)
+                save_plain(plain, folder, self.source.folder, replace=True, links=links)
         seconds, peak = time.monotonic() - started, peak_bytes()
-        return Written(plain, notes=(f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB",))
+        note = f"out of core: written in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB"
+        return Written(plain, notes=(note, *_of_links(links)))
+
+
+def _of_links(links: list[str] | None) -> list[str]:
+    """What is to be known of files that were taken by reference."""
+    if links is None:
+        return []
+    found = [f"{links.count(how)} weight files are {how}s" for how in ("reflink", "hard link") if how in links]
+    careful = ["; do not write over the originals in place"] if "hard link" in links else []
+    return ["; ".join(found) + "".join(careful) if found else "no weight file could be taken by reference"]
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from umcompress.errors import ModelError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, vision_input
-from umcompress.models.bagel.sampling import Contexts, Guidance, decode_images, denoise, guided_velocity, to_pixels
+from umcompress.models.bagel.sampling import (
+    Contexts,
+    Guidance,
+    decode_images,
+    denoise,
+    guided_velocity,
+    timesteps,
+    to_pixels,
+)
 from umcompress.models.bagel.tokenizer import FolderTokenizer
 from umcompress.models.items import GenerationItem, Picture, UnderstandingItem
 from umcompress.models.pictures import to_image
@@ -155,7 +163,7 @@ class BagelRunner(Runner):
     ) -> Tensor:
         """Prompts as token ids -> latent tokens of all their pictures."""
         self._needs("generation")
-        contexts = Contexts.empty(len(prompts))
+        contexts = Contexts.empty(len(prompts), image_guidance=False)
         contexts.add_text(self.model, prompts)
         return denoise(
             self.model, contexts, torch.cat(list(noise)).to(self.model.device), [self.size] * len(prompts),
@@ -237,24 +245,44 @@ class BagelRunner(Runner):
             rows, _ = self.model.absorb_text(cache, [_zero_ids(1)], wrap=False)
             self.model.logits(rows)
             return cache.length()
-        contexts = Contexts.empty(1)
+        contexts = Contexts.empty(1, image_guidance=False)
         contexts.add_text(self.model, [_zero_ids(PROMPT_TOKENS)])
         latents = self.noise(0, 0).to(self.model.device)
         guided_velocity(self.model, contexts, latents, 1.0, [self.size], self.guidance)
         branches = 2 if self.guidance.at(1.0).text_scale > 1 else 1
-        return contexts.full.length() + contexts.image_cfg.length() + branches * (len(latents) + 2)
+        return contexts.full.length() + branches * (len(latents) + 2)
 
     def workload(self, task: Task) -> Work:
-        """Understanding: read a batch, decode eight tokens each.  Generation: paint a batch, all steps."""
+        """Understanding: read a batch, decode eight tokens each.  Generation: paint a batch, few of its steps."""
         count = min(self.batch_size, 16)
-        if task == "understanding":
-            return self._understanding_work(count)
-        started = time.perf_counter()
-        tokens = self._sampled_latents([_zero_ids(PROMPT_TOKENS)] * count, [self.noise(0, i) for i in range(count)])
-        decode_images(self.model, tokens, [self.size] * count)
-        self._synchronize()
-        seconds = time.perf_counter() - started
+        return self._understanding_work(count) if task == "understanding" else self._generation_work(count)
+
+    @torch.no_grad()
+    def _generation_work(self, count: int) -> Work:
+        """The seconds of a whole picture, from the prompts, one step with guidance, one without, and the decoding.
+
+        Steps of a kind all do the same work; each kind is timed at the time in the middle of its own.
+        """
+        times = timesteps(self.sampling.num_timesteps, self.sampling.timestep_shift).tolist()[:-1]
+        guided = [t for t in times if self.guidance.at(t).text_scale > 1]
+        x = torch.cat([self.noise(0, place) for place in range(count)]).to(self.model.device)
+        sizes = [self.size] * count
+        contexts = Contexts.empty(count, image_guidance=False)
+        seconds = self._seconds(lambda: contexts.add_text(self.model, [_zero_ids(PROMPT_TOKENS)] * count))
+        for kind in (guided, [t for t in times if t not in guided]):
+            if kind:
+                t = kind[len(kind) // 2]
+                step = partial(guided_velocity, self.model, contexts, x, t, sizes, self.guidance)
+                seconds += len(kind) * self._seconds(step)
+        seconds += self._seconds(lambda: decode_images(self.model, x, sizes))
         return Work(seconds, {"image_seconds": seconds / count})
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        self._synchronize()
+        started = time.perf_counter()
+        work()
+        self._synchronize()
+        return time.perf_counter() - started
 
     @torch.no_grad()
     def _understanding_work(self, count: int, new_tokens: int = 8) -> Work:

@@ -40,21 +40,22 @@ class Guidance:
 
 @dataclass
 class Contexts:
-    """The three caches of a generation: everything; without the last text; without the images."""
+    """The caches of a generation: everything; without the last text; without the images, None where no step asks."""
 
     full: Cache
     text_cfg: Cache
-    image_cfg: Cache
+    image_cfg: Cache | None
 
     @classmethod
-    def empty(cls, batch: int) -> Contexts:
-        return cls(Cache(batch), Cache(batch), Cache(batch))
+    def empty(cls, batch: int, image_guidance: bool = True) -> Contexts:
+        return cls(Cache(batch), Cache(batch), Cache(batch) if image_guidance else None)
 
     def add_text(self, model: Bagel, ids: Sequence[Tensor]) -> None:
         """The text guidance forgets this text; the image guidance keeps it."""
         self.text_cfg = self.full.fork()
         model.absorb_text(self.full, ids)
-        model.absorb_text(self.image_cfg, ids)
+        if self.image_cfg is not None:
+            model.absorb_text(self.image_cfg, ids)
 
     def add_image(self, model: Bagel, latents: Sequence[Tensor] | None, images: Sequence[Tensor]) -> None:
         """The clean latent (none where only text is wanted), then the picture as the vision tower sees it."""
@@ -85,7 +86,10 @@ def guided_velocity(
         return v
     v_text = model.velocity(contexts.text_cfg, tokens, t, sizes)
     u = v_text + rule.text_scale * (v - v_text)
-    v_image = model.velocity(contexts.image_cfg, tokens, t, sizes) if rule.image_scale > 1.0 else None
+    v_image = None
+    if rule.image_scale > 1.0:
+        assert contexts.image_cfg is not None, "contexts without image guidance"
+        v_image = model.velocity(contexts.image_cfg, tokens, t, sizes)
     if rule.renorm_type == "text_channel":
         u = u * _ratio(v.norm(dim=-1, keepdim=True), u.norm(dim=-1, keepdim=True), rule)
         return u if v_image is None else v_image + rule.image_scale * (u - v_image)

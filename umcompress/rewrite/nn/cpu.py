@@ -12,10 +12,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+ONEDNN_IS_FASTER = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # Multiplications below which oneDNN's setup costs more than it saves.
 _LARGE = 1 << 20
 # Rows up to this length are short for `one_token_sum`.
 _SHORT = 512
+
+
+def linear_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (T, K), weight (N, K) -> (T, N), as the products of experts are made. No gradient."""
+    return _product(x.contiguous(), weight.contiguous())
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -34,21 +40,25 @@ def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _through_onednn(a: Tensor, b: Tensor) -> bool:
-    """Whether to multiply by oneDNN: on AMD processors MKL's float32 products take twice as long."""
-    large = min(a.shape) > 1 and a.numel() * b.shape[0] >= _LARGE
+    """Whether to multiply by oneDNN: on AMD processors with AVX-512 MKL's float32 products take twice as long.
+
+    On those with AVX2 alone MKL is the faster of both by a tenth.
+    """
+    large = ONEDNN_IS_FASTER and min(a.shape) > 1 and a.numel() * b.shape[0] >= _LARGE
     return large and a.dtype == torch.float32 and torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
 
 
-def _groups(ends: Tensor, rows: int) -> Iterator[tuple[int, int, int, int]]:
+def _groups(ends: Tensor, rows: int, dtype: torch.dtype) -> Iterator[tuple[int, int, int, int]]:
     """(expert, start, end, padded end) of each expert that has rows.
 
-    oneDNN prepares each size once and remembers only so many: sizes from 64 up are rounded up to 8 in each
+    oneDNN prepares each size once and remembers only so many: for it sizes from 64 up are rounded up to 8 in each
     octave, by taking rows of the next expert along.
     """
+    rounded = ONEDNN_IS_FASTER or dtype == torch.bfloat16
     start = 0
     for expert, end in enumerate(ends.tolist()):
         if end > start:
-            step = 1 << max((end - start).bit_length() - 4, 0) if end - start > 64 else 1
+            step = 1 << max((end - start).bit_length() - 4, 0) if rounded and end - start > 64 else 1
             yield expert, start, end, min(start - (start - end) // step * step, rows)
         start = end
 
@@ -61,7 +71,7 @@ def _first(rows: Tensor, count: int) -> Tensor:
 def spread_products(x: Tensor, weights: Sequence[Tensor], token: Tensor, ends: Tensor) -> list[Tensor]:
     """x (T, K), weights of (E, N, K) -> for each weight (M, N): each token times the matrices of its experts."""
     outs = [x.new_empty(token.shape[0], weight.shape[1]) for weight in weights]
-    for expert, start, end, padded in _groups(ends, token.shape[0]):
+    for expert, start, end, padded in _groups(ends, token.shape[0], x.dtype):
         mine = x.index_select(0, token[start:padded])
         for weight, out in zip(weights, outs, strict=True):
             _product_into(out[start:end], mine, weight[expert])
@@ -80,7 +90,7 @@ def sum_products(
     """rows of (M, K), weights of (E, N, K) -> (T, N): the sum over each token's experts, and over the pairs."""
     exact = torch.promote_types(rows[0].dtype, torch.float32)
     out = rows[0].new_zeros(tokens, weights[0].shape[1], dtype=exact)
-    for expert, start, end, padded in _groups(ends, token.shape[0]):
+    for expert, start, end, padded in _groups(ends, token.shape[0], rows[0].dtype):
         made = _product(rows[0][start:padded], weights[0][expert]).to(exact)
         for row, weight in zip(rows[1:], weights[1:], strict=True):
             made += _product(row[start:padded], weight[expert])
@@ -102,7 +112,7 @@ def outer_products(
     without = torch.diff(ends, prepend=ends.new_zeros(1)).eq(0).nonzero()[:, 0]
     for out in outs:
         out[without] = 0
-    for expert, start, end, padded in _groups(ends, token.shape[0]):
+    for expert, start, end, padded in _groups(ends, token.shape[0], x.dtype):
         mine = x.index_select(0, token[start:padded])
         if padded > end:
             mine[end - start :] = 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umcompress.rewrite.nn.cpu import one_token_products, one_token_sum
+from umcompress.rewrite.nn.cpu import ONEDNN_IS_FASTER, linear_product, one_token_products, one_token_sum
 from umcompress.rewrite.nn.dispatch import sort_by_expert, spread_linear, sum_linear
 
 Weighting = Literal["one_plus_logit", "softmax"]
@@ -43,6 +43,30 @@ class ExpertShape:
     def first(self) -> tuple[str, ...]:
         """The names of the producers, without repetition."""
         return tuple(dict.fromkeys(self.producers))
+
+
+# Experts of fewer channels than this, and groups of fewer rows, are multiplied so slowly that all experts at once cost
+# less, where no fewer than a third of them run (benchmarks/moe_forward.py). oneDNN is slow with few rows, MKL is not.
+# Rules and not measurements of this machine: a model that is loaded again must compute the same bits.
+THIN, LEAST_SHARE = 40, 1 / 3
+FEW_ROWS = 20 if ONEDNN_IS_FASTER else 0
+# Up to so many tokens a copy of the consumer costs more than one product gains over one for each expert.
+FEW_TOKENS = 64
+
+
+def all_at_once_is_faster(shape: ExpertShape, tokens: int) -> bool:
+    """Whether products of all experts cost less than small ones of those that were chosen."""
+    rows = tokens * shape.active / shape.experts
+    return shape.active / shape.experts >= LEAST_SHARE and (shape.width < THIN or 1 < rows < FEW_ROWS)
+
+
+def _plain_linear(linear: nn.Module, x: Tensor) -> Tensor:
+    """A linear of a shared expert by the product that the others have; where it is watched, by itself."""
+    if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
+        watched: Tensor = linear(x)
+        return watched
+    out = linear_product(x, linear.weight)
+    return out if linear.bias is None else out + linear.bias
 
 
 class StackedLinear(nn.Module):
@@ -117,8 +141,11 @@ class SparseFeedForward(nn.Module):
         if not len(x) and not torch.is_grad_enabled():
             # One of two streams is often empty; sorting nothing takes as long as sorting a little.
             return torch.zeros_like(x)
-        if self._may_decode(x):
-            return self._decode(x, weights, chosen)
+        if self._is_plain(x):
+            if x.shape[0] == 1:
+                return self._decode(x, weights, chosen)
+            if all_at_once_is_faster(self.shape, x.shape[0]):
+                return self._all_at_once(x, weights, chosen)
         order = sort_by_expert(chosen, self.shape.experts)
         linears = [self._stacked(name) for name in self.shape.first]
         made = spread_linear(x, [linear.weight for linear in linears], order)
@@ -137,9 +164,9 @@ class SparseFeedForward(nn.Module):
         )
         return out
 
-    def _may_decode(self, x: Tensor) -> bool:
-        """Whether the input is one token on a CPU, without gradients or compilation: then nothing needs sorting."""
-        if x.shape[0] != 1 or not x.is_cpu or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether this runs on a CPU, without gradients or compilation: then there are ways without sorting."""
+        if not x.is_cpu or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return False
         return type(x) is Tensor and not torch.compiler.is_compiling()
 
@@ -149,6 +176,22 @@ class SparseFeedForward(nn.Module):
         made = [one_token_products(x[0], self._stacked(name).weight, numbers) for name in names]
         return one_token_sum(self._inner(made, chosen[0]) * weights.mT, consumer, numbers)[None]
 
+    def _all_at_once(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """All experts of every token in whole products; those that were not chosen weigh nothing."""
+        tokens, experts = x.shape[0], self.shape.experts
+        scale = weights.new_zeros(tokens, experts).scatter_(1, chosen, weights)
+        made = []
+        for name in self.shape.first:
+            linear = self._stacked(name)
+            rows = linear_product(x, linear.weight.flatten(0, 1)).view(tokens, experts, -1)
+            made.append((rows if linear.bias is None else rows + linear.bias).flatten(0, 1))
+        inner = (self.inner(*made) * scale.view(-1, 1)).view(tokens, experts, -1)
+        weight = self._stacked(self.shape.consumer).weight
+        if tokens < FEW_TOKENS:
+            return torch.bmm(inner.transpose(0, 1), weight.mT).sum(0)
+        # (E, H, m) -> (H, E m): copying costs less than products of so few channels.
+        return linear_product(inner.flatten(1), weight.transpose(0, 1).flatten(1))
+
     def _stacked(self, name: str) -> StackedLinear:
         linear = self.experts[name]
         assert isinstance(linear, StackedLinear)
@@ -156,8 +199,11 @@ class SparseFeedForward(nn.Module):
 
     def _shared(self, x: Tensor) -> Tensor:
         shared = self.shared_expert
-        out: Tensor = shared[self.shape.consumer](self.inner(*(shared[name](x) for name in self.shape.first)))
-        return out
+        if not self._is_plain(x):
+            out: Tensor = shared[self.shape.consumer](self.inner(*(shared[name](x) for name in self.shape.first)))
+            return out
+        made = [_plain_linear(shared[name], x) for name in self.shape.first]
+        return _plain_linear(shared[self.shape.consumer], self.inner(*made))
 
     def extra_repr(self) -> str:
         return f"{self.shape.active} of {self.shape.experts} experts of {self.shape.width} channels"

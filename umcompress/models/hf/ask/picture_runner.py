@@ -14,11 +14,11 @@ from torch import Tensor
 
 from umcompress.errors import ModelError
 from umcompress.models.hf.ask.greedy import greedily
+from umcompress.models.hf.ask.likelihoods import logits_from
 from umcompress.models.hf.ask.questions import (
     PreparedQuestion,
     QuestionPreparer,
     batches,
-    logits_from,
     padded_batch,
     picture_list,
 )

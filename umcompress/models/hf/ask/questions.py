@@ -5,7 +5,6 @@ T tokens of a question, P pictures (or rows of patches).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -152,14 +151,6 @@ def padded_batch(questions: Sequence[PreparedQuestion], left: bool) -> dict[str,
     for name, first in questions[0].pictures.items():
         call[name] = torch.cat([one.pictures[name] for one in questions]) if isinstance(first, Tensor) else first
     return call
-
-
-def logits_from(model: Any, call: Mapping[str, Any], first: int) -> Tensor:
-    """(B, T - first, V) logits from token `first` on; a model that takes `logits_to_keep` computes no others."""
-    keep = call["input_ids"].shape[1] - first
-    keeps = first > 0 and "logits_to_keep" in inspect.signature(type(model).forward).parameters
-    logits: Tensor = model(**call, **({"logits_to_keep": keep} if keeps else {}), use_cache=False).logits
-    return logits[:, -keep:]
 
 
 def _padded(rows: list[Tensor], longest: int, left: bool) -> Tensor:

@@ -18,6 +18,7 @@ from umcompress.documents.base import Task
 from umcompress.errors import CheckError, UncountedError, UsageError
 from umcompress.models.hf.ask.carried_state import carried_state
 from umcompress.models.hf.ask.greedy import greedily
+from umcompress.models.hf.ask.likelihoods import keeps_keys_and_values, likelihoods
 from umcompress.models.hf.ask.rest import at_rest, forget_earlier_calls, reads_by_length
 from umcompress.models.hf.ask.tokenizer import FolderTokenizer, embeddings
 from umcompress.models.hf.ask.towers import features, towers
@@ -37,7 +38,7 @@ from umcompress.models.hf.load.own_code import is_trusted
 from umcompress.models.hf.load.run_on_shapes import OnShapes
 from umcompress.models.hf.load.skeleton import is_shapes_only
 from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
-from umcompress.models.runner import Likelihood, Runner, Work, likelihood
+from umcompress.models.runner import Likelihood, Runner, Work
 
 PASS_TOKENS = 64
 PROMPT_TOKENS = 128
@@ -74,6 +75,10 @@ class TransformersRunner(Runner):
     def at_rest(self) -> AbstractContextManager[None]:
         """Inside and afterwards, the model is as if nothing had run."""
         return at_rest(self.model)
+
+    @cached_property
+    def _keeps_keys_and_values(self) -> bool:
+        return keeps_keys_and_values(self.model)
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -116,19 +121,7 @@ class TransformersRunner(Runner):
             for prompt, texts in zip(prompts, continuations, strict=True)
             for text in texts
         ]
-        found: list[Likelihood] = []
-        for part in _batches_by_tokens([before + after for before, after in pairs], 0, reads_by_length(self.model)):
-            ids = torch.zeros(len(part), max(map(len, part)), dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for place, row in enumerate(part):
-                ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
-            with at_rest(self.model):
-                logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
-            self._require_finite(logits[mask.bool()])
-            for place, row in enumerate(part):
-                start = len(pairs[len(found)][0])
-                found.append(likelihood(logits[place, start - 1 : len(row) - 1], ids[place, start : len(row)]))
-        several = iter(found)
+        several = iter(likelihoods(self.model, pairs, self._require_finite, BATCH_TOKENS, self._keeps_keys_and_values))
         return [[next(several) for _ in texts] for texts in continuations]
 
     # -- calibration and counting ----------------------------------------------------------------------------

@@ -151,8 +151,15 @@ def _build_known(cls: type[PreTrainedModel], config: Any, file: Path) -> PreTrai
         raise _config_error(file, error) from error
 
 
+# How weights get their first values: tensors of the meta device have none, and filling them takes most of the time.
+_FILLS = frozenset({
+    "normal_", "uniform_", "zero_", "fill_", "zeros_", "ones_", "constant_", "trunc_normal_", "kaiming_uniform_",
+    "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "orthogonal_", "erfinv_", "clamp_", "mul_", "add_",
+})  # fmt: skip
+
+
 class _LargeOnMeta(TorchFunctionMode):
-    """Makes large tensors that nobody has filled on the meta device from the start.
+    """Makes large tensors that nobody has filled on the meta device from the start, and fills none there.
 
     The experts of one layer of a mixture can be larger than the machine's memory, for the moment until they are
     registered. Small ones stay real: some are filled and registered as buffers.
@@ -160,6 +167,9 @@ class _LargeOnMeta(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        if isinstance(filled, torch.Tensor) and filled.is_meta and getattr(func, "__name__", "") in _FILLS:
+            return filled
         if func is torch.empty and kwargs.get("device") is None:
             size = kwargs.get("size", args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args)
             if math.prod(size) >= LARGE:

@@ -18,11 +18,11 @@ from torch.nn import functional
 from umcompress.documents.base import Task
 from umcompress.errors import ModelError
 from umcompress.models.hf.anatomy.components import component_of
+from umcompress.models.hf.ask.likelihoods import logits_from
 from umcompress.models.hf.ask.picture_runner import PictureQuestionRunner
 from umcompress.models.hf.ask.questions import (
     PreparedQuestion,
     batchable_groups,
-    logits_from,
     padded_batch,
     picture_list,
 )

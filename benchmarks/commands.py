@@ -1,0 +1,89 @@
+"""Processor time of whole commands: start-up over that of bare Python, `plan` of large skeletons, quickstart.
+
+    python benchmarks/commands.py [--rounds 5] [--quickstart] [--record]
+
+Of start-up each round runs all commands in turn, and the ratios are medians over rounds. `plan` is that of a Llama of
+80 blocks, from its configuration alone; importing what it imports (torch and transformers) is a line of its own.
+`--quickstart` runs that recipe once, minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from _results import record
+
+STARTS = {
+    "python": ("-c", "pass"), "--help": ("-m", "umcompress", "--help"), "passes": ("-m", "umcompress", "passes"),
+    "evaluations": ("-m", "umcompress", "evaluations"), "schema": ("-m", "umcompress", "schema"),
+}  # fmt: skip
+IMPORTS = ("-c", "import torch, transformers.modeling_utils; from torch.utils.flop_counter import FlopCounterMode")
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
+}  # fmt: skip
+
+
+def seconds(arguments: Sequence[str]) -> float:
+    """Processor time of Python with these arguments, its own children included."""
+    before = os.times()
+    subprocess.run([sys.executable, "-P", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def starts(rounds: int, report: Path | None) -> dict[str, dict[str, float]]:
+    commands = dict(STARTS)
+    if report is not None:
+        commands["compare"] = ("-m", "umcompress", "compare", str(report), str(report))
+    timed = [{name: seconds(command) for name, command in commands.items()} for _ in range(rounds)]
+    return {
+        f"start: {name}": {
+            "seconds": statistics.median(row[name] for row in timed),
+            "over python": statistics.median(row[name] / row["python"] for row in timed),
+        }
+        for name in commands
+    }
+
+
+def plans(rounds: int, folder: Path) -> dict[str, dict[str, float]]:
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(json.dumps({"model": str(folder), "steps": [{"pass": "layer_drop", "drop": [3, 4]}]}))
+    base = statistics.median(seconds(IMPORTS) for _ in range(rounds))
+    found = {"imports of plan": {"seconds": base, "over python": 0.0}}
+    for name, what in {"plan of 80 blocks": str(recipe), "plan of quickstart": "quickstart"}.items():
+        whole = statistics.median(seconds(("-m", "umcompress", "plan", what)) for _ in range(rounds))
+        found[f"{name}, beside the imports"] = {"seconds": whole - base, "over python": 0.0}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quickstart", action="store_true", help="run it, too")
+    parser.add_argument("--report", type=Path, help="the folder of a run, for `compare`")
+    parser.add_argument("--record", action="store_true", help="append the figures to results.md")
+    options = parser.parse_args()
+    rows = starts(options.rounds, options.report)
+    with tempfile.TemporaryDirectory() as place:
+        rows |= plans(options.rounds, Path(place))
+        if options.quickstart:
+            took = seconds(("-m", "umcompress", "apply", "quickstart", "-o", str(Path(place) / "run")))
+            rows["quickstart"] = {"seconds": took, "over python": 0.0}
+    for name, row in rows.items():
+        print(f"{name:40s}", *(f"{key} {value:.2f}" for key, value in row.items() if value), flush=True)
+    if options.record:
+        record("commands", {"rounds": options.rounds}, rows)
+
+
+if __name__ == "__main__":
+    main()

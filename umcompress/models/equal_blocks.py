@@ -1,0 +1,117 @@
+"""Count the work of equal blocks of a skeleton once: on shapes alone each of them does the same.
+
+A block is equal to an earlier one of its list when all their modules are of the same classes, with the same shapes and
+settings. It is not run then: its work and what it gives are those of the earlier one's last call with such arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+# What a module says of its place among the others, not of what it computes.
+_NUMBERS = ("idx", "index", "layer_id", "layer_number")
+_PLAIN = (int, float, str, bool, type(None), torch.dtype)
+
+
+class EqualBlocks:
+    """The blocks of a model that need not be run, as `counted_once` makes it."""
+
+    def __init__(self, model: nn.Module, work: Callable[[], float]) -> None:
+        """work: what was counted so far."""
+        self.extra = 0.0
+        """The work of the blocks that were not run."""
+        self._work = work
+        # Path of a block that is not run -> the one in its place.
+        self._in_place: dict[str, str] = {}
+        self._used: set[str] = set()
+        self._last: dict[tuple[str, Hashable], tuple[Any, float]] = {}
+        for path, stack in model.named_modules():
+            if isinstance(stack, nn.ModuleList):
+                self._group(path, stack)
+
+    def _group(self, path: str, stack: nn.ModuleList) -> None:
+        first: dict[Hashable, str] = {}
+        for name, block in stack.named_children():
+            place = f"{path}.{name}" if path else name
+            if (one := first.setdefault(_structure(block), place)) != place:
+                self._in_place[place] = one
+
+    @contextmanager
+    def counted_once(self, model: nn.Module) -> Iterator[None]:
+        """Inside, blocks that are equal to an earlier one are not run."""
+        changed = []
+        try:
+            for path in {*self._in_place, *self._in_place.values()}:
+                block: Any = model.get_submodule(path)
+                if "forward" not in vars(block):
+                    changed.append(block)
+                    block.forward = self._instead(path, block.forward)
+            yield
+        finally:
+            for block in changed:
+                del block.forward
+
+    def _instead(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        one = self._in_place.get(path)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+            if one is not None and (one, shapes) in self._last:
+                given, work = self._last[one, shapes]
+                self.extra += work
+                self._used.add(path)
+                return given
+            before = self._work() + self.extra
+            given = forward(*args, **kwargs)
+            self._last[path, shapes] = given, self._work() + self.extra - before
+            return given
+
+        return call
+
+    def further_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Of names of parameters of blocks that ran: those of the blocks in whose place they did -> the name itself."""
+        found: dict[str, str] = {}
+        depths: dict[int, list[str]] = {}
+        for path in self._used:
+            depths.setdefault(path.count(".") + 1, []).append(path)
+        known = {name: name for name in names}
+        for depth in sorted(depths, reverse=True):  # lists within blocks first
+            inside: dict[str, list[str]] = {}
+            for name in known:
+                start = ".".join(name.split(".")[:depth])
+                inside.setdefault(start, []).append(name)
+            for path in depths[depth]:
+                one = self._in_place[path]
+                found |= {path + name.removeprefix(one): known[name] for name in inside.get(one, ())}
+            known |= found
+        return found
+
+
+def _structure(block: nn.Module) -> Hashable:
+    parts = []
+    for path, module in block.named_modules():
+        tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors)
+        parts.append((path, type(module), shapes, _settings(module)))
+    return tuple(parts)
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """What a module's attributes say, but for its number; numbers, texts, and collections of them."""
+    found = []
+    for name, value in sorted(vars(module).items()):
+        if not name.startswith("_") and not any(word in name for word in _NUMBERS) and _is_plain(value):
+            found.append((name, repr(value)))
+    return tuple(found)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if isinstance(value, tuple | list | set) else isinstance(value, _PLAIN)
