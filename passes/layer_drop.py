@@ -70,6 +70,10 @@ class LayerDrop(SitePass):
     )
     greedy: bool = Field(default=False, description="measure again after each drop (cosine only)")
     seed: NonNegativeInt = Field(default=0, description="for score: random")
+    part: str | None = Field(
+        default=None,
+        description="of blocks with several streams only the branches in this module, such as txt_mlp or ff_context",
+    )
 
     @model_validator(mode="after")
     def _one_way_to_say_how_many(self) -> LayerDrop:
@@ -132,6 +136,10 @@ class LayerDrop(SitePass):
         edits = tuple(_edits(graph, chosen))
         return Proposal(Plan(pass_name=self.name, edits=edits, evidence=evidence, declined=tuple(declined)))
 
+    def _wanted(self, site: BranchSite) -> bool:
+        """Whether a branch is in the part that was asked for."""
+        return self.part is None or site.part == self.part or site.part.startswith(f"{self.part}.")
+
     def _ambiguous(self, graph: ModelGraph, scope: Scope) -> list[Declined]:
         """Branches that an edit cannot tell apart: several of one kind and component in a block."""
         if self.unit == "block":
@@ -156,8 +164,8 @@ class LayerDrop(SitePass):
         if self.unit != "block":
             sites = graph.branches(self.unit, **query)
             together: dict[str, list[BranchSite]] = {}
-            for site in (site for site in sites if sites.count(site) == 1):
-                together.setdefault(f"{site.block}.{site.kind}", []).append(site)
+            for site in (site for site in sites if sites.count(site) == 1 and self._wanted(site)):
+                together.setdefault(site.path, []).append(site)
             return [Unit(same[0].index, name, tuple(same), tuple(same)) for name, same in together.items()]
         units = []
         for block in graph.blocks(**query):
@@ -244,7 +252,8 @@ class LayerDrop(SitePass):
 
 
 def _drop(site: BranchSite) -> DropBranch:
-    return DropBranch(block=site.block, branch=site.kind, component=cast(Component, site.component))
+    component = cast(Component, site.component)
+    return DropBranch(block=site.block, branch=site.kind, component=component, part=site.part)
 
 
 def _mean_cosine(measured: Mapping[Any, Any], unit: Unit) -> float:

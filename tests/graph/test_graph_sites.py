@@ -98,6 +98,14 @@ def test_plain_and_gated_channels() -> None:
     assert groups(Gated()) == [(["fc3", "fc1"], ["fc2"], "gelu")]
 
 
+def test_a_feed_forward_that_two_streams_share_is_narrowed_for_both() -> None:
+    class TwoStreams(Block):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return x + self.fc2(self.act(self.fc1(x))), y + self.fc2(self.act(self.fc1(y)))
+
+    assert [(producers, consumers) for producers, consumers, _ in groups(TwoStreams())] == [(["fc1"], ["fc2"])]
+
+
 def test_channels_that_something_else_touches_are_left_alone() -> None:
     class Normed(Block):
         def forward(self, x: Tensor) -> Tensor:
@@ -116,13 +124,13 @@ def test_channels_that_something_else_touches_are_left_alone() -> None:
         def forward(self, x: Tensor, gate: Tensor) -> Tensor:
             return x + self.fc2(self.fc1(x) * gate)
 
-    class Twice(Block):
+    class OtherwiseToo(Block):
         def forward(self, x: Tensor) -> Tensor:
-            return x + self.ff(self.ff(x))
+            return x + self.fc2(self.act(self.fc1(x))) + self.fc2(x)
 
     class Summed(Block):
         def forward(self, x: Tensor) -> Tensor:
             return x + self.fc2(self.fc1(x) + self.fc3(x))
 
-    for kind in (Normed, Returned, Mixed, GatedFromElsewhere, Twice, Summed):
+    for kind in (Normed, Returned, Mixed, GatedFromElsewhere, OtherwiseToo, Summed):
         assert groups(kind()) == [], kind.__name__

@@ -33,12 +33,13 @@ from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, Simil
 from umcompress.calibrate.on_demand import GroupCache, Values, ValuesOnDemand, sizes
 from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
 from umcompress.documents.plan import Edit
-from umcompress.graph.branches import Branch
+from umcompress.graph.branches import Branch, told_apart
 from umcompress.graph.lower import lowered
 from umcompress.graph.model_graph import ModelGraph
 from umcompress.graph.repeats import counts
 from umcompress.graph.sites import FeedForwardSite
 from umcompress.graph.trace import call_name
+from umcompress.graph.watched import watching
 
 
 class _Accumulator(Protocol):
@@ -124,7 +125,9 @@ class _Sweep:
                     self.wholes.append((block.path, whole))
                     continue
                 for key, first, last in self._spans(block.path, declaration):
-                    sums[key] = similarity = SimilaritySum()
+                    # One attention adds to several streams: its score is the mean over the tokens of all.
+                    similarity = sums.setdefault(key, SimilaritySum())
+                    assert isinstance(similarity, SimilaritySum)
                     self.streams.setdefault(block.path, []).append((first, last, similarity))
         elif isinstance(declaration, HeadContribution):
             for place in self.graph.attentions(**query):
@@ -175,9 +178,10 @@ class _Sweep:
         joint = component == "shared" and found.site.has_streams
         own = [branch for branch in found.branches if joint or component in (None, branch.component)]
         if isinstance(declaration, BranchSimilarity):
+            parts = dict(zip(found.branches, told_apart(found.branches), strict=True))
             for branch in own:
                 if branch.kind == declaration.unit:
-                    yield (f"{path}.{branch.kind}", branch.component), branch, branch
+                    yield (f"{path}.{parts.get(branch) or branch.kind}", branch.component), branch, branch
             return
         for name in dict.fromkeys(branch.component for branch in own):
             of_component = [branch for branch in own if branch.component == name]
@@ -197,7 +201,12 @@ class _Sweep:
             for path, component, add in self.inputs:
                 hook = model.get_submodule(path).register_forward_pre_hook(partial(_pass_input, component, add))
                 undo.callback(hook.remove)
-            feed()
+            with watching(self._paths()):
+                feed()
+
+    def _paths(self) -> set[str]:
+        """Of everything that is observed."""
+        return {*self.streams, *(path for path, _ in self.wholes), *(path for path, *_ in self.inputs)}
 
     def _instrumented(self, path: str, watched: list[tuple[Branch, Branch, SimilaritySum]]) -> fx.Graph:
         graph = self.graph.block_graph(path)

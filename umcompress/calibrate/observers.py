@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from umcompress.calibrate.declare import TILE
 from umcompress.calibrate.statistics import Channels, Heads, Similarity, UpperTriangleMoments
+from umcompress.graph.streams import bound, streams_of
 
 # Rows turned to float64 at a time, so that a long call needs no second copy of its activations.
 ROWS = 4096
@@ -49,7 +50,12 @@ class SimilaritySum:
 
 
 def watch_block(block: nn.Module, total: SimilaritySum) -> tuple[RemovableHandle, RemovableHandle]:
-    """Watch a block from outside: its stream is what it takes first, and what it gives, or gives first."""
+    """Watch a block from outside: its stream is what it takes first, and what it gives, or gives first.
+
+    Of a block with several streams (pictures and text beside each other) the tokens of all are watched.
+    """
+    if streams := streams_of(block):
+        return _watch_streams(block, streams, total)
     # By thread: out of core several samples are inside of a block at once, each in a thread of its own.
     entered: dict[int, Tensor] = {}
 
@@ -60,6 +66,31 @@ def watch_block(block: nn.Module, total: SimilaritySum) -> tuple[RemovableHandle
 
     def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         total.add(entered.pop(threading.get_ident()), output[0] if isinstance(output, tuple | list) else output)
+
+    return block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)
+
+
+def _watch_streams(
+    block: nn.Module, streams: dict[str, int], total: SimilaritySum
+) -> tuple[RemovableHandle, RemovableHandle]:
+    """streams: argument of the block -> its place in what the block gives."""
+    entered: dict[int, dict[str, Any]] = {}
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = bound(block, args, kwargs)
+        copies = {name: given[name].detach().clone() for name in streams if isinstance(given.get(name), Tensor)}
+        entered[threading.get_ident()] = copies
+
+    def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        before = entered.pop(threading.get_ident())
+        if isinstance(output, Tensor):
+            # The last block may give back one of its streams alone.
+            same = [stream for stream in before.values() if stream.shape == output.shape]
+            total.add(same[0], output)
+            return
+        for name, stream in before.items():
+            if isinstance(after := output[streams[name]], Tensor):
+                total.add(stream, after)
 
     return block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)
 

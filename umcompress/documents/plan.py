@@ -36,12 +36,17 @@ class DropBlock(Document):
 
 
 class DropBranch(Document):
-    """Remove one residual branch of a block, with its norm and weights. The stream passes by unchanged."""
+    """Remove one residual branch of a block, with its norm and weights. The stream passes by unchanged.
+
+    part: the module of the block that it is in, where several branches are of this kind and component. Of an attention
+    that adds to several streams all go.
+    """
 
     kind: Literal["drop_branch"] = "drop_branch"
     block: str
     branch: BranchKind
     component: Component
+    part: str = ""
 
 
 class KeepHeads(Document):

@@ -69,7 +69,7 @@ class PlanReport(Document):
     steps: tuple[PlanStep, ...]
     memory: Memory | None = None
     problems: tuple[str, ...] = ()
-    loads_with: Literal["transformers", "umcompress"] | None = None
+    loads_with: Literal["transformers", "diffusers", "umcompress"] | None = None
     why: str = ""
     result: str = ""
     notes: tuple[str, ...] = ()

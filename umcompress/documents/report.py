@@ -123,7 +123,7 @@ class CheckpointResult(Document):
     """What was written to `model/`, and whether a fresh process computes the same from it."""
 
     path: str
-    loads_with: Literal["umcompress", "transformers"] = "umcompress"
+    loads_with: Literal["umcompress", "transformers", "diffusers"] = "umcompress"
     # Python files in the folder that loading runs, so that it needs trust_remote_code=True.
     own_code: tuple[str, ...] = ()
     parameters: NonNegativeInt

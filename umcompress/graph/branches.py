@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -25,7 +25,8 @@ class Branch:
     """A residual branch: `add` = `stream` + `branch`; `own` are the nodes that nothing but the branch uses.
 
     Of parallel branches `add` is their sum and `stream` the other one; `outer` is the stream around both, before and
-    after.
+    after. `part`: the deepest module of the block that holds all linears of the branch, or its attention; "" where
+    that is the block itself.
     """
 
     kind: BranchKind
@@ -36,6 +37,7 @@ class Branch:
     own: frozenset[fx.Node]
     leaf: fx.Node | None
     outer: tuple[fx.Node, fx.Node] | None = None
+    part: str = ""
 
     @property
     def before(self) -> fx.Node:
@@ -167,6 +169,9 @@ def _step(node: fx.Node, block: nn.Module) -> fx.Node | None:
     """The operand that carries the stream through a node between two adds."""
     if call_name(node) in _SHAPING and isinstance(node.args[0], fx.Node):
         return node.args[0]
+    if call_name(node) == "getitem" and isinstance(node.args[1], tuple) and isinstance(node.args[0], fx.Node):
+        # Some of the tokens: `x[:, text_length:]`.
+        return node.args[0]
     if call_name(node) in _SCALES and len(node.args) == 2:
         scaled = [a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
         return scaled[0] if len(scaled) == 1 else None
@@ -225,10 +230,11 @@ def _classify(
     attention = [node for node, module in calls.items() if is_attention(module)]
     if attention:
         leaf = attention[0] if len(attention) == 1 else None
-        if leaf is not None and _read_elsewhere(leaf, own, block):
+        if leaf is not None and (_read_elsewhere(leaf, own, block) or _holds_feed_forward(leaf, own, above, block)):
             return None
         component = _attention_component(attention, own, block, path, component_of)
-        return Branch("attention", component, add, stream, branch, own, leaf)
+        part = str(leaf.target) if leaf is not None else ""
+        return Branch("attention", component, add, stream, branch, own, leaf, part=part)
     if any(call_name(node) == "scaled_dot_product_attention" for node in own):
         linears = [node for node, module in calls.items() if isinstance(module, nn.Linear)]
         return Branch("attention", _agreed(linears, path, component_of), add, stream, branch, own, None)
@@ -238,7 +244,8 @@ def _classify(
         return None
     if len(inner) >= 2 or experts:
         component = _agreed(inner + experts, path, component_of)
-        return Branch("feed_forward", component, add, stream, branch, own, None)
+        part = common_module([str(node.target) for node in inner] + [f"{node.target}." for node in experts])
+        return Branch("feed_forward", component, add, stream, branch, own, None, part=part)
     return None
 
 
@@ -249,6 +256,17 @@ def _read_elsewhere(leaf: fx.Node, own: frozenset[fx.Node], block: nn.Module) ->
         return False
     parts = [node for node in leaf.users if node not in own and call_name(node) == "getitem"]
     return any(user.op == "call_module" for part in parts for user in part.users)
+
+
+def _holds_feed_forward(
+    leaf: fx.Node, own: frozenset[fx.Node], above: dict[fx.Node, frozenset[fx.Node]], block: nn.Module
+) -> bool:
+    """Whether what is added holds a feed-forward beside the attention or behind it: neither can go alone."""
+    after = [node for node in own if leaf in above[node]]
+    if any(call_name(node) == "cat" for node in after):
+        return True
+    linears = [node for node in after if is_matrix(module_of(block, node))]
+    return any(other in above[node] for node in linears for other in linears)
 
 
 def _gated_by_argument(node: fx.Node) -> bool:
@@ -279,6 +297,37 @@ def _attention_component(
         else:
             components |= {module.stream_components[i] for i in _outputs_used(leaf, own)}
     return components.pop() if len(components) == 1 else "shared"
+
+
+def common_module(names: list[str]) -> str:
+    """The deepest module path that holds all of `names`."""
+    shared: list[str] = []
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def _called_in(branch: Branch) -> frozenset[str]:
+    """The modules of a branch's part that it calls."""
+    targets = (str(node.target) for node in branch.own if node.op == "call_module")
+    return frozenset(one for one in targets if one == branch.part or one.startswith(f"{branch.part}."))
+
+
+def told_apart(branches: Sequence[Branch]) -> list[str]:
+    """For each branch the `part` that tells it from others of its kind and component; "" where it needs none.
+
+    What adds to several streams at once is one part. Other attentions are not told apart.
+    """
+    found = []
+    for branch in branches:
+        alike = [other for other in branches if (other.kind, other.component) == (branch.kind, branch.component)]
+        parts = {other.part for other in alike}
+        joint = len(parts) == 1 and len({_called_in(other) for other in alike}) == 1
+        split = branch.kind == "feed_forward" and len(parts) == len(alike)
+        found.append(branch.part if len(alike) > 1 and (joint or split) else "")
+    return found
 
 
 def _outputs_used(leaf: fx.Node, own: frozenset[fx.Node]) -> Iterator[int]:

@@ -46,7 +46,7 @@ def channel_groups(graph: fx.Graph, block: nn.Module) -> tuple[ChannelGroup, ...
         reader.visit(node)
     reader.settle_fused()
     unique = {id(group): group for group in map(reader.root, reader.groups)}
-    return tuple(g for g in unique.values() if not g.frozen and g.producers and len(g.consumers) == 1)
+    return tuple(group for group in unique.values() if reader.can_be_sliced(group))
 
 
 class _Reader:
@@ -59,6 +59,8 @@ class _Reader:
         # Of a linear whose output is chunked, the parts; of a chunk node too.
         self.parts: dict[fx.Node, tuple[ChannelGroup, ...]] = {}
         self.calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+        # What a linear makes: one that is called for each of several streams makes one group.
+        self.made: dict[str, ChannelGroup] = {}
 
     def root(self, group: ChannelGroup) -> ChannelGroup:
         while id(group) in self.merged:
@@ -69,9 +71,17 @@ class _Reader:
         group = self.value.get(value) if isinstance(value, fx.Node) else None
         return None if group is None else self.root(group)
 
+    def can_be_sliced(self, group: ChannelGroup) -> bool:
+        """Whether a group is all that its one consumer ever reads: a linear called twice is narrowed for both uses."""
+        known = not group.frozen and bool(group.producers) and len(set(group.consumers)) == 1
+        if not known or len(group.consumers) != self.calls[group.consumers[0]]:
+            return False
+        group.consumers = group.consumers[:1]
+        return True
+
     def visit(self, node: fx.Node) -> None:
         module = module_of(self.block, node)
-        if is_guard(node):
+        if is_guard(node) or is_fact(node):
             return
         if is_matrix(module):
             self._linear(node, module)
@@ -127,13 +137,10 @@ class _Reader:
         source = self.of(node.args[0]) if node.args else None
         if source is not None:
             source.consumers.append(name)
-        made = ChannelGroup(output_size(module), producers=[name])
-        # A Linear called twice cannot be narrowed for one of its uses.
-        if self.calls[name] > 1:
-            made.frozen = True
-            self._freeze(source)
-        self.groups.append(made)
-        self.value[node] = made
+        if name not in self.made:
+            self.made[name] = ChannelGroup(output_size(module), producers=[name])
+            self.groups.append(self.made[name])
+        self.value[node] = self.made[name]
 
     def _pass_on(self, node: fx.Node, activation: str) -> None:
         group = self.of(node.args[0]) if node.args else None
@@ -162,6 +169,11 @@ class _Reader:
                 self.value[node] = group
             else:
                 self._freeze(group)
+
+
+def is_fact(node: fx.Node) -> bool:
+    """Whether a node only asks what type a tensor has or where it is, which no cut changes."""
+    return call_name(node) == "getattr" and node.args[1] in ("dtype", "device", "ndim")
 
 
 def _chunking(node: fx.Node) -> tuple[int | None, int | None]:

@@ -35,6 +35,9 @@ class FeedForwardPart:
 
 def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedForwardPart | str:
     """The nodes of a feed-forward in its block's graph; or a sentence that says why no module can replace them."""
+    called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    if (times := called.count(path_in_block(site, site.consumer))) > 1:
+        return f"it is called {times} times, once for each stream"
     calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
     producers = tuple(calls[path_in_block(site, path)] for path in dict.fromkeys(site.producers))
     consumer = calls[path_in_block(site, site.consumer)]

@@ -1,5 +1,7 @@
 """Rewrite the source of forwards for tracing: `is None`, `isinstance`, `len` and item assignment become calls.
 
+So do the methods of the same class that a forward calls.
+
 Python evaluates these on a proxy without asking fx: `x is None` is never true of a proxy, `isinstance` sees the class
 Proxy, `x[i] = v` is recorded nowhere. While a block is traced its modules run rewritten source, in which functions
 that the tracer provides give the answers.
@@ -146,6 +148,20 @@ def set_item(value: Any, index: Any, new: Any) -> Any:
     return value
 
 
+def _helpers(cls: type[nn.Module], forward: FunctionType) -> dict[str, FunctionType]:
+    """The plain methods of a class that its forward names, and those that they name in turn."""
+    own = [kind for kind in cls.__mro__ if issubclass(kind, nn.Module) and not kind.__module__.startswith("torch.")]
+    found: dict[str, FunctionType] = {}
+    todo = [forward]
+    while todo:
+        for name in todo.pop().__code__.co_names:
+            method = next((vars(kind)[name] for kind in own if name in vars(kind)), None)
+            if isinstance(method, FunctionType) and method is not forward and name not in found:
+                found[name] = method
+                todo.append(method)
+    return found
+
+
 @contextmanager
 def traceable_forwards(
     block: nn.Module, is_leaf: Callable[[nn.Module], bool], answers: Mapping[str, Callable[..., Any]]
@@ -163,11 +179,16 @@ def traceable_forwards(
             if not plain or (module is not block and (forward is not cls.forward or is_leaf(module))):
                 continue
             asking_forward = rewritten_forward(forward, answers)
-            if asking_forward is cls.forward:
+            asking = {
+                name: made for name, method in _helpers(cls, forward).items()
+                if (made := rewritten_forward(method, answers)) is not method
+            }  # fmt: skip
+            if asking_forward is cls.forward and not asking:
                 continue
             shim = type(cls.__name__, (cls,), {"__module__": cls.__module__})
             # Assigned after creation: some bases wrap a `forward` that they find in the body of a subclass.
-            shim.forward = asking_forward  # type: ignore[attr-defined]
+            for name, made in (asking | {"forward": asking_forward}).items():
+                setattr(shim, name, made)
             before.append((module, cls))
             module.__class__ = shim
         yield

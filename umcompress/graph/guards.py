@@ -25,8 +25,8 @@ _SUMS = ("add", "sub", "mul", "truediv", "iadd", "isub", "imul")
 
 
 def expect_none(value: object, name: str) -> None:
-    """Guard: raise unless the argument is None, as tracing assumed."""
-    if value is not None:
+    """Guard: raise unless the argument is None, as tracing assumed; so are no keyword arguments."""
+    if value is not None and not (isinstance(value, dict) and not value):
         raise _assumption_error(name, "None", value)
 
 
@@ -57,9 +57,36 @@ def expect_other_dtype(value: object, name: str, dtype: torch.dtype) -> None:
         )
 
 
-GUARDS = (expect_none, expect_given, expect_flag, expect_tensor, expect_other_dtype)
+def expect_other_device(value: object, name: str, kind: str) -> None:
+    """Guard: raise if the tensor is on this kind of device, which tracing assumed it is not."""
+    if isinstance(value, torch.Tensor) and value.device.type == kind:
+        raise ModelError(
+            f"run a rewritten block on {kind}", f"it was traced for other devices, and what it does to {name} on this "
+            "one was not kept", "load the model on cpu or cuda",
+        )
+
+
+def expect_dimensions(value: object, name: str, dimensions: int, exactly: bool) -> None:
+    """Guard: raise unless the tensor has just so many dimensions, or another number of them, as tracing assumed."""
+    if isinstance(value, torch.Tensor) and (value.ndim == dimensions) is not exactly:
+        wanted = f"of {dimensions} dimensions" if exactly else f"not of {dimensions} dimensions"
+        raise _assumption_error(name, wanted, value)
+
+
+def expect_length(value: Any, name: str, length: int) -> None:
+    """Guard: raise unless a module has given so many values, as tracing assumed."""
+    if len(value) != length:
+        raise _assumption_error(name, f"{length} values", value)
+
+
+GUARDS = (
+    expect_none, expect_given, expect_flag, expect_tensor, expect_other_dtype, expect_other_device, expect_dimensions,
+    expect_length,
+)
 # Of a block: names of arguments that are given, whatever their defaults (a decoder's states of its encoder).
 GIVEN = "umcompress_given"
+# And of those that are None, though they have no default (the text of blocks that get it joined to the picture).
+ABSENT = "umcompress_absent"
 for _guard in GUARDS:
     fx.node.has_side_effect(_guard)
 
@@ -137,6 +164,7 @@ class AssumedAnswers(SymbolicAnswers):
         none = node.op == "placeholder" and bool(node.args) and node.args[0] is None
         block: Any = getattr(value.tracer, "root", None)
         none &= node.target not in getattr(block, GIVEN, ())
+        none |= node.op == "placeholder" and node.target in getattr(block, ABSENT, ())
         self._guard(value, expect_none if none else expect_given)
         return none
 
@@ -146,6 +174,14 @@ class AssumedAnswers(SymbolicAnswers):
             asked, dtype = found
             # Only half precision is ever asked for, to clamp what would overflow; nothing here computes in it.
             self._guard(fx.Proxy(asked, proxy.tracer), expect_other_dtype, dtype)
+            return node.target is operator.ne
+        if (sized := _compared_dimensions(node, getattr(proxy.tracer, "root", None))) is not None:
+            # A stream has three dimensions, what modulates it two.
+            exactly = sized[1] < 4
+            self._guard(fx.Proxy(sized[0], proxy.tracer), expect_dimensions, sized[1], exactly)
+            return exactly if node.target is operator.eq else not exactly
+        if (placed := _compared_device(node)) is not None:
+            self._guard(fx.Proxy(placed[0], proxy.tracer), expect_other_device, placed[1])
             return node.target is operator.ne
         if node.op != "placeholder" or not node.args or not isinstance(node.args[0], (bool, int, type(None))):
             return super().truth(proxy)
@@ -166,6 +202,17 @@ class AssumedAnswers(SymbolicAnswers):
             return builtins.isinstance(None, kind)
         self._guard(value, expect_tensor)
         return issubclass(torch.Tensor, kind)
+
+    def length(self, value: Any) -> int:
+        """Of what an attention over two streams gives: two."""
+        node = value.node if isinstance(value, fx.Proxy) else None
+        if node is not None and node.op == "call_module" and node.kwargs.keys() >= _TWO_STREAMS:
+            self._guard(value, expect_length, len(_TWO_STREAMS))
+            return len(_TWO_STREAMS)
+        return len(value)
+
+    def table(self) -> Mapping[str, Callable[..., Any]]:
+        return {**super().table(), "len": self.length}
 
     @staticmethod
     def _guard(proxy: fx.Proxy, guard: Callable[..., None], *more: object) -> None:
@@ -201,3 +248,37 @@ def _compared_dtype(node: fx.Node) -> tuple[fx.Node, torch.dtype] | None:
         return None
     tensor, attribute = left.args
     return (tensor, torch.float16) if isinstance(tensor, fx.Node) and attribute == "dtype" else None
+
+
+# What an attention over two streams is called with.
+_TWO_STREAMS = {"hidden_states", "encoder_hidden_states"}
+
+
+def _compared_dimensions(node: fx.Node, block: Any) -> tuple[fx.Node, int] | None:
+    """(tensor, number) of the comparison `x.ndim == 4` in a block of diffusers; None for any other node."""
+    if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
+        return None
+    left, number = node.args
+    known = type(block).__module__.startswith("diffusers.")
+    if not known or type(number) is not int or not isinstance(left, fx.Node) or left.target is not getattr:
+        return None
+    tensor, attribute = left.args
+    return (tensor, number) if isinstance(tensor, fx.Node) and attribute == "ndim" else None
+
+
+# Devices that code makes an exception for; nothing here runs on them.
+_OTHER_DEVICES = ("mps", "npu", "xla", "neuron")
+
+
+def _compared_device(node: fx.Node) -> tuple[fx.Node, str] | None:
+    """(tensor, kind) of the comparison `x.device.type == "mps"`; None for any other node."""
+    if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
+        return None
+    left, kind = node.args
+    if kind not in _OTHER_DEVICES or not isinstance(left, fx.Node) or left.target is not getattr:
+        return None
+    device, attribute = left.args
+    if attribute != "type" or not isinstance(device, fx.Node) or device.target is not getattr:
+        return None
+    tensor, attribute = device.args
+    return (tensor, str(kind)) if isinstance(tensor, fx.Node) and attribute == "device" else None

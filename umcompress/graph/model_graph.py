@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from umcompress.documents.base import Task
 from umcompress.errors import ModelError, UsageError, did_you_mean
-from umcompress.graph.branches import Branch, all_known, find_branches, is_mixture
+from umcompress.graph.branches import Branch, all_known, common_module, find_branches, is_mixture, told_apart
 from umcompress.graph.channels import channel_groups
 from umcompress.graph.expert_place import SplitPlace, split_place
 from umcompress.graph.linears import is_conv1d
@@ -31,6 +31,13 @@ class ModelFamily(Protocol):
     def stacks(self, model: nn.Module) -> dict[str, str]: ...
 
     def component_of(self, path: str) -> str: ...
+
+
+@runtime_checkable
+class SeveralMainStacks(Protocol):
+    """A family of models in several parts, each with a stack that steps mean by default."""
+
+    def main_stacks(self, model: nn.Module) -> Collection[str]: ...
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,10 @@ class ModelGraph:
     def is_mixture(self, site: BranchSite) -> bool:
         """Whether a branch has experts, the model's own or split ones."""
         block = self.model.get_submodule(site.block)
-        own = (b.own for b in self.block(site.block).branches if (b.kind, b.component) == (site.kind, site.component))
+        own = (
+            b.own for b in self.block(site.block).branches
+            if (b.kind, b.component) == (site.kind, site.component) and site.part in ("", b.part)
+        )
         nodes = (node for part in own for node in part if node.op == "call_module")
         return any(is_mixture(block.get_submodule(str(node.target))) for node in nodes)
 
@@ -190,6 +200,10 @@ class ModelGraph:
         return joint or component in (None, site.component)
 
     def _narrow(self, sites: Iterable[Site], stack: str | None, layers: Set[int] | None) -> tuple[Site, ...]:
+        if stack is None and isinstance(self.family, SeveralMainStacks):
+            mains = self.family.main_stacks(self.model)
+            chosen = (site for site in sites if site.stack in mains)
+            return tuple(site for site in chosen if layers is None or site.index in layers)
         stack = self.family.main_stack if stack is None else stack
         if stack != "all" and stack not in self.stacks:
             hint = did_you_mean(stack, [*self.stacks, "all"])
@@ -224,7 +238,12 @@ def read_block(block: nn.Module, path: str, stack: str, index: int, family: Mode
         gap = Gap(path, stack, index, component, "branches", why)
         return BlockGraph(BlockSite(path, stack, index, (), component), fx.Graph(), (), (), (), (), (gap,), error)
     branches = find_branches(graph, block, path, family.component_of)
-    sites = tuple(BranchSite(path, stack, index, b.kind, b.component) for b in branches)
+    parts = told_apart(branches)
+    sites = tuple(
+        BranchSite(path, stack, index, b.kind, b.component, part) for b, part in zip(branches, parts, strict=True)
+    )
+    # One attention that adds to several streams is one site.
+    sites = tuple(site for place, site in enumerate(sites) if not site.part or site not in sites[:place])
     found = Sites(
         branches,
         tuple(_attention_sites(graph, block, path, stack, index)),
@@ -265,7 +284,7 @@ def _feed_forward_sites(
     graph: fx.Graph, block: nn.Module, path: str, stack: str, index: int, family: ModelFamily
 ) -> Iterable[FeedForwardSite]:
     groups = channel_groups(graph, block)
-    homes = [_common([*group.producers, *group.consumers]) for group in groups]
+    homes = [common_module([*group.producers, *group.consumers]) for group in groups]
     taken = Counter(homes)
     for group, home in zip(groups, homes, strict=True):
         # Two groups in one module (or straight in the block) are told apart by their last linear.
@@ -293,16 +312,6 @@ def _expert_sites(
             tuple(f"{site}.experts.{producer}" for producer in shape.producers),
             f"{site}.experts.{shape.consumer}", shape.weighting, shape.selector,
         )  # fmt: skip
-
-
-def _common(names: list[str]) -> str:
-    """The deepest module path that holds all of `names`."""
-    shared: list[str] = []
-    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)
 
 
 @runtime_checkable

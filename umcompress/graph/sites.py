@@ -10,13 +10,22 @@ BranchKind = Literal["attention", "feed_forward"]
 
 @dataclass(frozen=True)
 class BranchSite:
-    """One residual branch of a block."""
+    """One residual branch of a block.
+
+    part: the module of the block that tells it from other branches of its kind and component; "" where it needs none.
+    """
 
     block: str
     stack: str
     index: int
     kind: BranchKind
     component: str
+    part: str = ""
+
+    @property
+    def path(self) -> str:
+        """Its name: the block's path and what it is, or the module that it is in."""
+        return f"{self.block}.{self.part or self.kind}"
 
 
 @dataclass(frozen=True)

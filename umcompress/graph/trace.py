@@ -159,6 +159,7 @@ def trace_block(block: nn.Module, path: str = "") -> fx.Graph:
 def _tidy(graph: fx.Graph) -> None:
     """Clean a traced graph: drop annotations, read `training` from the module, order in-place calls and guards."""
     hoist_guards(graph)
+    _forget_questions(graph)
     for node in list(graph.nodes):
         node.type = None
         if node.op == "call_function" and EXTRA in node.args and not node.users:
@@ -172,6 +173,14 @@ def _tidy(graph: fx.Graph) -> None:
             later = [user for user in written.users if user is not node and node < user]
             for user in later:
                 user.replace_input_with(written, node)
+
+
+def _forget_questions(graph: fx.Graph) -> None:
+    """Erase what was only asked to find the way (`x.device.type == "mps"`): its guard has the answer."""
+    asked = ("getattr", "eq", "ne")
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and call_name(node) in asked:
+            graph.erase_node(node)
 
 
 def _in_place(node: fx.Node) -> bool:

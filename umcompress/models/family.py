@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -115,6 +115,10 @@ class Family(ABC):
         Arguments as in `plain`.
         """
         return f"a {self.name} model has no layout {layout}"
+
+    def opened(self, model: nn.Module, folder: Path) -> Any:
+        """What `umcompress.load` gives: the model; a family whose models are used through another object gives that."""
+        return model
 
     def load(self, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
         """The unmodified model of `folder`."""

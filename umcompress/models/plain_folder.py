@@ -27,7 +27,7 @@ class Plain:
     exact: bool = True
     sharded: bool = True
     note: str = ""
-    loads_with: Literal["umcompress", "transformers"] = "umcompress"
+    loads_with: Literal["umcompress", "transformers", "diffusers"] = "umcompress"
     opens_here: bool = True
 
     def parameters(self, buffers: Collection[str] = ()) -> int:

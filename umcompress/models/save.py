@@ -26,6 +26,7 @@ from umcompress.documents.file_names import RECORD
 from umcompress.documents.plan import CompressionRecord
 from umcompress.errors import CheckError, ModelError
 from umcompress.graph.model_graph import ModelFamily
+from umcompress.models.parts_of_folder import files_of, tokenizer_beside
 from umcompress.models.plain_folder import Plain
 from umcompress.rewrite.apply import shapes_only
 
@@ -77,13 +78,11 @@ def write_compressed(
     if odd := name_mismatches(model, files):
         raise CheckError("write every tensor of the model once", f"not so for {', '.join(odd[:5])}")
     if source is not None:
-        for path in side_files(source):
-            shutil.copyfile(path, folder / path.name)
+        _copy(side_files(source), folder)
         for name, text in family.notes(source).items() if isinstance(family, KeepsNotes) else ():
             (folder / name).write_text(text, encoding="utf-8")
     if source is not None and isinstance(family, CustomWeightLayout):
-        for name, text in family.texts(model, source).items():
-            (folder / name).write_text(text, encoding="utf-8")
+        _write_texts(family.texts(model, source), folder)
     weights: list[Path] = []
     own = family if isinstance(family, CustomWeightLayout) else None
     for file, tensors in (own.sources(model, values) if own else sources(model, files, values)).items():
@@ -111,11 +110,8 @@ def save_plain(
 ) -> None:
     """Write a model that needs no plans; the folder appears as a whole or not at all. links: as `write_shards`."""
     with atomic_folder(folder, replace, sync=False) as work:
-        for path in side_files(source):
-            if path.name not in plain.dropped:
-                shutil.copyfile(path, work / path.name)
-        for name, text in plain.texts.items():
-            (work / name).write_text(text, encoding="utf-8")
+        _copy({name: path for name, path in side_files(source).items() if name not in plain.dropped}, work)
+        _write_texts(plain.texts, work)
         for file, tensors in plain.weights.items():
             # What is read as one file stays one.
             limit, by_reference = (DEFAULT_SHARD_BYTES, links) if plain.sharded else (sys.maxsize, None)
@@ -154,14 +150,28 @@ def is_compressed(folder: Path) -> bool:
 _NO_WEIGHTS = {"spk_dict.pt"}
 
 
-def side_files(folder: Path) -> list[Path]:
-    """What a model folder holds beside weights, their index, our record and a model card.
+def _copy(files: Mapping[str, Path], folder: Path) -> None:
+    """Copy files under these names; folders of parts are made."""
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+
+
+def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def side_files(folder: Path) -> dict[str, Path]:
+    """What a model folder holds beside weights, their index, our record and a model card, by name in the folder.
 
     Weights of other libraries are weights, too: next to a smaller model they would be those of the old one.
     """
     own = {RECORD, "README.md", ".gitattributes"}
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in own)
-    return [
-        p for p in files
-        if p.name in _NO_WEIGHTS or (p.suffix not in WEIGHTS and not p.name.endswith(INDEXES))
-    ]
+    beside = {path.name: path for path in tokenizer_beside(folder)}
+    return beside | {
+        path.relative_to(folder).as_posix(): path for path in files_of(folder)
+        if path.name not in own
+        and (path.name in _NO_WEIGHTS or (path.suffix not in WEIGHTS and not path.name.endswith(INDEXES)))
+    }  # fmt: skip

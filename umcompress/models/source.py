@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 from umcompress.checkpoint.disk import CustomWeightLayout, DiskTensors, open_disk
 from umcompress.documents.base import Component
 from umcompress.documents.plan import CompressionRecord
+from umcompress.documents.sampling import Sampling
 from umcompress.errors import UsageError
 from umcompress.models.family import Family
 from umcompress.models.registry import find_family, resolve_folder
@@ -34,6 +37,7 @@ class Source:
     device: str = "cpu"
     components: Mapping[str, Component] = field(default_factory=dict)
     trust_remote_code: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def own_code(self) -> tuple[str, ...]:
@@ -59,7 +63,17 @@ class Source:
         return model
 
     def runner(self, model: nn.Module) -> Runner:
-        return self.family.runner(model, self.folder)
+        """Runs the model's tasks, painting as `sampling` says.  UsageError for settings that it does not have."""
+        made: Any = self.family.runner(model, self.folder)
+        if given := self.sampling.given():
+            known = inspect.signature(made.settings).parameters
+            if odd := sorted(given.keys() - known.keys()):
+                raise UsageError(
+                    f"sampling: {', '.join(odd)}", f"a model of the family {self.family.name} has no such setting",
+                    f"it has {', '.join(known)}",
+                )
+            made.settings(**given)
+        return made  # type: ignore[no-any-return]
 
 
 def located(source: Source) -> tuple[nn.Module, DiskTensors]:
@@ -85,11 +99,13 @@ def open_source(
     device: str | None = None,
     components: Mapping[str, Component] | None = None,
     trust_remote_code: bool = False,
+    sampling: Sampling | None = None,
 ) -> Source:
     """Find a model.  ModelError where there is none; UsageError where the device is not there.
 
     components: what its parts are for, where its family does not know; a compressed model remembers.
     trust_remote_code: consent to run Python code that comes with it. Nothing is ever asked or remembered.
+    sampling: how it is to paint.
     """
     folder = resolve_folder(model, trust_remote_code)
     device = device or "cpu"
@@ -103,4 +119,6 @@ def open_source(
         family = family.with_components(given)
     if trust_remote_code:
         family = family.trusting()
-    return Source(model, folder, family, dtype or "float32", device, dict(given or {}), trust_remote_code)
+    return Source(
+        model, folder, family, dtype or "float32", device, dict(given or {}), trust_remote_code, sampling or Sampling()
+    )

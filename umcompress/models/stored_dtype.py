@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from umcompress.checkpoint.index import read_header
 from umcompress.documents.plan import Plan
 from umcompress.errors import ModelError
+from umcompress.models.parts_of_folder import files_of
 from umcompress.models.source import Source, as_stored, located
 from umcompress.recipe.recipe import Recipe
 from umcompress.rewrite.apply import shapes_only
@@ -74,7 +75,7 @@ def _blob_of(expression: Expression) -> StoredValue | None:
 
 def _holds_halves(source: Source) -> bool:
     """A look at the files' headers, before a skeleton is built for nothing."""
-    files = source.folder.glob("*.safetensors")
+    files = (path for path in files_of(source.folder) if path.suffix == ".safetensors")
     return any(entry.dtype in HALVES for file in files for entry in read_header(file).values())
 
 

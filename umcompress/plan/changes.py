@@ -39,7 +39,8 @@ def site_changes(plan: Plan, graph: ModelGraph, measured: bool) -> Iterator[Site
             for component in sorted(blocks[edit.block].components):
                 yield change(edit.block, component, "block", 1, 0, example)
         elif isinstance(edit, DropBranch):
-            yield change(edit.block, edit.component, edit.branch, 1, 0, example)
+            at = f"{edit.block}.{edit.part}" if edit.part else edit.block
+            yield change(at, edit.component, edit.branch, 1, 0, example)
         elif isinstance(edit, DropModule):
             yield change(edit.module, graph.family.component_of(edit.module), "module", 1, 0, "never read")
         elif isinstance(edit, KeepHeads):

@@ -24,7 +24,8 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     """Every step on the shapes that the one before leaves; one that cannot be planned leaves them alone."""
     # The recipe's device is for weights: planning needs none.
     source = open_source(
-        recipe.model, recipe.dtype, components=recipe.component_globs(), trust_remote_code=recipe.trust_remote_code
+        recipe.model, recipe.dtype, components=recipe.component_globs(), trust_remote_code=recipe.trust_remote_code,
+        sampling=recipe.sampling,
     )
     model = checked_skeleton(source)
     states = [_State(source, model, _weigh(source, model), source.record.plans if source.record else ())]
@@ -72,7 +73,7 @@ class _State:
     def __init__(self, source: Source, model: nn.Module, weight: Weight, plans: tuple[Plan, ...]) -> None:
         self.source, self.model, self.weight, self.plans = source, model, weight, plans
 
-    def loads_with(self) -> tuple[Literal["transformers", "umcompress"], str, str]:
+    def loads_with(self) -> tuple[Literal["transformers", "diffusers", "umcompress"], str, str]:
         """What would load the model as it is now; why not transformers, and what it is, where there is more to say."""
         plain = self.source.family.plain(self.model, self.source.folder, self.plans)
         return ("umcompress", plain, "") if isinstance(plain, str) else (plain.loads_with, "", plain.note)

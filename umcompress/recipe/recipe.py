@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 
 from umcompress.documents.base import TASKS, Component, Document, Ratio, Task
 from umcompress.documents.gate import Gate
+from umcompress.documents.sampling import Sampling
 from umcompress.errors import RecipeError
 
 __all__ = [
@@ -83,6 +84,7 @@ class RecipeHead(Document):
     )
 
     measure: Measure = Field(default=Measure(), description="What is measured beside scores and sizes.")
+    sampling: Sampling = Field(default=Sampling(), description="How pictures are painted: steps, guidance, size.")
     sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] | None = Field(
         default=None, description="The grid of `umcompress sweep`: path, as --set takes it, to values."
     )

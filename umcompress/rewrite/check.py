@@ -20,9 +20,10 @@ from umcompress.documents.plan import (
     plan_problems,
 )
 from umcompress.errors import did_you_mean
+from umcompress.graph.branches import Branch
 from umcompress.graph.expert_place import find_part, module_path
 from umcompress.graph.model_graph import BlockCountingFamily, BlockGraph, ModelFamily, read_block
-from umcompress.graph.sites import ExpertSite, FeedForwardSite
+from umcompress.graph.sites import BranchSite, ExpertSite, FeedForwardSite
 from umcompress.rewrite.experts import sparse_module
 
 
@@ -83,8 +84,8 @@ class _Checker:
         self.problems: list[str] = []
         self.dropped = Counter(edit.block for edit in plan.edits if isinstance(edit, DropBlock))
         drops = (edit for edit in plan.edits if isinstance(edit, DropBranch))
-        self.branches: Counter[tuple[str, str, str]] = Counter(
-            (e.block, e.branch, e.component) for e in drops
+        self.branches: Counter[tuple[str, str, str, str]] = Counter(
+            (e.block, e.branch, e.component, e.part) for e in drops
         )
         # Sizes as the edits so far leave them.
         self.heads: dict[tuple[str, str], tuple[int, int]] = {}
@@ -129,13 +130,13 @@ class _Checker:
             return problems
         if self.dropped[edit.block]:
             return [f"{edit.block} is dropped as a whole by the same plan"]
-        what = f"{edit.component} {edit.branch} branch of {edit.block}"
-        there = [(b.kind, b.component) for b in self.blocks.read(edit.block).branches]
-        count = there.count((edit.branch, edit.component))
+        what = f"{edit.component} {edit.branch} branch {f'{edit.part} ' if edit.part else ''}of {edit.block}"
+        there = self.blocks.read(edit.block).site.branches
+        count = sum(_means(edit, site) for site in there)
         if count != 1:
-            found = ", ".join(f"{component} {kind}" for kind, component in there) or "none"
+            found = ", ".join(f"{b.component} {b.kind}{f' {b.part}' if b.part else ''}" for b in there) or "none"
             return [f"{'no' if count == 0 else f'{count} times the'} {what} (branches found: {found})"]
-        return self._once(self.branches[edit.block, edit.branch, edit.component], what)
+        return self._once(self.branches[edit.block, edit.branch, edit.component, edit.part], what)
 
     def _heads(self, edit: KeepHeads) -> list[str]:
         path = self.blocks.holding(edit.site)
@@ -213,8 +214,7 @@ class _Checker:
         if self.dropped[path]:
             return [f"{site} is in {path}, which the same plan drops"]
         for branch in self.blocks.read(path).branches:
-            dropped = self.branches[path, branch.kind, branch.component]
-            if not dropped or branch.kind != kind or component not in (None, branch.component):
+            if not self._dropped(path, branch) or branch.kind != kind or component not in (None, branch.component):
                 continue
             targets = {f"{path}.{node.target}" for node in branch.own if node.op == "call_module"}
             if any(target == site or target.startswith(f"{site}.") for target in targets):
@@ -241,10 +241,19 @@ class _Checker:
         return [f"nothing would be left of the stack {stack}" for stack, count in left.items() if count == 0]
 
     def _hollow(self, path: str) -> bool:
-        if not any(block == path for block, _, _ in self.branches):
+        if not any(block == path for block, *_ in self.branches):
             return False
         branches = self.blocks.read(path).branches
-        return self.blocks.read(path).site.complete and all(self.branches[path, b.kind, b.component] for b in branches)
+        return self.blocks.read(path).site.complete and all(self._dropped(path, branch) for branch in branches)
+
+    def _dropped(self, path: str, branch: Branch) -> int:
+        """How often the plan drops a branch: by its part, or as the only one of its kind."""
+        return sum(self.branches[path, branch.kind, branch.component, part] for part in {branch.part, ""})
+
+
+def _means(edit: DropBranch, site: BranchSite) -> bool:
+    """Whether an edit means this branch; without a part it means the only one of its kind and component."""
+    return (edit.branch, edit.component) == (site.kind, site.component) and edit.part in ("", site.part)
 
 
 def _siblings(name: str, known: set[str]) -> list[str]:

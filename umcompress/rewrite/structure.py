@@ -24,7 +24,7 @@ from umcompress.documents.plan import (
     SetTensors,
     SplitExperts,
 )
-from umcompress.graph.branches import find_branches
+from umcompress.graph.branches import Branch, find_branches
 from umcompress.graph.guards import checks_used_value, is_guard
 from umcompress.graph.linears import MatrixModule, input_size, is_conv1d, is_matrix, output_axis, output_size, set_sizes
 from umcompress.graph.lower import lower
@@ -78,19 +78,26 @@ class _StructureEdits:
     def drop_branch(self, edit: DropBranch) -> None:
         block = self.model.get_submodule(edit.block)
         graph = self.graphs.setdefault(edit.block, self.blocks.read(edit.block).graph)
-        # Found anew, as an earlier edit may have taken nodes out of this graph.
-        branches = find_branches(graph, block, edit.block, self.blocks.family.component_of)
-        branch = next(b for b in branches if (b.kind, b.component) == (edit.branch, edit.component))
         before = _references(graph)
+        while (branch := self._branch(graph, block, edit)) is not None:
+            self._take_out(graph, block, branch, edit.component)
+        delete_unused(block, before, _references(graph))
+
+    def _branch(self, graph: fx.Graph, block: nn.Module, edit: DropBranch) -> Branch | None:
+        """A branch that an edit means. Found anew, as what went before may have taken nodes out of this graph."""
+        branches = find_branches(graph, block, edit.block, self.blocks.family.component_of)
+        alike = (b for b in branches if (b.kind, b.component) == (edit.branch, edit.component))
+        return next((b for b in alike if edit.part in ("", b.part)), None)
+
+    def _take_out(self, graph: fx.Graph, block: nn.Module, branch: Branch, component: str) -> None:
         branch.add.replace_all_uses_with(branch.stream)
         graph.erase_node(branch.add)
         if branch.leaf is not None and branch.kind == "attention":
             detach_attention(graph, branch.leaf, block.get_submodule(str(branch.leaf.target)))
         remove_dead(graph)
         if branch.leaf is not None and branch.leaf in graph.nodes:
-            self._leave_joint_attention(block, branch.leaf, edit.component)
+            self._leave_joint_attention(block, branch.leaf, component)
             remove_dead(graph)
-        delete_unused(block, before, _references(graph))
 
     def drop_module(self, edit: DropModule) -> None:
         owner, _, name = edit.module.rpartition(".")

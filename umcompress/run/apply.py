@@ -61,7 +61,7 @@ def apply(
     device = processes.start(loaded.recipe.device)
     source = open_source(
         loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.component_globs(),
-        loaded.recipe.trust_remote_code,
+        loaded.recipe.trust_remote_code, loaded.recipe.sampling,
     )
     check(loaded.recipe, source)
     if (unsaid := written_unsaid(loaded.recipe)) is not None:

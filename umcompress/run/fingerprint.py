@@ -64,7 +64,7 @@ def _versions() -> Parts:
 
 
 def _settings(recipe: Recipe, out_of_core: bool) -> Parts:
-    names = ("seed", "device", "dtype", "components", "trust_remote_code")
+    names = ("seed", "device", "dtype", "components", "trust_remote_code", "sampling")
     head = recipe.resolved()
     return {name: str(head[name]) for name in names} | {"the model is held": "on disk" if out_of_core else "in memory"}
 

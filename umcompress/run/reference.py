@@ -35,7 +35,7 @@ def scored(
         return _scores(evaluation, "run", runner, out, say)
     say(f"{evaluation.name}: the reference {named}")
     trust = source.trust_remote_code
-    other = open_source(named, source.dtype, source.device, trust_remote_code=trust)
+    other = open_source(named, source.dtype, source.device, trust_remote_code=trust, sampling=source.sampling)
     _scores(evaluation, "run", other.runner(other.load()), out / REFERENCE, say)
     return _scores(evaluation, "compare", runner, out, say, out / REFERENCE)
 

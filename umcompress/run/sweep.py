@@ -137,9 +137,12 @@ def _source(loaded: LoadedRecipe, device: str | None, known: dict[str, Source]) 
 
     recipe = loaded.recipe
     globs = recipe.component_globs()
-    key = json.dumps([recipe.model, recipe.dtype, recipe.device, globs, recipe.trust_remote_code, trains(recipe)])
+    painted = recipe.sampling.given()
+    key = json.dumps(
+        [recipe.model, recipe.dtype, recipe.device, globs, recipe.trust_remote_code, painted, trains(recipe)]
+    )
     if key not in known:
-        source = open_source(recipe.model, recipe.dtype, device, globs, recipe.trust_remote_code)
+        source = open_source(recipe.model, recipe.dtype, device, globs, recipe.trust_remote_code, recipe.sampling)
         known[key] = source if trains(recipe) else SharedSource(**vars(source))
     return known[key]
 

@@ -73,7 +73,7 @@ def verify(
         raise CheckError(asked, f"differences in {differences} {stored}", do)
     return CheckpointResult(
         path=folder.name, parameters=found["parameters"],
-        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")), reload_equal=None if bar else True,
+        bytes=sum(path.stat().st_size for path in _weights(folder)), reload_equal=None if bar else True,
         loads_with=plain.loads_with if plain else "umcompress", own_code=source.own_code, note=_note(written, bar),
     )  # fmt: skip
 
@@ -124,6 +124,12 @@ def save_outputs(outputs: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.cpu().clone().contiguous() for name, tensor in outputs.items()}, path)
 
 
+def _weights(folder: Path) -> list[Path]:
+    from umcompress.models.parts_of_folder import files_of
+
+    return [path for path in files_of(folder) if path.suffix == ".safetensors"]
+
+
 def stored_parameters(folder: Path, model: nn.Module) -> int:
     """Elements in the weight files of a folder, from their headers; the buffers of `model` left out."""
     from umcompress.checkpoint.index import read_header
@@ -131,7 +137,7 @@ def stored_parameters(folder: Path, model: nn.Module) -> int:
     buffers = saved_buffers(model)
     return sum(
         prod(entry.shape)
-        for path in sorted(folder.glob("*.safetensors"))
+        for path in _weights(folder)
         for name, entry in read_header(path).items()
         if not is_buffer(name, buffers)
     )

@@ -38,8 +38,7 @@ def open_processor(folder: Path, trust: bool = False) -> Any:
     kind: Any = None if is_torchvision_available() else _class_of(folder)
     try:
         if kind is not None and _VIDEO in kind.get_attributes():
-            stills: Any = type(kind.__name__, (_Stills, kind), {"__module__": kind.__module__})
-            return stills.from_pretrained(folder)
+            return without_videos(kind).from_pretrained(folder)
         auto: Any = AutoProcessor
         if trust:
             require_local_code(folder)
@@ -53,6 +52,11 @@ def open_processor(folder: Path, trust: bool = False) -> Any:
     if not hasattr(found, "image_processor"):
         raise ModelError(f"the processor of {folder}", f"{type(found).__name__} takes no pictures", COPY)
     return found
+
+
+def without_videos(kind: Any) -> Any:
+    """A class of processors without its processor of videos."""
+    return type(kind.__name__, (_Stills, kind), {"__module__": kind.__module__})
 
 
 class _Stills(ProcessorMixin):

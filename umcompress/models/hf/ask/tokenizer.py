@@ -11,10 +11,9 @@ from transformers import AutoTokenizer
 from umcompress.errors import ModelError
 from umcompress.models.bare_errors import bare_as_value_error
 from umcompress.models.hf.load import own_code
+from umcompress.models.parts_of_folder import beside, tokenizer_files
 from umcompress.models.remote_code import references, require_local_code, untrusted_code
 
-# Without any of these transformers may make up a tokenizer that knows no word.
-_FILES = ("tokenizer.*", "tokenizer_config.json", "vocab.*", "*.tiktoken", "*.model")
 _COPY = "copy the tokenizer files of the model into its folder"
 
 
@@ -23,8 +22,10 @@ class FolderTokenizer:
 
     def __init__(self, folder: Path, trust: bool = False, rows: int | None = None) -> None:
         """trust: consent to run Python code that comes with the folder. rows: of the model's embedding, if known."""
+        if not tokenizer_files(folder):
+            folder = beside(folder.resolve()) or folder
         self.folder, self.rows = folder, rows
-        if not any(file.is_file() for pattern in _FILES for file in folder.glob(pattern)):
+        if not tokenizer_files(folder):
             raise ModelError(f"the tokenizer of {folder}", "no tokenizer files", _COPY)
         if trust:
             require_local_code(folder)
