@@ -72,7 +72,7 @@ class Pope(QuestionBenchmark):
 
 def _right(item: AnsweredQuestion) -> bool:
     """As the rules count: any label but "no" means yes."""
-    return (parse(item.answer) == "no") == (item.asked.truth == "no")
+    return (parse(item.answer) == "no") == bool(item.asked.truth == "no")
 
 
 def numbers(part: PopeScore) -> dict[str, KindScore]:

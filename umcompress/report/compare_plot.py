@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from umcompress.documents.base import TASKS
+from umcompress.documents.base import TASKS, Task
 from umcompress.documents.report import SPEED_NOISE, StepReport
 from umcompress.documents.scores import printed
 from umcompress.report.compare import ComparedRun, Comparison
@@ -31,9 +32,9 @@ def figure(comparison: Comparison) -> Figure:
     panels = drawn.subplots(max(1, len(scored)), 2, squeeze=False)
     for row, entry in zip(panels, scored, strict=False):
         task = entry[1]
-        _panel(row[0], comparison, entry, lambda step, task=task: _active(step, task))
+        _panel(row[0], comparison, entry, partial(_active, task))
         row[0].set_xlabel(f"parameters at work in {task}, millions")
-        _panel(row[1], comparison, entry, lambda step, task=task: _time(step, task))
+        _panel(row[1], comparison, entry, partial(_time, task))
         row[1].set_xlabel(f"measured time of {task}, baseline 1")
     named = ", ".join(f"{run.label} {run.name}" for run in comparison.runs)
     drawn.suptitle(_wrapped(f"{named}; filled: Pareto-optimal beyond noise"), fontsize="small")
@@ -46,12 +47,12 @@ def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False))
 
 
-def _active(step: StepReport, task: Any) -> tuple[float, float] | None:
+def _active(task: Task, step: StepReport) -> tuple[float, float] | None:
     count = step.parameters.active.get(task)
     return None if count is None else (count / 1e6, 0.0)
 
 
-def _time(step: StepReport, task: Any) -> tuple[float, float] | None:
+def _time(task: Task, step: StepReport) -> tuple[float, float] | None:
     speed = step.speed.get(task)
     if speed is None:
         return None

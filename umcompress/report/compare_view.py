@@ -66,7 +66,7 @@ def _legend(run: ComparedRun) -> str:
 def _results(comparison: Comparison) -> list[Table]:
     """A table for each evaluation and task; in the first, which runs cannot be compared."""
     results = [run.steps[run.result] for run in comparison.runs]
-    tables = []
+    tables: list[Table] = []
     for entry in entries(results):
         rows = []
         for run, step in zip(comparison.runs, results, strict=True):

@@ -112,7 +112,7 @@ def scores_tables(steps: Sequence[StepReport], names: Sequence[str], timed: bool
 
 
 def _scores(steps: Sequence[StepReport], names: Sequence[str], entry: Entry, timed: bool) -> Table:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for step, name in zip(steps, names, strict=True):
         score, change = score_of(step, entry), change_of(step, entry)
         relative = "" if change is None or change.relative is None else f"{change.relative:+.1%}"
