@@ -112,7 +112,8 @@ def count_field(module: Any, path: str, before: int) -> str | None:
         text = json.dumps(config, sort_keys=True)
     except TypeError:
         return None
-    return _count_field(original_class(module), text, path, before)
+    kind: Any = original_class(module)
+    return _count_field(kind, text, path, before)
 
 
 @cache

@@ -56,7 +56,7 @@ class PipelineRunner(Runner):
         width: int | None = None, negative_prompt: str | None = None,
     ) -> None:
         """Other settings than the pipeline's own; what is None stays as it is."""
-        given = {
+        given: dict[str, Any] = {
             "steps": steps, "guidance": guidance, "height": height, "width": width, "negative_prompt": negative_prompt,
         }
         self.sampling = replace(self.sampling, **{name: one for name, one in given.items() if one is not None})
