@@ -18,7 +18,8 @@ def kills(home: Path, count: int, seed: int = 0, ways: tuple[str, ...] = WAYS) -
     expected, faults, done, events = references(home, ways), list[str](), 0, 0
     for number, way in enumerate(ways):
         log = home / "events.txt"
-        run(command(home, way, home / "counted"), at_event(home / "counted", 0, killed, log))
+        counted = run(command(home, way, home / "counted"), at_event(home / "counted", 0, killed, log))
+        assert counted.code == 0, counted.said
         shutil.rmtree(home / "counted")
         total = len(log.read_text().splitlines())
         events += total
