@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,8 +75,12 @@ def main() -> None:
 
 @torch.no_grad()
 def _forward(model: Any, texts: torch.Tensor) -> None:
-    for batch in texts.split(8):
+    for batch in torch.split(texts, 8):
         model.model(batch, use_cache=False)
+
+
+def _keep(found: list[Statistics], graph: ModelGraph, wanted: Declaration, feed: Callable[[], None]) -> None:
+    found.append(_swept(graph, [wanted], feed))
 
 
 def measured(graph: ModelGraph, feed: Callable[[], None], rounds: int) -> dict[str, dict[str, float]]:
@@ -84,9 +89,9 @@ def measured(graph: ModelGraph, feed: Callable[[], None], rounds: int) -> dict[s
         row = {"plain": _processor(feed)}
         for name, wanted in STATISTICS.items():
             found: list[Statistics] = []
-            row[name] = _processor(lambda found=found, wanted=wanted: found.append(_swept(graph, [wanted], feed)))
+            row[name] = _processor(partial(_keep, found, graph, wanted, feed))
             if name == "least squares":
-                row["its solution"] = _processor(lambda found=found: solve(graph, found[0]))
+                row["its solution"] = _processor(partial(solve, graph, found[0]))
         timed.append(row)
     return {
         name: {"over plain": statistics.median(row[name] / row["plain"] for row in timed)}

@@ -92,7 +92,8 @@ class SameProduct(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda:
             return super().forward(x)
-        out: Tensor = _Product.apply(x, self.weight) if torch.is_grad_enabled() else cpu._product(x, self.weight)
+        product: Any = _Product.apply if torch.is_grad_enabled() else cpu._product
+        out: Tensor = product(x, self.weight)
         return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ SPECIALS = (
 
 def qwen_image(folder: Path, blocks: int = 3, layers: int = 4, seed: int = 0) -> Path:
     """A whole Qwen-Image: Qwen2.5-VL as text encoder, a transformer of dual-stream blocks, an autoencoder."""
-    import diffusers
-
+    diffusers = _diffusers()
     torch.manual_seed(seed)
     transformer = diffusers.QwenImageTransformer2DModel(
         patch_size=2, in_channels=16, out_channels=4, num_layers=blocks, attention_head_dim=16, num_attention_heads=3,
@@ -31,6 +31,11 @@ def qwen_image(folder: Path, blocks: int = 3, layers: int = 4, seed: int = 0) ->
     )  # fmt: skip
     pipeline.save_pretrained(folder)
     return folder
+
+
+def _diffusers() -> Any:
+    """The library, which has no types."""
+    return importlib.import_module("diffusers")
 
 
 def awaken(module: nn.Module) -> None:
@@ -81,8 +86,7 @@ def _tokenizer() -> Any:
 
 
 def _autoencoder() -> Any:
-    import diffusers
-
+    diffusers = _diffusers()
     return diffusers.AutoencoderKLQwenImage(
         base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4,

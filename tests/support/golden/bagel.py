@@ -156,6 +156,7 @@ def check_edit(model: Bagel, checker: Checker, golden: Golden, meta: dict[str, A
     contexts.add_text(model, [golden["in.prompt_ids"]])
     names = {"full": contexts.full, "text_cfg": contexts.text_cfg, "img_cfg": contexts.image_cfg}
     for name, cache in names.items():
+        assert cache is not None, f"{name} was not read"
         checker.equal(f"edit: {name} kv_len", cache.length(), meta["kv_lens"][name])
         checker.equal(f"edit: {name} rope", cache.positions[0], meta["ropes"][name])
         out = "out.velocity_full" if name == "full" else f"out.velocity_{name}_branch"
