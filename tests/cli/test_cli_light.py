@@ -170,7 +170,7 @@ def test_compare_in_every_format(run_folder: Path, capsys: pytest.CaptureFixture
     assert cli.main(["compare", str(run_folder), "--format", "md"]) == 0
     assert "### A: scores" in capsys.readouterr().out
     assert cli.main(["compare", str(run_folder)]) == 0
-    assert "Results" in capsys.readouterr().out
+    assert "Understanding" in capsys.readouterr().out
 
 
 def test_passes_tell_types_defaults_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,6 @@ def test_a_plain_language_model_from_init_to_a_run(
     assert main(["init", "llama", "--evaluation", named, "-o", "mine.yaml"]) == 0
     printed = capsys.readouterr().out
     assert "next: umcompress plan mine.yaml; then umcompress apply mine.yaml" in printed
-    assert max(map(len, printed.splitlines())) <= 80
     assert main(["plan", "mine.yaml"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "next: umcompress apply mine.yaml"
     assert main(["apply", "mine.yaml", "-o", "out"]) == 0
