@@ -57,7 +57,9 @@ def figure(sweep: Sweep, panels: Sequence[Panel] = ()) -> Figure:
         for axes in drawn.axes:
             handles, labels = axes.get_legend_handles_labels()
             shown |= dict(zip(labels, handles, strict=True))
-        columns = 2 * max(1, len(tasks))
+        # A character of a legend is about a fourteenth of an inch wide, with its line before it.
+        fits = int(drawn.get_figwidth() * 14 / (max(map(len, shown), default=1) + 8))
+        columns = max(1, min(2 * max(1, len(tasks)), fits))
         drawn.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=columns, frameon=False)
     drawn.suptitle(f"{sweep.recipe} on {sweep.model}; bands: 95 % intervals", fontsize="medium")
     return drawn
@@ -85,6 +87,9 @@ def points(
         old = _score(sweep.baseline, panel)
         if change is not None and change.paired and old is not None:
             low, high = old.value + change.low, old.value + change.high
+            # A share of right answers stays between none and all.
+            if not old.lower_is_better and max(abs(old.value - 0.5), abs(score.value - 0.5)) <= 0.5:
+                low, high = max(0.0, low), min(1.0, high)
         found.append((x, score.value, low, high))
     return sorted(found)
 
@@ -114,6 +119,8 @@ def _line(
         return
     x, value, low, high = zip(*found, strict=True)
     colour, marker, dashes = style
+    if all(place.is_integer() for place in x):
+        panel.xaxis.get_major_locator().set_params(integer=True)
     panel.plot(x, value, color=colour, marker=marker, linestyle=dashes, label=name)
     panel.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
