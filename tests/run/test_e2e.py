@@ -60,8 +60,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run("apply", "recipe.yaml", "-o", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "umcompress compare" in done.stdout
-    prose = ("next", "samples", "model")
-    assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith(prose))
     return folder / "out"
 
 
