@@ -26,7 +26,7 @@ from pathlib import Path
 from umcompress.run.dependencies import Dependencies
 from umcompress.run.folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]), Dependencies(steps=()))
-folder._hold("test")
+folder.hold("test")
 print("held", flush=True)
 time.sleep(600)
 """
