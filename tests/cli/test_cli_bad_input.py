@@ -129,7 +129,6 @@ def test_overrides(refused: Refused, tiny_bagel: Path, tmp_path: Path) -> None:
     ("change", "found"),
     [
         ({"layers": "7-9"}, "no layer 7, 8, 9 of 0 to 2"),
-        ({"component": "shared"}, "these blocks belong to generation, understanding"),
         ({"stack": "vison"}, "did you mean 'vision'?"),
         ({"stack": "vision", "component": "generation"}, "these blocks belong to understanding"),
         ({"keep_ratio": 0.999}, "of 96 channels, 1 to 95 can stay: keep_ratio below 0.9948"),

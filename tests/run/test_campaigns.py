@@ -19,7 +19,8 @@ from small_runs import prepare
 from tampered import tampered
 
 
-@pytest.fixture(scope="module")
+# Each has a home of its own: what one campaign changes in it is no concern of the next.
+@pytest.fixture
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         yield prepare(tmp_path_factory.mktemp("home"), patch)

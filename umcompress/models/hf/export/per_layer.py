@@ -78,7 +78,10 @@ def _layers(graph: ModelGraph, stack: str, config: Any) -> dict[str, dict[str, A
         entry |= _head_entry(heads.get(block.index), list(heads.values()))
         # A size of nothing as well: readers that do not know `skip` must not take the layer for a whole one.
         if "attention" not in kinds:
-            entry |= {"skip": ["attention"], "num_attention_heads": 0, "num_key_value_heads": 0}
+            entry |= {"skip": ["attention"]}
+            # Falcon's configuration divides by its heads when it is read.
+            if not isinstance(getattr(type(config), "head_dim", None), property):
+                entry |= {"num_attention_heads": 0, "num_key_value_heads": 0}
         if "feed_forward" not in kinds:
             entry |= {"skip": [*entry.get("skip", ()), "mlp"], field: 0}
         if block.index in split:
