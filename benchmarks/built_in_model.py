@@ -3,7 +3,7 @@
     python benchmarks/built_in_model.py --runs runs          # what is there already is not run again
     python benchmarks/built_in_model.py --runs runs --write  # tables, the printed report, the picture of samples
 
-The runs take about an hour on one core.
+The recipe of experts is the longest of the three runs.
 """
 
 from __future__ import annotations

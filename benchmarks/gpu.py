@@ -50,10 +50,11 @@ class Sizes:
     def blocks(self, count: int, make: Callable[[BagelBlock], None] | None = None) -> nn.ModuleList:
         """Blocks of BAGEL with random weights; `make` changes each before it gets its dtype."""
         with torch.device(self.device):
-            blocks = nn.ModuleList(BagelBlock(self.text(), index) for index in range(count))
-            for block in blocks if make is not None else ():
-                make(block)  # type: ignore[arg-type, misc]
-        return blocks.to(self.dtype)
+            blocks = [BagelBlock(self.text(), index) for index in range(count)]
+            for block in blocks:
+                if make is not None:
+                    make(block)
+        return nn.ModuleList(blocks).to(self.dtype)
 
     def forward(self, blocks: nn.ModuleList) -> None:
         """One picture with its two markers through the blocks, as a denoising step sends it."""

@@ -106,12 +106,13 @@ def _apply(parser: argparse.ArgumentParser) -> None:
     _format_option(parser)
 
 
+def _axis_option(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--axis", dest="axes", action="append", default=[], metavar="PATH=V1,V2,...", help=text)
+
+
 def _sweep(parser: argparse.ArgumentParser) -> None:
     _recipe_options(parser)
-    parser.add_argument(
-        "--axis", dest="axes", action="append", default=[], metavar="PATH=V1,V2,...",
-        help="values of one key, as --set names it; repeatable; default: the recipe's `sweep`",
-    )
+    _axis_option(parser, "values of one key, as --set names it; repeatable; default: the recipe's `sweep`")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="the sweep's folder; an unfinished sweep resumes")
     _format_option(parser)
 
@@ -147,10 +148,7 @@ def _search(parser: argparse.ArgumentParser) -> None:
 
 def _plan(parser: argparse.ArgumentParser) -> None:
     _recipe_options(parser)
-    parser.add_argument(
-        "--axis", dest="axes", action="append", default=[], metavar="PATH=V1,V2,...",
-        help="plan a sweep, as the sweep command has it; a recipe with a `sweep:` is planned as one",
-    )
+    _axis_option(parser, "plan a sweep, as the sweep command has it; a recipe with a `sweep:` is planned as one")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="the sweep's folder: finished cells tell the time")
     _format_option(parser)
 

@@ -64,16 +64,17 @@ class Source:
 
     def runner(self, model: nn.Module) -> Runner:
         """Runs the model's tasks, painting as `sampling` says.  UsageError for settings that it does not have."""
-        made: Any = self.family.runner(model, self.folder)
+        made = self.family.runner(model, self.folder)
         if given := self.sampling.given():
-            known = inspect.signature(made.settings).parameters
+            settings: Any = made.settings  # each family has some of its own
+            known = inspect.signature(settings).parameters
             if odd := sorted(given.keys() - known.keys()):
                 raise UsageError(
                     f"sampling: {', '.join(odd)}", f"a model of the family {self.family.name} has no such setting",
                     f"it has {', '.join(known)}",
                 )
-            made.settings(**given)
-        return made  # type: ignore[no-any-return]
+            settings(**given)
+        return made
 
 
 def located(source: Source) -> tuple[nn.Module, DiskTensors]:

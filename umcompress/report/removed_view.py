@@ -33,7 +33,9 @@ def _notes(step: StepReport) -> tuple[str, ...]:
 
 def split_site(site: str) -> tuple[str, int | None, str]:
     """`decoder.layers.3.mlp` -> ("decoder.layers", 3, ".mlp"); without a layer's number, (site, None, "")."""
-    head, number, tail = _LAYER.match(site).groups()  # type: ignore[union-attr]
+    found = _LAYER.match(site)
+    assert found is not None, "every text matches"
+    head, number, tail = found.groups()
     return (head, int(number), tail or "") if number is not None else (site, None, "")
 
 

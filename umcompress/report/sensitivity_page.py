@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umcompress.documents.alone import Sensitivity
 from umcompress.report import pictures
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def write_pictures(found: Sensitivity, folder: Path) -> list[str]:
     """The files written, by name; none but the page where nothing can draw."""
 
-    def drawn(**part: object) -> Figure:
+    def drawn(**part: Any) -> Figure:
         from umcompress.report.sensitivity_plot import figure
 
-        return figure(found, **part)  # type: ignore[arg-type]
+        return figure(found, **part)
 
     panels: list[Callable[[], Figure]] = []
     for owner in owners(found):

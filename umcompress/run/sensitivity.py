@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -201,9 +202,9 @@ def _similarities(alone: Alone, path: Path, asked: Asked) -> list[PartSimilarity
     for task in alone.unpruned.scores:
         file = path / "alone" / f"similarity-{task}.json"
         if not file.is_file():
-            measured = processes.by_first(lambda task=task: _similar(alone, asked, task))  # type: ignore[misc]
+            measured = processes.by_first(partial(_similar, alone, asked, task))
             text = json.dumps([one.json_values() for one in measured])
-            processes.by_first(lambda file=file, text=text: write_text_atomic(file, text + "\n"))  # type: ignore[misc]
+            processes.by_first(partial(write_text_atomic, file, text + "\n"))
         found += [PartSimilarity.model_validate(one) for one in json.loads(file.read_text(encoding="utf-8"))]
     return found
 

@@ -130,7 +130,7 @@ class PipelineRunner(Runner):
                 self.painter.call(item.prompt, generator_of(item.seed, 0), self.sampling, output="latent")
 
     def portions(self, items: Sequence[Any]) -> list[list[Any]]:
-        """As `Portions`: each prompt by itself, what is read as the text encoder's runner has it."""
+        """Each prompt by itself, what is read as the text encoder's runner has it."""
         painted = [[item] for item in items if isinstance(item, GenerationItem)]
         read = [item for item in items if not isinstance(item, GenerationItem)]
         return painted + (self._reading("calibrate on texts and questions").portions(read) if read else [])
