@@ -35,7 +35,7 @@ class Settings:
     understanding_lr: float = 1.5e-3
     questions: int = 8
     description_share: float = 0.4
-    generation_steps: int = 24_000
+    generation_steps: int = 18_000
     generation_batch: int = 64
     generation_lr: float = 2e-3
     pictures: int = 64_000
