@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,27 @@ def same_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """A test draws the same pictures whichever tests ran before it in its process."""
     if hasattr(request.module, "RNG"):
         monkeypatch.setattr(request.module, "RNG", np.random.default_rng(0))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def checks_in_forks() -> Iterator[None]:
+    """Written models are checked in forks of a process that has the libraries: starting one takes seconds."""
+    from forked_check import fork_checks
+
+    with pytest.MonkeyPatch.context() as patch:
+        fork_checks(patch)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def two_timings() -> Iterator[None]:
+    """Models are really timed, but twice only; tests/models/test_stopwatch.py has the stopwatch as it is."""
+    from umcompress.models import stopwatch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopwatch, "FEWEST", 2)
+        patch.setattr(stopwatch, "MOST", 2)
+        yield
 
 
 # How long a draw takes says how busy the machine is, and nothing of the code.

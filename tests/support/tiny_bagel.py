@@ -53,6 +53,7 @@ def _write_weights(folder: Path, seed: int) -> None:
 def write_recipe(folder: Path, model: Path | str, *steps: dict[str, Any], **keys: Any) -> Path:
     """A recipe of these steps; JSON is YAML."""
     path = folder / "recipe.yaml"
-    content = {"model": str(model), "evaluate": ["scenes"], "steps": list(steps)} | keys
+    small = [{"scenes": {"prompts": 2, "questions": 4}}]
+    content = {"model": str(model), "evaluate": small, "steps": list(steps)} | keys
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     return path

@@ -1,0 +1,63 @@
+"""When the timing of a model ends, and how sure its median is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from umcompress.models import stopwatch
+from umcompress.models.runner import Work
+
+
+class Clock:
+    """A runner whose work takes the seconds given, one after the other, and again."""
+
+    tasks = ("understanding",)
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.calls = seconds, 0
+
+    def workload(self, task: str) -> Work:
+        self.calls += 1
+        seconds = self.seconds[(self.calls - 1) % len(self.seconds)]
+        return Work(seconds, {"tokens_per_second": 1 / seconds})
+
+
+@pytest.fixture(autouse=True)
+def real_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopwatch, "FEWEST", 3)
+    monkeypatch.setattr(stopwatch, "MOST", 12)
+
+
+@pytest.mark.parametrize("count", [6, 9, 12, 20])
+def test_the_noise_is_half_of_the_interval_of_the_median_by_ranks(count: int) -> None:
+    """The narrowest symmetric pair of ranks that covers the median with 95 %, by the binomial distribution."""
+    values = np.random.default_rng(count).uniform(0.5, 2.0, count)
+    ordered = np.sort(values)
+    covers = [low for low in range(count // 2) if 1 - 2 * binom.cdf(low, count, 0.5) >= 0.95]
+    low = max(covers)
+    wanted = (ordered[count - 1 - low] - ordered[low]) / 2 / np.median(values)
+    assert stopwatch.relative_noise(values.tolist()) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_of_few_values_the_noise_is_half_of_their_range() -> None:
+    assert stopwatch.relative_noise([1.0, 1.2, 0.9]) == pytest.approx(0.15)
+
+
+def test_a_steady_model_is_timed_three_times_and_a_restless_one_twelve() -> None:
+    dense = Clock(1.0)
+    watch = stopwatch.Stopwatch(dense, paired=True)  # type: ignore[arg-type]  # a runner that only works
+    steady = Clock(0.5)
+    found = watch.compare(steady, ["understanding"])["understanding"]  # type: ignore[arg-type]
+    # The first of each warms up.
+    assert (steady.calls, dense.calls) == (4, 4) and found.ratio == 2 and found.noise == 0
+    restless = Clock(0.5, 0.8)
+    found = watch.compare(restless, ["understanding"])["understanding"]  # type: ignore[arg-type]
+    assert restless.calls == 13 and found.noise is not None and found.noise > 0.1
+
+
+def test_the_unpruned_model_is_one_by_definition() -> None:
+    runner = Clock(9.0, 0.25, 0.25, 0.25)
+    found = stopwatch.own_speed(runner, ["understanding"])["understanding"]  # type: ignore[arg-type]
+    assert found.ratio == 1 and found.measures == {"tokens_per_second": 4.0} and runner.calls == 4

@@ -1,0 +1,71 @@
+"""The check of a written model in a process forked from one that has imported the libraries and seen no model.
+
+It starts from as little as `python -m umcompress.run.verify` does, without the seconds of importing torch and
+transformers.  Tests of the command line start the real thing; so does a test that has changed what libraries read from
+the environment when they are imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from umcompress.run import verify
+from umcompress.run.verify import FreshCheck
+
+PRELOADED = [
+    "torch", "transformers", "umcompress.run.verify", "umcompress.models.hf.family", "umcompress.models.bagel.family",
+]  # fmt: skip
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "PYTHON", "TORCH", "HOME", "XDG_", "OMP_")
+
+
+def _read_at_import() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(READ_AT_IMPORT)}
+
+
+AT_START = _read_at_import()
+
+
+def _forked(argument: str, folder: str, environment: dict[str, str], current: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(current)
+    with (
+        Path(folder, "out").open("w") as out, Path(folder, "errors").open("w") as errors,
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors),
+    ):  # fmt: skip
+        try:
+            code = verify.main([argument])
+        except Exception:  # as the interpreter ends with it
+            traceback.print_exc()
+            code = 1
+    raise SystemExit(code)
+
+
+def fork_checks(patch: pytest.MonkeyPatch) -> None:
+    """Has every check run in a forked process, until the patch is undone."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    real: Callable[[FreshCheck], subprocess.CompletedProcess[str]] = verify._in_fresh_process
+
+    def check_forked(check: FreshCheck) -> subprocess.CompletedProcess[str]:
+        if _read_at_import() != AT_START:
+            return real(check)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (check.model_dump_json(), folder, dict(os.environ), str(Path.cwd()))
+            process = context.Process(target=_forked, args=arguments)
+            process.start()
+            process.join()
+            out, errors = (Path(folder, name) for name in ("out", "errors"))
+            said = [file.read_text() if file.exists() else "" for file in (out, errors)]
+            return subprocess.CompletedProcess([], process.exitcode or 0, *said)
+
+    patch.setattr(verify, "_in_fresh_process", check_forked)
