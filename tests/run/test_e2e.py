@@ -21,6 +21,7 @@ from umcompress.models.source import open_source
 
 RECIPE = """\
 model: bagel-mini
+measure: {speed: last}
 calibration: {task: understanding, samples: 12, seed: 0}
 evaluate:
   - scenes: {prompts: 6, questions: 10}
@@ -42,6 +43,8 @@ steps:
     keep_ratio: 0.5
     calibration: {task: generation, samples: 4}
 """
+
+BOTH = {"understanding", "generation"}
 
 
 def command(*arguments: str, cwd: Path) -> list[str]:
@@ -70,8 +73,9 @@ def test_the_report_has_a_row_a_pass(finished: Path) -> None:
     ]
     totals = [step["parameters"]["total"] for step in report["steps"]]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
+    assert [set(step["speed"]) for step in report["steps"]] == [BOTH, set(), set(), set(), BOTH]
     for step in report["steps"]:
-        assert set(step["scores"]) == set(step["speed"]) == {"understanding", "generation"}
+        assert set(step["scores"]) == BOTH
         assert (finished / step["samples"]).is_file()
     last = report["steps"][-1]
     assert last["macs_per_token"]["generation"] < report["steps"][0]["macs_per_token"]["generation"]
@@ -112,7 +116,7 @@ def test_a_compressed_model_is_a_model(finished: Path, tmp_path: Path) -> None:
     assert answered.returncode == 0 and answered.stdout.strip()
     more = tmp_path / "more.yaml"
     more.write_text(
-        f"model: {finished}\nsteps:\n  - pass: channel_prune\n    component: generation\n"
+        f"model: {finished}\nmeasure: {{speed: 'off'}}\nsteps:\n  - pass: channel_prune\n    component: generation\n"
         "    keep_ratio: 0.5\n    score: magnitude\n"
     )
     done = run("apply", "more.yaml", "-o", "more", cwd=tmp_path)
@@ -122,7 +126,7 @@ def test_a_compressed_model_is_a_model(finished: Path, tmp_path: Path) -> None:
 
 def test_a_gate_undoes_its_step(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
-        "model: bagel-mini\nevaluate:\n  - scenes: {prompts: 12, questions: 10}\nsteps:\n"
+        "model: bagel-mini\nmeasure: {speed: 'off'}\nevaluate:\n  - scenes: {prompts: 12, questions: 10}\nsteps:\n"
         "  - {pass: channel_prune, component: understanding, keep_ratio: 0.9, score: magnitude}\n"
         "  - pass: channel_prune\n    component: generation\n    keep_ratio: 0.02\n    score: random\n"
         "    stop_if: {generation_drop: 0.05}\n"
@@ -140,7 +144,8 @@ def test_a_pass_of_the_users_own(tmp_path: Path) -> None:
     """Twenty lines outside of the package: validated, planned, applied, reported."""
     own = DOCS / "my_pass.py"
     recipe = (
-        "model: bagel-mini\ncalibration: {samples: 12}\nevaluate:\n  - scenes: {prompts: 6, questions: 10}\nsteps:\n"
+        "model: bagel-mini\nmeasure: {speed: 'off'}\ncalibration: {samples: 12}\n"
+        "evaluate:\n  - scenes: {prompts: 6, questions: 10}\nsteps:\n"
         f"  - pass: {own}:QuietChannels\n    component: understanding\n    share: 0.4\n"
     )
     (tmp_path / "recipe.yaml").write_text(recipe)
