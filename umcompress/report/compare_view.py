@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from bisect import bisect_right
 from typing import Any
 
 from umcompress.documents.base import TASKS
@@ -42,12 +43,13 @@ def compare_view(comparison: Comparison, everything: bool = False) -> View:
     head, numbers = _head(comparison), _numbers(comparison)
     fitting = [table for count, table in enumerate(numbers, 1) if _lines((*head, *numbers[:count])) <= MOST_LINES - 12]
     left = ["the rest of the evaluations' numbers: --all"] * (len(fitting) < len(numbers))
-    rows = len(comparison.differences)
-    while True:
-        view = (*head, *fitting, *_differences(comparison, rows), *left, closing)
-        if rows == 0 or _lines(view) <= MOST_LINES:
-            return view
-        rows -= 1
+
+    def with_rows(rows: int) -> View:
+        return (*head, *fitting, *_differences(comparison, rows), *left, closing)
+
+    # More rows never take fewer lines, and each look at the lines renders everything: as few looks as can be.
+    counts = range(1, len(comparison.differences) + 1)
+    return with_rows(bisect_right(counts, MOST_LINES, key=lambda rows: _lines(with_rows(rows))))
 
 
 def _lines(view: View) -> int:
