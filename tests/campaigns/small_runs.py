@@ -48,7 +48,10 @@ def prepare(home: Path, patch: pytest.MonkeyPatch) -> Path:
     for way, steps, evaluate in zip(
         WAYS, ([CUT, CHANNELS], [CUT, CHANNELS], [CUT, learn]), (scored, [], []), strict=True
     ):
-        content = {"model": str(home / "model"), "calibration": calibration, "evaluate": evaluate, "steps": steps}
+        content = {
+            "model": str(home / "model"), "calibration": calibration, "evaluate": evaluate, "steps": steps,
+            "measure": {"speed": "off"},
+        }  # fmt: skip
         recipe_of(home, way).write_text(json.dumps(content), encoding="utf-8")
     _import_all(home)
     return home
@@ -66,8 +69,13 @@ def _import_all(home: Path) -> None:
     """Forks have what was imported; this process never computes gradients, whose threads no fork would have."""
     from umcompress.cli.main import main
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        main(["inspect", str(home / "model"), "--format", "json"])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for arguments in (
+            ["inspect", str(home / "model"), "--format", "json"],
+            *(command(home, way, home / f"imported {way}") for way in WAYS[:2]),
+            ["plan", str(recipe_of(home, "in training"))],
+        ):
+            assert main(arguments) == 0, arguments
 
 
 def result(out: Path) -> dict[str, bytes]:
