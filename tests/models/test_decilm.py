@@ -146,3 +146,14 @@ def test_what_vllm_would_compute_otherwise_is_refused(
 ) -> None:
     _, reason = laid_out(source(kind, tmp_path / "model", **changes), edits)
     assert isinstance(reason, str) and says in reason
+
+
+def test_a_qwen2_with_fewer_heads_is_served_as_decilm(tmp_path: Path) -> None:
+    """vLLM's Qwen2 takes the size of a head from the hidden size, which cut heads no longer add up to."""
+    no_windows = {"use_sliding_window": False, "layer_types": ["full_attention"] * 4}
+    opened = source("qwen2", tmp_path / "model", **no_windows)
+    for edits, architecture in (([], "Qwen2ForCausalLM"), (ALL_HEADS, "DeciLMForCausalLM")):
+        model = rewrite(opened.load(), opened.family, [Plan(pass_name="cut", edits=tuple(edits))])
+        plain = opened.family.laid_out("vllm", model, opened.folder)
+        assert isinstance(plain, Plain)
+        assert json.loads(plain.texts["config.json"])["architectures"] == [architecture]

@@ -54,6 +54,9 @@ def only(text: str, overrides: tuple[str, ...] = (), **more: object) -> Problem:
             "'samples'",
         ),
         ("model: m", "model: m\ncalibration: {samples: 0}", 2, "calibration.samples", "found 0", "above 0"),
+        ("model: m", "model: m\nexport: {}", 2, "export", "says nothing to write", ""),
+        ("model: m", "model: m\nexport: {too: vllm}", 2, "export.too", "unknown key", "did you mean 'to'?"),
+        ("model: m", "model: m\nexport: vllm", 2, "export", 'found "vllm"', "to"),
         ("model: m", "model: m\nmodel: n", 2, "model", "twice (first on line 1)", "keep one"),
         ("model: m", "model: m\n? [a]\n: 1", 2, "", "a key must be a word", ""),
         ("[quiz]", "quiz", 2, "evaluate", 'found "quiz"', "[scenes]"),
@@ -107,6 +110,14 @@ def test_problem(find: str, replace: str, line: int, path: str, message: str, hi
     assert all("is missing" in other.message for other in found if other is not first), [
         str(problem) for problem in found
     ]
+
+
+def test_a_layout_that_the_model_cannot_be_written_in() -> None:
+    text = GOOD + "export:\n  to: vlm\n"
+    problem = only(text, layouts=lambda model: ("bagel", "vllm"))
+    assert (problem.line, problem.path, problem.hint) == (8, "export.to", "did you mean 'vllm'?")
+    assert 'm cannot be written as "vlm"' in problem.message
+    assert parse(text.replace("vlm", "vllm"), layouts=lambda model: ("vllm",)).export is not None
 
 
 @pytest.mark.parametrize(

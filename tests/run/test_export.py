@@ -121,3 +121,57 @@ def test_a_tensor_that_was_written_wrongly_is_noticed(ragged: Path, tmp_path: Pa
     write_file(tmp_path / file, other | {name: in_memory(other[name].make() + 1)})
     with pytest.raises(CheckError, match=name):
         export_command.compare_files(plain, tmp_path)
+
+
+EXPORTED = """\
+model: {model}
+steps:
+  - {{pass: layer_drop, unit: {unit}, score: first, drop_count: 1}}
+  - {{pass: channel_prune, score: magnitude, keep_ratio: 0.5, multiple_of: 4}}
+export:
+  to: deci
+"""
+
+
+def test_a_recipe_exports_its_result_by_the_same_code(
+    ragged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run, model = tmp_path / "cut.yaml", tmp_path / "run", ragged.parent / "llama"
+    recipe.write_text(EXPORTED.format(model=model, unit="feed_forward"))
+    assert main(["plan", str(recipe)]) == 0
+    assert "deci can hold the result" in " ".join(capsys.readouterr().out.split())
+    assert main(["apply", str(recipe), "-o", str(run)]) == 0
+    assert main(["export", str(run), "--to", "deci", "-o", str(tmp_path / "out")]) == 0
+    for file in ("config.json", "model.safetensors"):
+        assert (run / "export" / "deci" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
+    report = json.loads((run / "report.json").read_text())
+    assert any("export/deci: " in note and "every tensor was read back" in note for note in report["notes"])
+    # Of a finished run only what is missing is made.
+    written = (run / "model" / "config.json").stat().st_mtime_ns
+    recipe.write_text(recipe.read_text().replace("to: deci", "pad: true"))
+    assert main(["apply", str(recipe), "-o", str(run)]) == 0
+    assert sorted(path.name for path in (run / "export").iterdir()) == ["deci", "pad"]
+    assert (run / "model" / "config.json").stat().st_mtime_ns == written
+    assert "pad: true" in (run / "recipe.yaml").read_text()
+
+
+def test_a_result_that_the_layout_cannot_hold_is_refused_before_anything_runs(
+    ragged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = tmp_path / "cut.yaml", tmp_path / "run"
+    recipe.write_text(EXPORTED.format(model=ragged.parent / "llama", unit="attention"))
+    assert main(["apply", str(recipe), "-o", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "cut.yaml:5" in said and "block 0 has none" in said and not run.exists()
+    assert main(["plan", str(recipe)]) == 2
+
+
+def test_an_export_that_failed_its_check_is_taken_away(
+    ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(*_: object) -> None:
+        raise CheckError("read back", "other values", "")
+
+    monkeypatch.setattr(export_command, "compare_files", differs)
+    assert main(["export", str(ragged), "--to", "deci", "-o", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()

@@ -295,7 +295,7 @@ def _export(options: Namespace) -> int:
 
     from umcompress.run.export import export
 
-    for line in export(options.run, options.to, Path(options.output), options.trust_remote_code):
+    for line in export(options.run, options.to, Path(options.output), options.trust_remote_code, options.pad):
         print(line)
     return 0
 

@@ -7,6 +7,7 @@ RUN = "run.json"
 RECIPE = "recipe.yaml"
 RESOLVED = "recipe.resolved.yaml"
 PLAN = "plan.json"
+EXPORT = "export"
 REPORT = "report.json"
 SWEEP = "sweep.json"
 # In the folder of a step: what it did and scored.

@@ -108,11 +108,12 @@ class Family(ABC):
         return ""
 
     def laid_out(
-        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None
+        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None,
+        pad: bool = False,
     ) -> Plain | str:
         """A folder of `model` in one of the `layouts`, for a reader other than us; or why there is none.
 
-        Arguments as in `plain`.
+        pad: what was removed is filled up with zeros to one width before. Other arguments as in `plain`.
         """
         return f"a {self.name} model has no layout {layout}"
 

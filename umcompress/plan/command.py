@@ -12,7 +12,16 @@ from umcompress.recipe.files import LoadedRecipe, load_recipe
 
 def _load(recipe: str, overrides: Sequence[str], settings: Mapping[str, object | None]) -> LoadedRecipe:
     given = {key: value for key, value in settings.items() if value is not None}
-    return load_recipe(recipe, find_pass, find_evaluation, overrides, given, models=resolve_folder)
+    return load_recipe(
+        recipe, find_pass, find_evaluation, overrides, given, models=resolve_folder, layouts=_layouts
+    )
+
+
+def _layouts(model: str) -> Sequence[str]:
+    """What a model can be written as for other programs."""
+    from umcompress.models.registry import find_family
+
+    return find_family(resolve_folder(model)).layouts
 
 
 def plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from umcompress.documents.plan import Plan
@@ -11,6 +12,7 @@ from umcompress.extend.pass_base import Pass
 from umcompress.models.measure import Weight, weigh
 from umcompress.models.source import Source, as_stored, located, open_source
 from umcompress.plan.changes import shapes_of, site_changes, tensor_changes
+from umcompress.plan.check import export_problem
 from umcompress.plan.data import data_problems
 from umcompress.plan.memory import predicted
 from umcompress.plan.walk import DryStep, checked_skeleton, walk
@@ -30,7 +32,8 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     model = checked_skeleton(source)
     states = [_State(source, model, _weigh(source, model), source.record.plans if source.record else ())]
     steps = []
-    for dry in walk(recipe, source, model):
+    dry_steps = list(walk(recipe, source, model))
+    for dry in dry_steps:
         state, step = _after(dry, states[dry.parent])
         states.append(state)
         steps.append(step)
@@ -45,12 +48,24 @@ def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
         memory = memory.model_copy(update={"out_of_core": on_disk.out_of_core})
     data = data_problems(recipe, source, source.runner(model))
     whole = not any(step.problem for step in steps)
+    against, said = _exported(recipe, source, dry_steps)
     loads_with, why, note = states[recipe.written()].loads_with() if whole else (None, "", "")
     return PlanReport(
         model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory,
-        problems=tuple(f"{place}: {error}" for place, error in data), loads_with=loads_with, why=why, result=note,
-        notes=tuple(source.family.left_aside(source.folder)),
+        problems=(*(f"{place}: {error}" for place, error in data), *against), loads_with=loads_with, why=why,
+        result=note, notes=(*source.family.left_aside(source.folder), *said),
     )
+
+
+def _exported(recipe: Recipe, source: Source, dry_steps: Sequence[DryStep]) -> tuple[list[str], list[str]]:
+    """What certainly stands against the recipe's `export`, and what else there is to say of it."""
+    if recipe.export is None or any(dry.problem is not None for dry in dry_steps):
+        return [], []
+    problem, layout = export_problem(recipe, source, dry_steps), recipe.export.layout
+    if problem is None:
+        return [], [f"export: {layout} can hold the result, of shapes as above"]
+    line = f"export: {layout} cannot hold the result: {problem.reason}"
+    return ([line], []) if problem.certain else ([], [f"{line} (of shapes as above)"])
 
 
 def _stored(source: Source) -> nn.Module | None:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from umcompress.documents.base import Document
-from umcompress.errors import UsageError, did_you_mean
+from umcompress.errors import RecipeError, UsageError, did_you_mean
 from umcompress.recipe.recipe import Recipe, parse_recipe
 
 FileResolver = Callable[[str, Path], type[Document]]
@@ -21,6 +21,17 @@ class LoadedRecipe:
     recipe: Recipe
     file: Path
     text: str
+    overrides: tuple[str, ...] = ()
+
+    def problem(self, path: tuple[str | int, ...], message: str, hint: str = "") -> RecipeError:
+        """What was found wrong with the value at `path` after the recipe was read, with its line."""
+        from umcompress.recipe.yaml_lines import YamlText
+
+        source = YamlText(self.text, str(self.file))
+        for option in self.overrides:
+            source.override(option)
+        source.problem(path, message, hint)
+        return RecipeError(source.ordered())
 
 
 def _shipped() -> Path:
@@ -56,6 +67,7 @@ def load_recipe(
     overrides: Sequence[str] = (),
     settings: Mapping[str, object] | None = None,
     models: Callable[[str], object] | None = None,
+    layouts: Callable[[str], Sequence[str]] | None = None,
 ) -> LoadedRecipe:
     """Find, read and parse a recipe; `file.py:Class` in it is relative to its folder. See `parse_recipe`."""
     file = find_recipe(name)
@@ -72,5 +84,6 @@ def load_recipe(
         overrides=overrides,
         models=models,
         settings=settings,
+        layouts=layouts,
     )
-    return LoadedRecipe(recipe.model_copy(update={"base": folder}), file, text)
+    return LoadedRecipe(recipe.model_copy(update={"base": folder}), file, text, tuple(overrides))

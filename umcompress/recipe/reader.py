@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -35,6 +35,7 @@ class Reader:
             source.problem((), f"a recipe is a mapping of keys, found {shown(source.data)}")
         self.readable = isinstance(source.data, dict)
         self._calibration: Document | None = None
+        self._model: str | None = None
 
     def head(self, models: Callable[[str], object] | None) -> Document | None:
         """The keys of the top level other than `steps` and `evaluate`."""
@@ -44,12 +45,29 @@ class Reader:
         head = self.validate(self._head, rest, (), extra_keys=("steps", "evaluate"))
         self._calibration = getattr(head, "calibration", None)
         name = rest.get("model")
-        if models is not None and isinstance(name, str) and name:
+        self._model = name if isinstance(name, str) and name else None
+        if models is not None and self._model is not None:
             try:
-                models(name)
+                models(self._model)
             except UmcompressError as error:
+                self._model = None
                 self._refused(("model",), error)
         return head
+
+    def export_layout(self, layouts: Callable[[str], Sequence[str]]) -> None:
+        """`export` names a layout that the model can be written in."""
+        export = self._data.get("export")
+        layout = export.get("to") if isinstance(export, dict) else None
+        if self._model is None or not isinstance(layout, str) or not layout:
+            return
+        try:
+            known = layouts(self._model)
+        except UmcompressError as error:
+            self._refused(("model",), error)
+            return
+        if layout not in known:
+            message = f"{self._model} cannot be written as {shown(layout)}"
+            self.source.problem(("export", "to"), message, did_you_mean(layout, known) or "leave `export` out")
 
     def evaluations(self, resolve: Resolver) -> list[tuple[str, Document]]:
         """`evaluate`: a list whose entries are a name, or a name with its options."""

@@ -19,7 +19,7 @@ from umcompress.documents.sampling import Sampling
 from umcompress.errors import RecipeError
 
 __all__ = [
-    "TASKS", "Calibration", "Component", "Document", "Gate", "Ratio", "Recipe", "RecipeHead", "Step", "Task",
+    "TASKS", "Calibration", "Component", "Document", "Export", "Gate", "Ratio", "Recipe", "RecipeHead", "Step", "Task",
     "parse_recipe",
 ]  # fmt: skip
 
@@ -59,6 +59,33 @@ class Measure(Document):
     )
 
 
+class Export(Document):
+    """The result once more, in the layout that another program reads."""
+
+    to: str | None = Field(
+        default=None, min_length=1, description="The layout, as `umcompress export --to` takes it."
+    )
+    pad: bool = Field(
+        default=False, description="Fill removed channels up with zeros to one width; it saves no memory and no time."
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Export:
+        if self.to is None and not self.pad:
+            raise ValueError("says nothing to write; give `to: LAYOUT`, or `pad: true`")
+        return self
+
+    @property
+    def layout(self) -> str:
+        """What is asked for."""
+        return self.to or "pad"
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that it is written to."""
+        return f"{self.to}-pad" if self.to not in (None, "pad") and self.pad else self.layout
+
+
 class RecipeHead(Document):
     """Everything in a recipe but its steps and evaluations, which are validated by classes found by name."""
 
@@ -70,6 +97,9 @@ class RecipeHead(Document):
         default=None, description="Of alternatives, the step whose model is written; null: the last one."
     )
     output: str | None = Field(default=None, description="The run's folder; -o says it too.")
+    export: Export | None = Field(
+        default=None, description="Write the result for another program as well, into the run's folder `export`."
+    )
     seed: NonNegativeInt = Field(default=0, description="Seeds evaluation and whatever is drawn.")
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
     dtype: Literal["float32", "bfloat16"] | None = Field(
@@ -158,7 +188,8 @@ class Recipe(RecipeHead):
         head = RecipeHead.model_validate({name: getattr(self, name) for name in RecipeHead.model_fields})
         named = zip(self.evaluation_names, self.evaluate, strict=True)
         plain = head.json_values()
-        plain = {key: value for key, value in plain.items() if value is not None or key not in ("sweep", "write")}
+        unsaid = ("sweep", "write", "export")
+        plain = {key: value for key, value in plain.items() if value is not None or key not in unsaid}
         return {
             **plain,
             "evaluate": [{name: self.evaluated(evaluation)} for name, evaluation in named],
@@ -205,6 +236,7 @@ def parse_recipe(
     overrides: Sequence[str] = (),
     models: Callable[[str], object] | None = None,
     settings: Mapping[str, object] | None = None,
+    layouts: Callable[[str], Sequence[str]] | None = None,
 ) -> Recipe:
     """The recipe in `text`. `file` is the name shown in errors.
 
@@ -213,6 +245,7 @@ def parse_recipe(
     overrides: `steps.1.keep_ratio=0.25`; list indices count from 0.
     settings: top-level keys given as options of their own, such as {"device": "cuda"}.
     models: called with the model's name; a UmcompressError from it joins the other problems.
+    layouts: called with the name of a model that is there, where it is to be exported: what it can be written as.
     Raises RecipeError with all problems at once.
     """
     # Here, because passes import this module for its documents, and listing them needs no YAML.
@@ -228,6 +261,8 @@ def parse_recipe(
     head = reader.head(models)
     evaluate = reader.evaluations(evaluations)
     reader.calibration_sources(evaluations)
+    if layouts is not None:
+        reader.export_layout(layouts)
     steps = reader.steps(passes)
     if source.problems or head is None:
         raise RecipeError(source.ordered())

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umcompress import processes
-from umcompress.documents.file_names import REPORT
+from umcompress.documents.file_names import EXPORT, REPORT
 from umcompress.documents.report import Report, read_report, write_report
-from umcompress.errors import CheckError, UsageError
+from umcompress.errors import UsageError
 from umcompress.plan.command import _load
 from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.recipe import Recipe
+from umcompress.run.export import exported, removed_if_wrong
 from umcompress.run.fingerprint import dependencies
 from umcompress.run.folder import RunFolder, reuse_steps, write_plans
 from umcompress.run.provenance import _record, _report
 
 if TYPE_CHECKING:
     from umcompress.models.source import Source
+    from umcompress.plan.walk import DryStep
     from umcompress.run.held_model import HeldModel
     from umcompress.run.loop import Loop, Outcome
     from umcompress.run.sharing import Shared
@@ -63,7 +64,8 @@ def apply(
         loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.component_globs(),
         loaded.recipe.trust_remote_code, loaded.recipe.sampling,
     )
-    check(loaded.recipe, source)
+    dry_steps = check(loaded.recipe, source)
+    _check_export(loaded, source, dry_steps)
     if (unsaid := written_unsaid(loaded.recipe)) is not None:
         say(unsaid)
     if loaded.recipe.sweep:
@@ -105,7 +107,7 @@ def carry_out(
             report = processes.by_first(lambda: _finish(loaded, loop, outcome, folder.depends_on.fingerprint()))
         if shared is not None:
             shared.take(folder)
-        return report
+        return processes.by_first(lambda: exported(loaded, folder, report))
     finally:
         folder.release()
 
@@ -138,6 +140,18 @@ def _held(recipe: Recipe, source: Source, out_of_core: bool, link: bool) -> Held
     return held
 
 
+def _check_export(loaded: LoadedRecipe, source: Source, dry_steps: Sequence[DryStep]) -> None:
+    """RecipeError where the result will certainly not have the layout that it is to be exported to."""
+    from umcompress.plan.check import export_problem
+
+    wanted, found = loaded.recipe.export, export_problem(loaded.recipe, source, dry_steps)
+    if wanted is None or found is None:
+        return
+    if found.certain:
+        raise loaded.problem(("export",), f"the result cannot be written as {wanted.layout}: {found.reason}")
+    say(f"export: if layers come to be as they are planned on shapes, {wanted.layout} cannot hold them: {found.reason}")
+
+
 def _check_ungated(recipe: Recipe) -> None:
     """UsageError where a step is judged by scores that are not to be made."""
     if gated := [step.name for step in recipe.steps if step.stop_if is not None]:
@@ -164,16 +178,6 @@ def _check_out_of_core(recipe: Recipe, skip_evaluations: bool) -> None:
         raise UsageError(asked, "\n    ".join(found), "leave --out-of-core out where the model fits into memory")
 
 
-@contextmanager
-def _checking(model: Path) -> Iterator[None]:
-    """Take a model away that failed its check: nobody is to load it by mistake. It is written again from the steps."""
-    try:
-        yield
-    except CheckError:
-        shutil.rmtree(model, ignore_errors=True)
-        raise
-
-
 def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) -> Report:
     """Write the model, check it in a fresh process, report."""
     from umcompress.report.model_card import write_model_card
@@ -187,11 +191,12 @@ def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) ->
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
     say(f"writing {folder.model}")
+    shutil.rmtree(folder.path / EXPORT, ignore_errors=True)  # of the model that was written before
     written = held.write(folder.model, _record(held.source, made_of, list(plans.values())))
     for note in written.notes:
         say(note)
     say("running it in a fresh process and comparing outputs bit for bit")
-    with _checking(folder.model):
+    with removed_if_wrong(folder.model):  # it is written again from the steps
         checkpoint = verify(held, folder.model, written, expected)
     report = _report(loaded.recipe.model, outcome.steps, held.source, loop.scoring, loaded.recipe.seed)
     report = report.model_copy(update={

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from umcompress.documents.file_names import EXPORT
+from umcompress.documents.report import Report, write_report
 from umcompress.errors import CheckError, UsageError, did_you_mean
 from umcompress.progress import say
+from umcompress.recipe.files import LoadedRecipe
 
 if TYPE_CHECKING:
     from umcompress.models.plain_folder import Plain
+    from umcompress.run.folder import RunFolder
 
 
-def export(run: str, layout: str, output: Path, trust_remote_code: bool = False) -> list[str]:
+def export(
+    run: str, layout: str, output: Path, trust_remote_code: bool = False, pad: bool = False
+) -> list[str]:
     """Write the model of a run, or any other, to a new folder; what there is to say of it, a line each.
 
     The weights go from file to file, in the dtypes that they have; the model is never in memory as a whole.
+    pad: what was removed is filled up with zeros to one width.  A folder that fails its check is taken away.
     """
     from umcompress.models.save import save_plain
     from umcompress.models.source import open_source
@@ -23,7 +33,7 @@ def export(run: str, layout: str, output: Path, trust_remote_code: bool = False)
     from umcompress.run.out_of_core import open_on_disk
     from umcompress.run.verify import verify
 
-    asked = f"export {run} to {layout}"
+    asked = f"export {run} to {layout}{', filled up' if pad and layout != 'pad' else ''}"
     if output.exists():
         raise UsageError(f"{asked}, into {output}", "it exists already", "choose another -o")
     source = open_source(run, trust_remote_code=trust_remote_code)
@@ -31,7 +41,7 @@ def export(run: str, layout: str, output: Path, trust_remote_code: bool = False)
         found = f"a {source.family.name} model can be written as {', '.join(source.family.layouts) or 'nothing else'}"
         raise UsageError(asked, found, did_you_mean(layout, source.family.layouts))
     held = open_on_disk(source)
-    plain = source.family.laid_out(layout, held.model, source.folder, held.values())
+    plain = source.family.laid_out(layout, held.model, source.folder, held.values(), pad)
     if isinstance(plain, str):
         others = [name for name in source.family.layouts if name != layout]
         raise UsageError(asked, plain or "there is none", f"it may be one of the other layouts: {', '.join(others)}")
@@ -40,15 +50,48 @@ def export(run: str, layout: str, output: Path, trust_remote_code: bool = False)
         save_plain(plain, output, source.folder)
         if not plain.opens_here:
             say("reading every tensor back")
-            compare_files(plain, output)
+            with removed_if_wrong(output):
+                compare_files(plain, output)
     checked = "every tensor was read back and is what it was"
     if plain.opens_here:
         say("running it in a fresh process and comparing outputs")
-        result = verify(held, output, Written(plain))
+        with removed_if_wrong(output):
+            result = verify(held, output, Written(plain))
         checked = "it computes the same in a fresh process" + ("" if result.reload_equal else ", but for rounding")
     stored = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     line = f"{output}: {plain.parameters():,} parameters, {stored / 1e6:,.1f} MB; {checked}"
     return [line, *filter(None, [plain.note])]
+
+
+@contextmanager
+def removed_if_wrong(model: Path) -> Iterator[None]:
+    """Take a model away that failed its check: nobody is to load it by mistake."""
+    try:
+        yield
+    except CheckError:
+        shutil.rmtree(model, ignore_errors=True)
+        raise
+
+
+def exported(loaded: LoadedRecipe, folder: RunFolder, report: Report) -> Report:
+    """The model of a finished run once more, as its recipe's `export` says; the report then says so as well."""
+    wanted = loaded.recipe.export
+    if wanted is None or (output := folder.path / EXPORT / wanted.folder).is_dir():
+        return report
+    unchecked = output.with_name(f".{output.name}.unchecked")
+    shutil.rmtree(unchecked, ignore_errors=True)
+    try:
+        lines = export(str(folder.model), wanted.layout, unchecked, loaded.recipe.trust_remote_code, wanted.pad)
+    except UsageError as error:
+        # The run itself is done and reported; what is missing is this folder alone.
+        raise loaded.problem(("export",), f"{error.asked}: {error.found}", error.do) from error
+    unchecked.rename(output)
+    lines[0] = f"export: {EXPORT}/{output.name}{lines[0].removeprefix(str(unchecked))}"
+    recipe = loaded.recipe.resolved()
+    report = report.model_copy(update={"recipe": recipe, "notes": (*report.notes, *lines)})
+    folder.keep_recipe(loaded)
+    write_report(report, folder.path)
+    return report
 
 
 def compare_files(plain: Plain, folder: Path) -> None:

@@ -77,16 +77,17 @@ class BagelFamily(Family):
         return ordinary_folder(model, folder, values)
 
     def laid_out(
-        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None
+        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None,
+        pad: bool = False,
     ) -> Plain | str:
         """`pad` makes a plain BAGEL of streams or blocks that differ in width; vLLM reads only what understands."""
-        if layout == "vllm":
+        if layout == "vllm" and not pad:
             return served_folder(model, folder, values)
         if (task := kept_task(model)) is not None:
             return f"it is specialized for {task}, and a plain BAGEL does both"
         if has_experts(model):
             return "experts are no part of a plain BAGEL"
-        if layout == "pad":
+        if layout == "pad" or pad:
             return filled_folder(model, self, folder, values)
         return ordinary_folder(model, folder, values, unchanged=True)
 

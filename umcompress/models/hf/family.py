@@ -132,21 +132,26 @@ class TransformersFamily(Family):
         return ordinary.plain_folder(of_transformers, self, folder, values)
 
     def laid_out(
-        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None
+        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None,
+        pad: bool = False,
     ) -> Plain | str:
         """vLLM reads what transformers loads by itself, and Llamas whose layers differ as DeciLM."""
         from umcompress.models.hf.export import decilm, filled
 
         of_transformers = _of_transformers(model)
         if layout == "deci":
-            return decilm.decilm_folder(of_transformers, values)
-        if layout == "pad":
+            unpadded = "DeciLM has a width for each layer, and nothing to fill up: leave `pad` out"
+            return unpadded if pad else decilm.decilm_folder(of_transformers, values)
+        if layout == "pad" or pad:
             return filled.filled_folder(of_transformers, self, folder, values)
         plain = self.plain(model, folder, (), values)
-        if layout == "transformers" or not isinstance(plain, str):
+        served = not isinstance(plain, str) and not decilm.has_heads_of_their_own_size(of_transformers)
+        if layout == "transformers" or served:
             return plain
         other = decilm.decilm_folder(of_transformers, values)
-        return f"{plain}; {other}" if isinstance(other, str) else other
+        if not isinstance(other, str):
+            return other
+        return f"{plain if isinstance(plain, str) else 'vLLM has no Qwen2 with a head size of its own'}; {other}"
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         from umcompress.models.hf.anatomy import stacks
