@@ -1,11 +1,16 @@
 """A plain BAGEL folder (first argument) in NeMo AutoModel's own class, strictly: each tensor has its place and size.
 
-Run with a Python that finds `nemo_automodel`; only the model's code is imported, which needs torch and transformers.
+With a second argument, NeMo's own checkpointer then writes the model there, each tensor moved by a hundredth, as it
+does while it trains: `FOLDER/checkpoints/epoch_0_step_1` for `umcompress export` to read back.  The recipe beside the
+folder, if there is one, is read by NeMo's own reader, and its data loader is made of it.
+Run with a Python that finds `nemo_automodel`; of what it depends on, torch, transformers and einops are needed.
 """
 
 import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 
 def main() -> int:
@@ -21,8 +26,38 @@ def main() -> int:
     except PackageNotFoundError:
         release = "unknown"
     found = {"nemo": release, "tensors": len(tensors), "missing": missing, "unexpected": unexpected}
+    recipe = Path(folder) / "nemo_automodel.yaml"
+    if recipe.is_file():
+        found["recipe"] = read(recipe)
+    if len(sys.argv) > 2:
+        save(model, Path(sys.argv[2]), folder)
     print("RESULT " + json.dumps(found))
     return int(bool(missing or unexpected))
+
+
+def read(recipe: Path) -> dict[str, Any]:
+    """What NeMo's own reader makes of the recipe."""
+    from nemo_automodel.components.config.loader import load_yaml_config
+    from nemo_automodel.recipes._typed_config import RecipeConfig
+
+    config = load_yaml_config(str(recipe))
+    loader = RecipeConfig(config).bagel_dataloader
+    return {"stage": config.get("model.stage"), "data loader": type(loader).__name__}
+
+
+def save(model: Any, step: Path, folder: str) -> None:
+    """NeMo's checkpointer, in one process."""
+    import torch
+    from nemo_automodel.components.checkpoint.checkpointing import Checkpointer, CheckpointingConfig
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    config = CheckpointingConfig(
+        enabled=True, checkpoint_dir=str(step.parent), model_save_format="safetensors", model_cache_dir=folder,
+        model_repo_id=folder, save_consolidated="every", is_peft=False,
+    )  # fmt: skip
+    Checkpointer(config=config, dp_rank=0, tp_rank=0, pp_rank=0, moe_mesh=None).save_model(model, str(step))
 
 
 if __name__ == "__main__":

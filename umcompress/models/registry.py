@@ -18,6 +18,7 @@ BUILT_IN = {"bagel-mini": "bagel_mini"}
 # What peft saves in place of a model.
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
+TRAINED_BY_NEMO = "model/consolidated"
 
 
 def resolve_folder(model: str, code: bool = False) -> Path:
@@ -70,6 +71,12 @@ def find_family(folder: Path) -> Family:
             f"the kind of model in {folder}", f"an adapter ({ADAPTER}), without the model that it changes",
             "merge it into that model first: merge_and_unload() of peft, then save_pretrained()",
         )
+    if (folder / TRAINED_BY_NEMO).is_dir():
+        raise ModelError(
+            f"the kind of model in {folder}", "a checkpoint of NeMo AutoModel",
+            f"of a BAGEL: umcompress export {folder} --to bagel -o NEW, and name NEW; of a model of transformers: name "
+            f"{folder / TRAINED_BY_NEMO}",
+        )  # fmt: skip
     if (problem := _config_problem(folder / CONFIG)) is not None:
         raise ModelError(f"the kind of model in {folder}", *problem)
     files = sorted(path.name for path in folder.iterdir())[:8]

@@ -17,6 +17,7 @@ from umcompress.recipe.files import LoadedRecipe
 if TYPE_CHECKING:
     from umcompress.models.plain_folder import Plain
     from umcompress.run.folder import RunFolder
+    from umcompress.run.out_of_core import OnDisk
 
 
 def export(
@@ -28,19 +29,17 @@ def export(
     pad: what was removed is filled up with zeros to one width.  A folder that fails its check is taken away.
     """
     from umcompress.models.save import save_plain
-    from umcompress.models.source import open_source
     from umcompress.run.held_model import Written
-    from umcompress.run.out_of_core import open_on_disk
     from umcompress.run.verify import verify
 
     asked = f"export {run} to {layout}{', filled up' if pad and layout != 'pad' else ''}"
     if output.exists():
         raise UsageError(f"{asked}, into {output}", "it exists already", "choose another -o")
-    source = open_source(run, trust_remote_code=trust_remote_code)
+    held = _opened(run, trust_remote_code)
+    source = held.source
     if layout not in source.family.layouts:
         found = f"a {source.family.name} model can be written as {', '.join(source.family.layouts) or 'nothing else'}"
         raise UsageError(asked, found, did_you_mean(layout, source.family.layouts))
-    held = open_on_disk(source)
     plain = source.family.laid_out(layout, held.model, source.folder, held.values(), pad)
     if isinstance(plain, str):
         others = [name for name in source.family.layouts if name != layout]
@@ -61,6 +60,19 @@ def export(
     stored = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     line = f"{output}: {plain.parameters():,} parameters, {stored / 1e6:,.1f} MB; {checked}"
     return [line, *filter(None, [plain.note])]
+
+
+def _opened(run: str, trust_remote_code: bool) -> OnDisk:
+    """The model of a run, of a folder, or of a checkpoint that NeMo AutoModel trained; no weight is read yet."""
+    from umcompress.models.bagel.nemo import checkpoint_of, open_checkpoint
+    from umcompress.models.source import open_source
+    from umcompress.run.out_of_core import held_on_disk, open_on_disk
+
+    if (trained := checkpoint_of(Path(run))) is None:
+        return open_on_disk(open_source(run, trust_remote_code=trust_remote_code))
+    source = open_source(str(trained.base))
+    model = source.skeleton()
+    return held_on_disk(source, model, open_checkpoint(trained, model))
 
 
 @contextmanager

@@ -151,7 +151,11 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def open_on_disk(source: Source, dtype: str | None = None) -> OnDisk:
     """The model of a folder, nothing of it read but headers. `dtype`: None keeps each tensor's own."""
-    model, disk = located(source)
+    return held_on_disk(source, *located(source), dtype)
+
+
+def held_on_disk(source: Source, model: nn.Module, disk: DiskTensors, dtype: str | None = None) -> OnDisk:
+    """A skeleton whose tensors lie where `disk` says."""
     if dtype is not None:
         model = source.family.cast(model, DTYPES[dtype])
     else:

@@ -19,6 +19,7 @@ from umcompress.models.bagel.expert_layout import NOTES
 from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.moe_folder import has_experts, plain_folder
+from umcompress.models.bagel.nemo import with_recipe
 from umcompress.models.bagel.ordinary import filled_folder, ordinary_folder
 from umcompress.models.bagel.runner import BagelRunner
 from umcompress.models.bagel.served import served_folder
@@ -42,7 +43,7 @@ class BagelFamily(Family):
 
     name: ClassVar[str] = "bagel"
     main_stack: ClassVar[str] = "decoder"
-    layouts: ClassVar[tuple[str, ...]] = ("bagel", "vllm", "pad")
+    layouts: ClassVar[tuple[str, ...]] = ("bagel", "vllm", "nemo", "pad")
 
     def matches(self, folder: Path) -> bool:
         return (folder / "llm_config.json").is_file() and (folder / "vit_config.json").is_file()
@@ -88,8 +89,10 @@ class BagelFamily(Family):
         if has_experts(model):
             return "experts are no part of a plain BAGEL"
         if layout == "pad" or pad:
-            return filled_folder(model, self, folder, values)
-        return ordinary_folder(model, folder, values, unchanged=True)
+            plain = filled_folder(model, self, folder, values)
+        else:
+            plain = ordinary_folder(model, folder, values, unchanged=True)
+        return with_recipe(plain, folder) if layout == "nemo" and not isinstance(plain, str) else plain
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         stacks = {"decoder": "language_model.model.layers", "vision": "vit_model.vision_model.encoder.layers"}

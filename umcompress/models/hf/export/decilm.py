@@ -54,9 +54,9 @@ def has_heads_of_their_own_size(model: PreTrainedModel) -> bool:
     """Whether vLLM would build other heads: its Qwen2 divides the hidden size by their number, and knows no other."""
     if type(model).__name__ != "Qwen2ForCausalLM":
         return False
-    blocks = model.get_submodule("model.layers").children()
-    attentions = [block.self_attn for block in blocks if getattr(block, "self_attn", None) is not None]
-    return any(attention.q_proj.weight.shape[0] != model.config.hidden_size for attention in attentions)
+    attentions = [getattr(block, "self_attn", None) for block in model.get_submodule("model.layers").children()]
+    hidden = model.config.hidden_size
+    return any(attention is not None and attention.q_proj.weight.shape[0] != hidden for attention in attentions)
 
 
 def decilm_folder(model: PreTrainedModel, values: Mapping[str, TensorToWrite] | None = None) -> Plain | str:
