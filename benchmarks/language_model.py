@@ -75,6 +75,16 @@ def experts(training: int) -> list[Step]:
             {"pass": "router_train", "name": f"experts {active} of 16 routers", "steps": training, "batch_size": 4},
             {**adapted, "name": f"experts {active} of 16 adapted", "after": f"experts {active} of 16"},
         ]
+    # Finer experts, half at work in each: 22 of 64 are a third of three quarters, and the other quarter is always on.
+    for name, options in (
+        ("experts 16 of 32", {"experts": 32, "active": 16}),
+        ("experts 32 of 64", {"experts": 64, "active": 32}),
+        ("experts 22 of 64 shared quarter", {"experts": 64, "active": 22, "shared": 0.25}),
+    ):
+        steps += [
+            {"pass": "moe_split", "layers": "all", "after": "baseline", "name": name, **options},
+            {"pass": "adapt", "steps": training, "batch_size": 4, "name": f"{name} adapted"},
+        ]
     return steps
 
 
@@ -90,6 +100,7 @@ def run(
     recipe = {
         "model": str(folder / "model"),
         "calibration": {"task": "understanding", "samples": 64, "source": "perplexity"},
+        "measure": {"speed": "off"},
         "evaluate": [{"perplexity": shared}, {"agreement": {**shared, "tokens": tokens}}],
         "steps": [_dashed(step) for step in steps],
     }
