@@ -17,7 +17,7 @@ from umcompress.cli.main import main
 from umcompress.errors import CheckError, UsageError
 from umcompress.extend.registry import find_evaluation, find_pass
 from umcompress.recipe.files import LoadedRecipe, load_recipe
-from umcompress.run.apply import _checking
+from umcompress.run.export import removed_if_wrong
 from umcompress.run.folder import Mark, RunFolder
 
 
@@ -142,6 +142,6 @@ def test_weights_that_cannot_be_right_are_found_before_anything_is_written(
 
 def test_a_model_that_fails_its_check_is_taken_away(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(CheckError), _checking(tmp_path / "model"):
+    with pytest.raises(CheckError), removed_if_wrong(tmp_path / "model"):
         raise CheckError("compute the same", "differences")
     assert not (tmp_path / "model").exists()
