@@ -24,7 +24,7 @@ NAMES: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "pad_token_id": 0,
 SIZES = NAMES | {
     "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64,
 }  # fmt: skip
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 TYPES: dict[str, Callable[[], Any]] = {
     "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(**NAMES, n_layer=3, n_head=4)),
     "rwkv": lambda: hf.RwkvForCausalLM(

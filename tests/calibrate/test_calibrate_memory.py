@@ -271,8 +271,11 @@ def test_groups_out_of_core_are_those_of_the_model_in_memory(kind: str, tmp_path
             outputs(disk.model, kind)
 
     found = collect(trace_model(disk.model, FAMILY, disk.read), [MOMENTS, SAMPLES], feed, memory=1e-9)
+    def feed_in_memory() -> None:
+        outputs(memory, kind)
+
     graph = trace_model(memory, FAMILY)
-    wanted = collect(graph, [MOMENTS, SAMPLES], lambda: outputs(memory, kind))
+    wanted = collect(graph, [MOMENTS, SAMPLES], feed_in_memory)
     for site in graph.feed_forwards(stack="all"):
         for asked in (MOMENTS, SAMPLES):
             for name, value in vars(wanted[asked][site]).items():

@@ -23,7 +23,7 @@ from umcompress.checkpoint.writer import in_parts, write_file
 
 MERGE, CUT = loading.MergeModulelist(dim=0), loading.SplitModulelist(dim=0)
 CONFIG = SimpleNamespace(num_attention_heads=2, text_config=SimpleNamespace(moe_num_experts=2))
-EXPERTS = {"a": [(4, 6)] * 3, "b": [(4, 6)] * 3}
+EXPERTS: dict[str, list[tuple[int, ...]]] = {"a": [(4, 6)] * 3, "b": [(4, 6)] * 3}
 # Operations in turn, what goes in, and how many tensors come out.
 CHAINS: dict[str, tuple[list[Any], dict[str, list[tuple[int, ...]]], list[str], list[str]]] = {
     "stacked experts": ([MERGE], {"a.*": [(4, 6)] * 3}, ["a.*"], ["x"]),
@@ -43,7 +43,7 @@ CHAINS: dict[str, tuple[list[Any], dict[str, list[tuple[int, ...]]], list[str], 
 def run(
     operations: list[Any], inputs: dict[str, list[Tensor]], sources: list[str], targets: list[str]
 ) -> dict[str, Any]:
-    converter = loading.WeightConverter(list(sources), list(targets), operations)
+    converter: Any = loading.WeightConverter(list(sources), list(targets), operations)
     for pattern, tensors in inputs.items():
         for number, tensor in enumerate(tensors):
             converter.add_tensor("made", f"{pattern}.{number}", pattern, tensor)

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umcompress.checkpoint import tensor_file
 from umcompress.documents.plan import Plan, SetTensors
 from umcompress.errors import UsageError
 from umcompress.extend import TensorFile
@@ -75,6 +74,6 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         def write(self, _: object) -> int:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensor_file.tempfile, "TemporaryFile", lambda **_: Full())
+    monkeypatch.setattr("umcompress.checkpoint.tensor_file.tempfile.TemporaryFile", lambda **_: Full())
     with pytest.raises(UsageError, match="No space left on device"):
         TensorFile()["a"] = torch.ones(2)

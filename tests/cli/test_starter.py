@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ from umcompress.plan.suggest import Starter, recipe_text, suggest
 
 def sites(stack: str, component: str, blocks: int, width: int | None) -> Iterator[SiteInfo]:
     for index in range(blocks):
-        place = {"component": component, "stack": stack, "index": index}
+        place: dict[str, Any] = {"component": component, "stack": stack, "index": index}
         yield SiteInfo(path=f"{stack}.{index}", kind="block", shape="attention + feed_forward", **place)
         if width:
             yield SiteInfo(path=f"{stack}.{index}.mlp", kind="feed_forward", shape=f"{width} channels, gelu", **place)

@@ -17,6 +17,7 @@ from umcompress.cli.main import main
 from umcompress.data.calibration_file import CalibrationFile
 from umcompress.data.overlap import Overlap, overlap
 from umcompress.errors import UsageError
+from umcompress.evals.answers._questions import QuestionBenchmark
 from umcompress.evals.answers.mmbench import MmBench
 from umcompress.evals.answers.mme import Mme
 from umcompress.evals.answers.mmmu import Mmmu
@@ -112,12 +113,12 @@ def test_a_question_is_the_same_only_about_the_same_picture(tmp_path: Path) -> N
 
 def test_benchmarks_say_what_they_score(tmp_path: Path) -> None:
     """A calibration file made of a benchmark's own first questions is found out, whatever the prompt adds."""
-    folders = {
+    folders: dict[type[QuestionBenchmark], Path] = {
         Mme: data.write_mme(tmp_path / "mme", 1), Pope: data.write_pope(tmp_path / "pope"),
         Mmvp: data.write_mmvp(tmp_path / "mmvp"), Mmmu: data.write_mmmu(tmp_path / "mmmu"),
         MmBench: data.write_mmbench(tmp_path / "mmbench.tsv"),
     }  # fmt: skip
-    raw = {
+    raw: dict[type[QuestionBenchmark], str] = {
         Mme: "Is this Yes in existence? Please answer yes or no.", Pope: "is there a random 0 in the image",
         Mmvp: "Are the wings, of 0, open?", Mmmu: "Which of these is shown in <image 1>?",
         MmBench: "What is shown in 0?",

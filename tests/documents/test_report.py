@@ -14,8 +14,9 @@ from scipy.stats import binomtest
 
 from umcompress.documents.base import Task
 from umcompress.documents.gate import Gate
+from umcompress.documents.intervals import wilson
 from umcompress.documents.report import Report, check_gate, read_report, step_report, write_report
-from umcompress.documents.scores import KindScore, Score, change, is_beyond_noise, proportion, score_of_counts, wilson
+from umcompress.documents.scores import KindScore, Score, change, is_beyond_noise, proportion, score_of_counts
 from umcompress.errors import UsageError
 
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))

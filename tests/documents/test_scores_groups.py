@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from umcompress.documents.scores import grouped_proportion, mean_of_kinds, mean_score, proportion, wilson
+from umcompress.documents.intervals import wilson
+from umcompress.documents.scores import grouped_proportion, mean_of_kinds, mean_score, proportion
 
 
 def test_mean_has_students_interval() -> None:

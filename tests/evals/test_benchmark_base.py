@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from benchmark_data import Scripted
 from report_fakes import report
 from torch import nn
 
+from umcompress.documents.base import Task
+from umcompress.documents.intervals import wilson
 from umcompress.documents.report import StepReport
-from umcompress.documents.scores import Score, headline, proportion, score_of_counts, wilson
+from umcompress.documents.scores import Score, headline, proportion, score_of_counts
 from umcompress.errors import UsageError
 from umcompress.evals._benchmark import Benchmark, Needed, ResumableLines, model_digest
 from umcompress.extend.evaluation_options import chosen
@@ -74,11 +76,11 @@ def test_rows_of_another_model_are_set_aside(tmp_path: Path) -> None:
 def test_a_model_is_known_by_its_weights() -> None:
     torch.manual_seed(0)
     model = nn.Linear(300, 200)
-    first = model_digest(SimpleNamespace(model=model))
-    assert first == model_digest(SimpleNamespace(model=model)) and model_digest(None) is None
+    first = model_digest(Scripted("", model=model))
+    assert first == model_digest(Scripted("", model=model)) and model_digest(None) is None
     with torch.no_grad():
         model.bias.mul_(1.01)
-    assert model_digest(SimpleNamespace(model=model)) != first
+    assert model_digest(Scripted("", model=model)) != first
 
 
 class Doubles(Benchmark):
@@ -231,11 +233,11 @@ def test_the_first_evaluation_stands_for_the_task() -> None:
 
 
 def shown(evaluations: dict[str, Score]) -> str:
-    scores = {name: {"understanding": part} for name, part in evaluations.items()}
+    scores: dict[str, dict[Task, Score]] = {name: {"understanding": part} for name, part in evaluations.items()}
     base = report().baseline
     step = StepReport(
         name="baseline", scores=headline(scores), evaluations=scores, parameters=base.parameters, bytes=base.bytes
-    )  # type: ignore[arg-type]
+    )
     out = io.StringIO()
     terminal.show(evaluation_view(report().model_copy(update={"steps": (step,)})), out, 80)
     return out.getvalue()
@@ -265,7 +267,7 @@ def test_the_names_of_numbers_stay_readable_beside_many_steps() -> None:
             name=f"{index:02}-channel_prune" if index else "baseline", pass_="channel_prune" if index else None,
             scores={"understanding": one}, evaluations={"text": {"understanding": one}}, parameters=base.parameters,
             bytes=base.bytes,
-        )  # type: ignore[call-arg]
+        )
         for index in range(7)
     )  # fmt: skip
     out = io.StringIO()

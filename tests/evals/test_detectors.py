@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def slow_select(classes: np.ndarray, masks: np.ndarray, most: int, floor: float) -> list[tuple]:
+def slow_select(classes: np.ndarray, masks: np.ndarray, most: int, floor: float) -> list[tuple[Any, ...]]:
     """mmdet's instance rule, one candidate at a time."""
     chances = np.exp(classes - classes.max(1, keepdims=True))
     chances = (chances / chances.sum(1, keepdims=True))[:, :-1]
@@ -46,7 +47,7 @@ def slow_select(classes: np.ndarray, masks: np.ndarray, most: int, floor: float)
     return sorted(found, key=lambda thing: -thing[2])
 
 
-def same(found: list[Detection], expected: list[tuple]) -> None:
+def same(found: list[Detection], expected: list[tuple[Any, ...]]) -> None:
     assert [(thing.label, thing.box, int(thing.mask.sum())) for thing in found] == [
         (label, box, size) for label, box, _, size in expected
     ]

@@ -146,7 +146,8 @@ def test_clip_score_is_the_mean_cosine(place: Path, tmp_path: Path, evaluate: Ca
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     model = CLIPModel.from_pretrained(place / "clip").eval()
-    tokenizer, processor = (kind.from_pretrained(place / "clip") for kind in (CLIPTokenizer, CLIPImageProcessorPil))
+    tokenizer = CLIPTokenizer.from_pretrained(place / "clip")
+    processor = CLIPImageProcessorPil.from_pretrained(place / "clip")
     cosines = []
     for index, prompt in enumerate(PROMPTS):
         with Image.open(tmp_path / f"clip_score/images/{index:05d}.png") as image, torch.no_grad():

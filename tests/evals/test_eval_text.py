@@ -124,7 +124,7 @@ def test_both_through_the_command_line(llama: Path, text: Path, tmp_path: Path) 
     evaluate = [{"perplexity": options | {"limit": 4}}, {"agreement": options | {"tokens": 96}}]
     calibration = {"task": "understanding", "samples": 3, "source": "perplexity"}
     steps = ({"pass": "channel_prune", "keep_ratio": 1.0}, {"pass": "layer_drop", "unit": "block", "drop_count": 1})
-    evaluate[0]["perplexity"]["sample_characters"] = 60  # type: ignore[index]
+    evaluate[0]["perplexity"]["sample_characters"] = 60
     recipe = write_recipe(tmp_path, llama, *steps, evaluate=evaluate, calibration=calibration)
     assert main(["apply", str(recipe), "-o", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())

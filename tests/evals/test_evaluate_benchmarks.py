@@ -163,5 +163,5 @@ def test_two_processes_answer_what_one_does(folders: dict[str, Path], tiny_bagel
         assert one[name]["understanding"] | {"seconds": 0} == two[name]["understanding"] | {"seconds": 0}
         left, right = (tmp_path / folder / name / "answers.jsonl" for folder in ("one", "two"))
         assert left.read_text() == right.read_text()
-        left = ["answers.jsonl", "answers.seconds.jsonl", "answers.settings.json"]
-        assert sorted(path.name for path in right.parent.iterdir()) == left
+        kept = ["answers.jsonl", "answers.seconds.jsonl", "answers.settings.json"]
+        assert sorted(path.name for path in right.parent.iterdir()) == kept

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import benchmark_data as data
 import pytest
+from PIL import Image
 
 from umcompress.errors import UsageError
 from umcompress.evals.answers._questions import QuestionBenchmark, StoredPicture
@@ -145,7 +146,7 @@ def test_mmvp_with_the_other_spelling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["reference", "lm_eval"])
-def test_mmmu(tmp_path: Path, protocol: str) -> None:
+def test_mmmu(tmp_path: Path, protocol: Literal["reference", "lm_eval"]) -> None:
     """31 questions of letters and one open: "(B)" is a letter to lm-eval alone, "it is twelve" is right to both."""
     runner = data.Scripted(lambda q: "it is twelve" if q.startswith("How many") else "(B)")
     score = run(Mmmu(data=data.write_mmmu(tmp_path / "mmmu"), protocol=protocol), runner, tmp_path / "out")
@@ -233,7 +234,7 @@ def test_answers_are_written_as_they_come_and_used_again(kind: type[QuestionBenc
         pass
 
     class Dying(data.Scripted):
-        def answer(self, images: list[Any], questions: list[str], max_new_tokens: int = 16) -> list[str]:
+        def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
             if len(self.asked) >= 2:
                 raise Killed
             return super().answer(images, questions, max_new_tokens)
@@ -281,7 +282,12 @@ def test_no_picture_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Rotations lie far apart in the file; two questions about a picture may fall into two batches."""
     opened: list[str] = []
     decode = StoredPicture.open
-    monkeypatch.setattr(StoredPicture, "open", lambda self: (opened.append(self.name), decode(self))[1])
+
+    def noted(picture: StoredPicture) -> Image.Image:
+        opened.append(picture.name)
+        return decode(picture)
+
+    monkeypatch.setattr(StoredPicture, "open", noted)
     rows = data.mmbench_rows(20)
     path = data.write_mmbench(tmp_path / "mmbench.tsv", rows)
     MmBench(data=path).run(data.Scripted("A", batch=3), tmp_path / "a", QUIET)
@@ -327,7 +333,7 @@ def test_other_questions_do_not_mix_with_old_answers(tmp_path: Path) -> None:
 
 def test_a_model_without_understanding_is_refused(tmp_path: Path) -> None:
     runner = data.Scripted("x")
-    runner.tasks = ("generation",)  # type: ignore[assignment]
+    runner.tasks = ("generation",)
     with pytest.raises(UsageError, match="answers no questions"):
         Pope(data=data.write_pope(tmp_path / "pope")).run(runner, tmp_path / "out", QUIET)
 

@@ -34,7 +34,7 @@ def _samples(n: int, seed: int = 0) -> list[tuple[world.Image, world.Scene]]:
 
 def agrees(image: world.Image, scene: world.Scene, threshold: float = 0.3) -> bool:
     """Whether the detector sees just the scene's objects: shape, look and cell of each, and no more."""
-    seen: Counter[tuple[str, str, int]] = Counter()
+    seen: Counter[tuple[str, str | None, int]] = Counter()
     for found in detect(image):
         x1, y1, x2, y2 = found.box
         cell = int((y1 + y2) / 2 // world.CELL) * world.GRID + int((x1 + x2) / 2 // world.CELL)

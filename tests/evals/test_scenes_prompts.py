@@ -24,7 +24,11 @@ def _many(kind: str, count: int = 400, split: world.Split = "training") -> list[
 
 
 def _truth(scene: world.Scene) -> list[geneval_rules.Detection]:
-    return [geneval_rules.Detection(o.shape, tuple(map(float, o.box)), 1.0, o.look) for o in scene.objects]
+    found = []
+    for thing in scene.objects:
+        left, top, right, bottom = map(float, thing.box)
+        found.append(geneval_rules.Detection(thing.shape, (left, top, right, bottom), 1.0, thing.look))
+    return found
 
 
 @pytest.mark.parametrize("kind", prompts.KINDS)

@@ -181,7 +181,7 @@ def test_a_change_of_the_same_items_has_a_paired_interval() -> None:
     differences = [0.2, 0.1, 0.3, 0.2]
     half = 3.18245 * math.sqrt(sum((d - 0.2) ** 2 for d in differences) / 3 / 4)
     assert found.paired and found.beyond_noise and found.value == pytest.approx(0.2)
-    assert (found.low, found.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
+    assert found.low == pytest.approx(0.2 - half) and found.high == pytest.approx(0.2 + half)
     assert found.relative == pytest.approx(0.2 / 2.5)
     others = change(loss_of(new, "others"), loss_of(old))
     assert not others.paired and not others.beyond_noise

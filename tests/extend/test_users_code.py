@@ -65,7 +65,7 @@ def own(tmp_path: Path) -> Path:
     ],
 )  # fmt: skip
 def test_an_error_of_a_pass_names_the_line(own: Path, how: str, method: str, said: str) -> None:
-    given = find_pass("own.py:Own", own)(how=how)
+    given = find_pass("own.py:Own", own).model_validate({"how": how})
     with pytest.raises(UmcompressError) as caught:
         call(given, method, *[None, None][: 2 * (method == "plan")])
     assert caught.value.asked == f"{method} of the pass own"
@@ -74,17 +74,17 @@ def test_an_error_of_a_pass_names_the_line(own: Path, how: str, method: str, sai
 
 def test_an_error_in_words_goes_on_as_it_is(own: Path) -> None:
     with pytest.raises(PlanError, match="cut less"):
-        call(find_pass("own.py:Own", own)(how="words"), "plan", None, None)
+        call(find_pass("own.py:Own", own).model_validate({"how": "words"}), "plan", None, None)
 
 
 @pytest.mark.parametrize(("how", "said"), [("number", "float 0.5"), ("key", "'reading'"), ("value", "float 0.5 for")])
 def test_an_evaluation_returns_scores(own: Path, how: str, said: str) -> None:
     with pytest.raises(UmcompressError, match=f"returned .*{said}"):
-        call(find_evaluation("own.py:Wrong", own)(how=how), "run", None, own, print)
+        call(find_evaluation("own.py:Wrong", own).model_validate({"how": how}), "run", None, own, print)
 
 
 def test_an_error_of_a_shipped_one_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = find_pass("layer_drop", None)(component="shared", drop_count=1)
+    given = find_pass("layer_drop", None).model_validate({"component": "shared", "drop_count": 1})
 
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError

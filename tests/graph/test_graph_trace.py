@@ -175,7 +175,7 @@ def test_lowered_for_a_while() -> None:
 def test_a_forward_on_the_instance_is_refused() -> None:
     block = Decorated()
     graph = trace_block(block)
-    block.forward = lambda x: x  # type: ignore[method-assign]
+    block.forward = lambda x: x
     with pytest.raises(ModelError, match="hide it"):
         lower(block, graph)
 

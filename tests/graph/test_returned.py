@@ -49,7 +49,7 @@ class NamesAttention(nn.Module):
         more = None
         if other is not None:
             more = self.dense(other)
-        outputs = (self.dense(x), more)
+        outputs: tuple[Any, ...] = (self.dense(x), more)
         if self.training:
             outputs = (*outputs, x if other is None else None)
         return outputs

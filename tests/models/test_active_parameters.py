@@ -15,12 +15,12 @@ from umcompress.models.source import open_source
 
 E, K = 8, 2
 COMMON: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2}
-DBRX = {
+DBRX: dict[str, Any] = {
     "d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 96, "max_seq_len": 64,
     "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
     "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": E, "moe_top_k": K},
 }  # fmt: skip
-CHOICE = {"num_local_experts": E, "num_experts_per_tok": K}
+CHOICE: dict[str, Any] = {"num_local_experts": E, "num_experts_per_tok": K}
 WIDTHS = {"intermediate_size": 24, "intermediate_size_mlp": 40, "num_attention_heads": 4, "head_dim": 8}
 LLAMA4 = COMMON | CHOICE | WIDTHS
 # Each model with the endings of the parameters that hold all experts.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_bagel import DECODER, write_tiny_bagel
+from tiny_bagel import DECODER, decoder_tensors, write_tiny_bagel
 from torch import Tensor, nn
 
 from umcompress.cli.main import main
@@ -38,38 +38,11 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def headers(folder: Path) -> dict[str, tuple[int, ...]]:
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for file in ("ema.safetensors", "ae.safetensors"):
         with safe_open(folder / file, "pt") as opened:
             found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     return found
-
-
-def linear(name: str, out: int, into: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
-
-
-def decoder_tensors(text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the decoder's blocks, from the numbers of `llm_config` alone."""
-    hidden, width = text["hidden_size"], text["intermediate_size"]
-    head = hidden // text["num_attention_heads"]
-    sizes = {"q": text["num_attention_heads"] * head, "k": text["num_key_value_heads"] * head}
-    sizes["v"] = sizes["k"]
-    wanted: dict[str, tuple[int, ...]] = {}
-    for layer in range(text["num_hidden_layers"]):
-        for stream in ("", "_moe_gen"):
-            block = f"{DECODER}.{layer}"
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                wanted[f"{block}.{norm}{stream}.weight"] = (hidden,)
-            for part, size in sizes.items():
-                wanted |= linear(f"{block}.self_attn.{part}_proj{stream}", size, hidden)
-            wanted |= linear(f"{block}.self_attn.o_proj{stream}", hidden, sizes["q"], bias=False)
-            for norm in ("q_norm", "k_norm"):
-                wanted[f"{block}.self_attn.{norm}{stream}.weight"] = (head,)
-            for part in ("gate_proj", "up_proj"):
-                wanted |= linear(f"{block}.mlp{stream}.{part}", width, hidden, bias=False)
-            wanted |= linear(f"{block}.mlp{stream}.down_proj", hidden, width, bias=False)
-    return wanted
 
 
 def read_strictly(folder: Path) -> dict[str, Any]:

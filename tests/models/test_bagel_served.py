@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from test_bagel_ordinary import decoder_tensors
-from tiny_bagel import DECODER
+from tiny_bagel import DECODER, decoder_tensors
 
 from umcompress.documents.plan import DropBlock, DropBranch, Edit, KeepChannels, KeepHeads, Plan
 from umcompress.extend import Statistics, find_pass

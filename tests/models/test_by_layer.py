@@ -39,7 +39,7 @@ def without(folder: Path, *blocks: str) -> tuple[Any, Any]:
     source = open_source(str(folder))
     plan = Plan(pass_name="test", edits=tuple(DropBlock(block=block) for block in blocks))
     model = rewrite(source.load(), source.family, [plan])
-    return model, source.family.plain(model, source.folder, [plan])  # type: ignore[attr-defined]
+    return model, source.family.plain(model, source.folder, [plan])
 
 
 @torch.no_grad()
@@ -214,7 +214,7 @@ def test_a_configuration_that_transformers_refuses_is_no_plain_one(tmp_path: Pat
     source = open_source(str(tmp_path / "m"))
     model: Any = source.load()
     model.config.layer_types = [*model.config.layer_types, "full_attention"]
-    plain = source.family.plain(model, source.folder, [])  # type: ignore[attr-defined]
+    plain = source.family.plain(model, source.folder, [])
     assert isinstance(plain, str) and "does not build it" in plain and "`layer_types` (5)" in plain
 
 

@@ -19,7 +19,7 @@ IDS = torch.arange(5, 17).view(2, 6)
 
 
 def bart() -> hf.PreTrainedModel:
-    sizes = {
+    sizes: dict[str, Any] = {
         f"{part}_{name}": value for part in ("encoder", "decoder")
         for name, value in (("layers", 3), ("attention_heads", 4), ("ffn_dim", 48))
     }  # fmt: skip
@@ -28,10 +28,11 @@ def bart() -> hf.PreTrainedModel:
 
 
 def t5() -> hf.PreTrainedModel:
-    config = hf.T5Config(
-        vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4, decoder_start_token_id=0
-    )
-    return hf.T5ForConditionalGeneration(config).eval()
+    sizes: dict[str, Any] = {
+        "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4,
+        "decoder_start_token_id": 0,
+    }  # fmt: skip
+    return hf.T5ForConditionalGeneration(hf.T5Config(**sizes)).eval()
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -88,7 +89,7 @@ def test_t5_is_inspected_and_not_scored(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_what_takes_neither_text_nor_pictures_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         f"{part}_{name}": value for part in ("encoder", "decoder")
         for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hf_models import write_folder
@@ -14,7 +15,7 @@ from umcompress.models.measure import Weight, weigh
 from umcompress.models.source import open_source
 from umcompress.plan.walk import checked_skeleton
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
     "vocab_size": 96,
 }  # fmt: skip

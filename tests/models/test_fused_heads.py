@@ -48,12 +48,12 @@ def bloom() -> hf.PreTrainedModel:
 
 def mpt() -> hf.PreTrainedModel:
     sizes = {"d_model": 48, "n_layers": 2, "n_heads": 6, "expansion_ratio": 2, "max_seq_len": 64}
-    return hf.MptForCausalLM(hf.MptConfig(**WORDS, **sizes))
+    return hf.MptForCausalLM(hf.MptConfig(**WORDS | sizes))
 
 
 def codegen() -> hf.PreTrainedModel:
     sizes = {"n_embd": 48, "n_layer": 2, "n_head": 12, "n_inner": 64, "n_positions": 64, "rotary_dim": 4}
-    return hf.CodeGenForCausalLM(hf.CodeGenConfig(**WORDS, **sizes))
+    return hf.CodeGenForCausalLM(hf.CodeGenConfig(**WORDS | sizes))
 
 
 def neox() -> hf.PreTrainedModel:
@@ -68,7 +68,7 @@ def dbrx() -> hf.PreTrainedModel:
     heads = {"kv_n_heads": 3, "clip_qkv": 8, "rope_theta": 10000.0}
     experts = {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "ffn_act_fn": {"name": "silu"}}
     sizes = {"d_model": 48, "n_heads": 6, "n_layers": 2, "max_seq_len": 64}
-    return hf.DbrxForCausalLM(hf.DbrxConfig(**WORDS, **sizes, attn_config=heads, ffn_config=experts))
+    return hf.DbrxForCausalLM(hf.DbrxConfig(**WORDS | sizes, attn_config=heads, ffn_config=experts))
 
 
 # name -> (how to build it, its groups, query heads in each)
@@ -155,7 +155,7 @@ def test_heads_are_cut_as_zeros_would(name: str, tmp_path: Path) -> None:
     whole = run(model)
     for number, cut in enumerate(cuts(name)):
         plan = plan_of(graph, cut)
-        edited = rewrite(copy.deepcopy(model), source.family, [plan])
+        edited: Any = rewrite(copy.deepcopy(model), source.family, [plan])
         ours = run(edited)
         assert differ(ours, run(silent(model, plan, sites[0].head_dim, per))) < 1e-5
         assert differ(ours, whole) > 1e-3
@@ -177,11 +177,12 @@ def test_heads_are_cut_as_zeros_would(name: str, tmp_path: Path) -> None:
 def test_two_cuts_are_the_second_of_the_first(name: str) -> None:
     """Slopes and bundles as the first cut leaves them."""
     model = FAMILY.adopt(copy.deepcopy(model_of(name)))
-    first, then, both = ((0, 1, 3, 4, 5), (0, 2, 3), (0, 3, 4))
+    chosen: tuple[tuple[int, ...], ...] = ((0, 1, 3, 4, 5), (0, 2, 3), (0, 3, 4))
     if name == "codegen":
-        first, then, both = ((0, 1, 3, 5, 6, 8, 9, 11), (1, 2, 5, 7), (1, 3, 8, 11))
+        chosen = ((0, 1, 3, 5, 6, 8, 9, 11), (1, 2, 5, 7), (1, 3, 8, 11))
     elif name == "falcon, groups":
-        first, then, both = ((0, 2), (1,), (2,))
+        chosen = ((0, 2), (1,), (2,))
+    first, then, both = chosen
 
     def kept(model: Any, groups: tuple[int, ...]) -> Any:
         edits = [
@@ -218,13 +219,13 @@ def test_weights_alone_say_which_heads_stay() -> None:
         "codegen": {1: 4, 3: 12, 8: 23, 9: 30},
     }  # fmt: skip
     for name, gone in places.items():
-        model = FAMILY.adopt(copy.deepcopy(model_of(name)))
+        model: Any = FAMILY.adopt(copy.deepcopy(model_of(name)))
         site = graph_of(model).attentions()[0]
         for place in gone.values():
             model.get_submodule(site.value).weight.data[place * site.head_dim : (place + 1) * site.head_dim] = 0
         share = (site.key_value_groups - len(gone)) / site.key_value_groups
-        planner = HeadPrune(keep_ratio=share, score="magnitude", layers=[0])
-        plan = planner.plan(graph_of(model), Statistics("understanding")).plan
+        planner = HeadPrune(keep_ratio=share, score="magnitude", layers="0")
+        plan = planner.plan(graph_of(model), Statistics(task="understanding")).plan
         (edit,) = plan.edits
         assert isinstance(edit, KeepHeads)
         assert set(range(site.key_value_groups)) - set(edit.key_value_groups or ()) == set(gone)
@@ -243,10 +244,10 @@ def test_falcon_takes_its_slopes_from_either_argument(name: str) -> None:
 def test_heads_of_codegen_stay_in_fours() -> None:
     """It reads its linear in four parts of equal size."""
     graph = graph_of(copy.deepcopy(model_of("codegen")))
-    plan = HeadPrune(keep_ratio=0.75, score="magnitude").plan(graph, Statistics("understanding")).plan
+    plan = HeadPrune(keep_ratio=0.75, score="magnitude").plan(graph, Statistics(task="understanding")).plan
     assert {len(edit.key_value_groups or ()) for edit in plan.edits if isinstance(edit, KeepHeads)} == {8}
     with pytest.raises(PlanError, match="4 to 8 in steps of 4"):
-        HeadPrune(keep_ratio=0.9, score="magnitude").plan(graph, Statistics("understanding"))
+        HeadPrune(keep_ratio=0.9, score="magnitude").plan(graph, Statistics(task="understanding"))
     odd = plan_of(graph, {"key_value_groups": (0, 1, 2)})
     with pytest.raises(PlanError, match="4 parts of equal size"):
         rewrite(graph.model, FAMILY, [odd])

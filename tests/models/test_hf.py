@@ -149,7 +149,7 @@ def test_calibration_text_goes_through_every_block(folder: Path) -> None:
     model: Any = source.load()
     seen: list[int] = []
     model.model.layers[-1].register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[:2].numel()))
-    items = [TextSample(text) for text in TEXTS] + [UnderstandingItem(None, "ab", "c")]
+    items: list[Any] = [*map(TextSample, TEXTS), UnderstandingItem(None, "ab", "c")]
     source.runner(model).feed(items)
     assert sum(seen) == sum(map(len, TEXTS)) + 3
 

@@ -211,7 +211,7 @@ def test_what_cannot_be_said_is_refused_with_what_to_set(
 
 
 def test_other_models_are_named_that_can(tmp_path: Path) -> None:
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": WIDTH, "word_embed_proj_dim": 16}
+    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": WIDTH, "word_embed_proj_dim": 16}
     config = OPTConfig(num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32, **sizes)
     dense = write_folder(OPTForCausalLM(config), tmp_path / "dense")
     edit = split(0).model_copy(update={"site": "model.decoder.layers.0"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ def test_a_table_of_biases_is_one_of_positions(tmp_path: Path) -> None:
     """MPT's: longer texts ended with the RuntimeError of a sum, and so did timing it."""
     config = hf.MptConfig(vocab_size=96, d_model=32, n_layers=2, n_heads=4, expansion_ratio=2, max_seq_len=64)
     model = write_folder(hf.MptForCausalLM(config), tmp_path / "model")
-    assert learned_positions(open_source(str(model)).load()) == 64
+    loaded: Any = open_source(str(model)).load()
+    assert learned_positions(loaded) == 64
     (tmp_path / "text.txt").write_text(LINE * 80)
     text = {"perplexity": {"data": str(tmp_path / "text.txt"), "sample_characters": 300, "window": 64}}
     step = {"pass": "head_prune", "keep_ratio": 0.5}

@@ -14,7 +14,7 @@ from hf_models import write_folder
 from hf_zoo import ZOO
 
 from umcompress.calibrate.collect import collect
-from umcompress.calibrate.declare import BlockSimilarity, ChannelActivation, ChannelMoments
+from umcompress.calibrate.declare import BlockSimilarity, ChannelActivation, ChannelMoments, Declaration
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
 from umcompress.models.lockstep import Lockstep
@@ -77,7 +77,7 @@ def fed(folder: Path, items: list[Any], together: bool) -> tuple[Reads, Any]:
     disk = open_on_disk(source, "float32")
     reads = Reads(disk)
     graph = trace_model(disk.model, source.family, disk.read)
-    needs = [BlockSimilarity(), ChannelActivation(), ChannelMoments()]
+    needs: list[Declaration] = [BlockSimilarity(), ChannelActivation(), ChannelMoments()]
 
     def feed() -> None:
         with streamed(disk.model, source.family, reads) as lockstep:

@@ -76,7 +76,7 @@ def test_heads_that_stay_keep_their_norms(cut: dict[str, tuple[int, ...]], tmp_p
 
 
 def test_a_list_of_norms_that_are_not_one_for_each_head_is_declined() -> None:
-    model = FAMILY.adopt(stablelm())
+    model: Any = FAMILY.adopt(stablelm())
     attention = model.model.layers[0].self_attn
     attention.q_layernorm.norms.append(nn.LayerNorm(HEAD))
     assert layout_of(attention) == "the norms in q_layernorm are not one for each head"

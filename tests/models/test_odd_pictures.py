@@ -115,12 +115,13 @@ def test_a_picture_is_read_the_same_everywhere(
     monkeypatch.setattr("umcompress.models.source.Source.load", lambda self: None)
     monkeypatch.setattr("umcompress.models.source.Source.runner", lambda self, model: Asked())
     asking.ask(str(folder), file, "what?")
+    taught: Any = TrainingFile(data=data).training_items("understanding", 1, 0)[0]
     found = {
         "evaluation, a file": StoredPicture("one", file).open(),
         "evaluation, its bytes": StoredPicture("one", file.read_bytes).open(),
         "scoring": open_rgb(file),
         "calibration": CalibrationFile(data=data).calibration_items("understanding", 1, 0)[0].image,
-        "training": TrainingFile(data=data).training_items("understanding", 1, 0)[0].image,
+        "training": taught.image,
         "ask": asked[0],
     }
     for where, image in found.items():

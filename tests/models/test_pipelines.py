@@ -212,7 +212,8 @@ def test_settings_of_a_recipe_reach_the_pipeline(folder: Path) -> None:
 
 def test_what_reads_prompts_is_calibrated_without_painting(source: Source) -> None:
     model = source.load()
-    graph, runner = trace_model(model, source.family), source.runner(model)
+    runner: Any = source.runner(model)
+    graph = trace_model(model, source.family)
     calls = []
     model.get_submodule("transformer").register_forward_hook(lambda *_: calls.append(1))
     items = [GenerationItem("a red cat", 0)]
@@ -234,9 +235,10 @@ def cosines(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
 
 def test_similarities_of_both_streams_against_a_direct_computation(source: Source) -> None:
     model = source.load()
-    graph, runner = trace_model(model, source.family), source.runner(model)
+    runner: Any = source.runner(model)
+    graph = trace_model(model, source.family)
     runner.settings(steps=2, height=16, width=16)
-    block = model.get_submodule(f"{PAINT}.1")
+    block: Any = model.get_submodule(f"{PAINT}.1")
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("in", "out", "text", "after text")}
     hooks = [
         block.register_forward_pre_hook(
@@ -264,7 +266,8 @@ def test_similarities_of_both_streams_against_a_direct_computation(source: Sourc
 def test_channels_of_the_text_encoder_against_a_direct_computation(source: Source) -> None:
     """Over the prompt and the negative prompt, as both are read for a picture."""
     model = source.load()
-    graph, runner = trace_model(model, source.family), source.runner(model)
+    runner: Any = source.runner(model)
+    graph = trace_model(model, source.family)
     feed_forward: Any = model.get_submodule(f"{TEXT}.2.mlp")
     inner: list[torch.Tensor] = []
     hook = feed_forward.register_forward_pre_hook(

@@ -49,7 +49,7 @@ def t5(kind: dict[str, Any]) -> Any:
 
 
 def bart() -> Any:
-    sizes = {
+    sizes: dict[str, Any] = {
         f"{part}_{name}": value for part in ("encoder", "decoder")
         for name, value in (("layers", 3), ("attention_heads", 4), ("ffn_dim", 48))
     }  # fmt: skip
@@ -94,7 +94,7 @@ def test_feed_forwards_are_found_and_cut_as_zeros_would(kind: dict[str, Any], tm
     source = open_source(str(folder))
     for stack, plain in (("all", True), ("encoder.block", False)):
         plan = ChannelPrune(keep_ratio=0.5, score="magnitude", repair="none", stack=stack).plan(
-            graph, Statistics("understanding")
+            graph, Statistics(task="understanding")
         )
         reference = copy.deepcopy(model)
         for edit in plan.plan.edits:
@@ -195,21 +195,21 @@ def test_attentions_that_cannot_be_told_apart_are_said_to_be() -> None:
     """A decoder has two in each block."""
     step = LayerDrop(unit="attention", drop_count=1, score="first")
     with pytest.raises(PlanError, match="cannot be told apart"):
-        step.plan(trace_model(t5(PLAIN), FAMILY), Statistics("understanding"))
+        step.plan(trace_model(t5(PLAIN), FAMILY), Statistics(task="understanding"))
 
 
 def test_heads_of_both_attentions_of_a_decoder_are_cut() -> None:
     """Keys and values of the second come from the encoder, and are kept in a cache of their own."""
     model = bart()
     graph = trace_model(model, FAMILY)
-    plan = HeadPrune(keep_ratio=0.5, score="magnitude").plan(graph, Statistics("understanding")).plan
+    plan = HeadPrune(keep_ratio=0.5, score="magnitude").plan(graph, Statistics(task="understanding")).plan
     edits = [edit for edit in plan.edits if isinstance(edit, KeepHeads)]
     assert {edit.site.rpartition(".")[2] for edit in edits} == {"self_attn", "encoder_attn"}
     reference = copy.deepcopy(model)
     for edit in edits:
         for head in set(range(4)) - set(edit.key_value_groups or ()):
             reference.get_submodule(f"{edit.site}.out_proj").weight.data[:, head * 8 : head * 8 + 8] = 0
-    ours = rewrite(copy.deepcopy(model), FAMILY, [plan])
+    ours: Any = rewrite(copy.deepcopy(model), FAMILY, [plan])
     assert off(ours, reference) < 1e-5 < 1e-3 < off(ours, model)
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "num_beams": 1, "eos_token_id": None}
     assert torch.equal(ours.generate(IDS, **settings), reference.generate(IDS, **settings))

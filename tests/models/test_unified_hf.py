@@ -135,7 +135,8 @@ def test_greedy_codes_of_janus_are_those_of_transformers(runners: dict[str, Any]
     theirs = runner.model.generate(**made, generation_mode="image", do_sample=False, guidance_scale=4)
     branches = [runner.pictures.prompt_ids(prompt) for prompt in PROMPTS]
     assert branches[0] == ([*(ord(character) - 28 for character in PROMPTS[0]), BEGIN], [0] * 9 + [BEGIN])
-    ours = paint(runner.pictures, *zip(*branches, strict=True), Sampling(4, sample=False), [generator_of(0, 0)] * 3)
+    asked, without = zip(*branches, strict=True)
+    ours = paint(runner.pictures, asked, without, Sampling(4, sample=False), [generator_of(0, 0)] * 3)
     assert ours.tolist() == theirs.tolist() and len(ours.unique()) > 2
 
 

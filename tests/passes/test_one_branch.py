@@ -30,7 +30,7 @@ def bloom() -> Any:
 
 def rwkv() -> Any:
     sizes = {"num_hidden_layers": 4, "attention_hidden_size": 48, "intermediate_size": 64, "context_length": 64}
-    return hf.RwkvForCausalLM(hf.RwkvConfig(**SIZES, **sizes))
+    return hf.RwkvForCausalLM(hf.RwkvConfig(**SIZES | sizes))
 
 
 # name -> (how to build it, what of it is not found)

@@ -29,12 +29,15 @@ CHAIN: list[tuple[str, dict[str, Any]]] = [
 
 
 def step(model: nn.Module, asked: Pass) -> Plan:
+    def feed(model: nn.Module) -> None:
+        bagel_outputs(model)
+
     def rework(edits: Any) -> Any:
         edited = rewrite(copy.deepcopy(model), FAMILY, [Plan(pass_name="copy", edits=tuple(edits))])
-        return trace_model(edited, FAMILY), lambda: bagel_outputs(edited)
+        return trace_model(edited, FAMILY), lambda: feed(edited)
 
     graph = trace_model(model, FAMILY)
-    statistics = collect(graph, asked.needs(), lambda: bagel_outputs(model), rework=rework)
+    statistics = collect(graph, asked.needs(), lambda: feed(model), rework=rework)
     proposal = asked.plan(graph, statistics)
     rewrite(model, FAMILY, [proposal.plan], [dict(proposal.tensors)])
     return proposal.plan

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pico_passes import Bench, bench, mean_cosine, walk
 from pydantic import ValidationError
 
+from umcompress.documents.base import Task
 from umcompress.documents.plan import DropBlock, DropBranch, Edit
 from umcompress.errors import PlanError
 from umcompress.extend import Statistics
@@ -46,11 +47,11 @@ def direct_scores(pico: Bench, unit: str, stream: int, model: Any = None) -> lis
 
 @pytest.mark.parametrize("unit", ["block", "attention", "feed_forward"])
 @pytest.mark.parametrize("component", ["understanding", "generation"])
-def test_the_least_turning_parts_go(pico: Bench, unit: str, component: str) -> None:
+def test_the_least_turning_parts_go(pico: Bench, unit: str, component: Task) -> None:
     scores = direct_scores(pico, unit, int(component == "generation"))
     expected = sorted(sorted(range(5), key=lambda i: -scores[i])[:2])
     plan = pico.plan(drop(component=component, unit=unit, drop_count=2)).plan
-    kinds = ["attention", "feed_forward"] if unit == "block" else [unit]
+    kinds: Any = ["attention", "feed_forward"] if unit == "block" else [unit]
     assert plan.edits == tuple(
         DropBranch(block=f"layers.{i}", branch=kind, component=component) for i in expected for kind in kinds
     )
@@ -126,12 +127,12 @@ def test_greedy_equals_dropping_one_by_one_on_real_copies(pico: Bench, unit: str
     step = drop(unit=unit, greedy=True, drop_count=3, layers=layers)
     left = list(range(5))
     allowed = set(range(5)) if layers == "all" else {0, 2, 3, 4}
-    kinds = ["attention", "feed_forward"] if unit == "block" else [unit]
+    kinds: Any = ["attention", "feed_forward"] if unit == "block" else [unit]
     gone: list[int] = []
     for _ in range(3):
         edits = [
             DropBranch(block=f"layers.{i}", branch=k, component="understanding") for i in gone for k in kinds
-        ]  # type: ignore[arg-type]
+        ]
         model = pico.rework(edits)[0].model
         score = {}
         for i in left:
@@ -184,11 +185,11 @@ def test_greedy_finds_its_blocks_again_after_they_were_renumbered() -> None:
     generation = tuple(
         DropBranch(block=f"layers.{i}", branch=kind, component="generation")
         for i in range(5)
-        for kind in ("attention", "feed_forward")  # type: ignore[arg-type]
+        for kind in ("attention", "feed_forward")
     )
     graph, _ = pico.rework(generation)
-    pico = Bench(graph.model, graph, pico.feeds)  # type: ignore[arg-type]
-    left, gone = list(range(5)), []
+    pico = Bench(graph.model, graph, pico.feeds)
+    left, gone = list(range(5)), list[int]()
     for _ in range(3):
         model = pico.rework([DropBlock(block=f"layers.{i}") for i in gone])[0].model
         probe = Walked(model, pico)

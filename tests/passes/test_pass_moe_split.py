@@ -300,7 +300,8 @@ def test_the_refit_brings_the_output_nearer(options: dict[str, Any]) -> None:
     (evidence,) = proposal.plan.evidence
     said = float(evidence.note.rpartition(", ")[2].split()[0])
     assert said == pytest.approx(error["least_squares"], abs=0.02 if options.get("weighting") else 6e-5)
-    assert sum(evidence.scores) == pytest.approx(proposal.plan.edits[0].active)  # type: ignore[union-attr]
+    edit = proposal.plan.edits[0]
+    assert isinstance(edit, SplitExperts) and sum(evidence.scores) == pytest.approx(edit.active)
 
 
 def test_ridge_and_clusters_lose_less_than_lots_and_no_router() -> None:

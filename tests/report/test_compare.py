@@ -14,8 +14,9 @@ from umcompress.documents.report import Report, Speed, Stopped, step_report
 from umcompress.documents.scores import KindScore, score_of_counts
 from umcompress.errors import UsageError
 from umcompress.report import markdown, terminal
-from umcompress.report.compare import Comparison, compare, differences, dominates, faster_beyond_noise
+from umcompress.report.compare import Comparison, compare, dominates, faster_beyond_noise
 from umcompress.report.compare_view import compare_view
+from umcompress.report.recipe_differences import differences
 from umcompress.report.table import Table
 
 

@@ -56,7 +56,7 @@ def scored(place: int, task: Task) -> Score:
 def run(place: int) -> Report:
     tasks: tuple[Task, ...] = ("understanding", "generation")
     size = 6_312_000 - 700_000 * place
-    steps = []
+    steps: list[Any] = []
     for number in range(2):
         scores = {task: scored(place * number, task) for task in tasks}
         one = step(

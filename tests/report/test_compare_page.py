@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from report_fakes import report
 
 from umcompress.cli.main import main
 from umcompress.documents.report import Report, write_report
+from umcompress.errors import UsageError
 from umcompress.report import compare_page
 from umcompress.report.compare import compare
 from umcompress.report.compare_plot import figure
@@ -48,10 +50,10 @@ def test_dots_lie_at_parameters_and_time() -> None:
     drawn = figure(compare([("a", first), ("b", first)]))
     parameters, time = drawn.axes[2], drawn.axes[3]
     result = first.result
-    single = [line.get_xydata() for line in parameters.lines if len(line.get_xydata()) == 1]
-    places = [tuple(float(value) for value in point[0]) for point in single]
+    lines = [np.asarray(line.get_xydata()) for line in parameters.lines]
+    places = [tuple(map(float, line[0])) for line in lines if len(line) == 1]
     assert (result.parameters.active["generation"] / 1e6, result.scores["generation"].value) in places
-    assert any(line.get_xydata()[0][0] == pytest.approx(1 / 1.15) for line in time.lines)
+    assert any(np.asarray(line.get_xydata())[0][0] == pytest.approx(1 / 1.15) for line in time.lines)
 
 
 def test_without_matplotlib_the_page_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,5 +61,5 @@ def test_without_matplotlib_the_page_says_so(monkeypatch: pytest.MonkeyPatch, tm
     found = compare([("<b>", report()), ("b", report())])
     text = compare_page.page(found)
     assert "umcompress[plots]" in text and "<svg" not in text and "&lt;b&gt;" in text
-    with pytest.raises(compare_page.UsageError, match="matplotlib"):
+    with pytest.raises(UsageError, match="matplotlib"):
         compare_page.write_picture(found, tmp_path / "c.png")

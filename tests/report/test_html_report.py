@@ -160,7 +160,7 @@ def test_answers_that_were_lost_are_shown_with_their_pictures(tmp_path: Path) ->
     Image.new("RGB", (3, 3), (9, 8, 7)).save(file, format="PNG")
     told = base64.b64encode(file.getvalue()).decode()
     after = [(True, {}), (False, {"picture": told}), (True, {}), (False, {})]
-    before = [(True, {}), (True, {}), (False, {}), (False, {})]
+    before: list[tuple[bool, dict[str, str]]] = [(True, {}), (True, {}), (False, {}), (False, {})]
     for folder, marks in (("00-baseline", before), ("01-layer_drop", after)):
         place = tmp_path / "steps" / folder / "scenes"
         place.mkdir(parents=True)

@@ -92,7 +92,7 @@ def test_a_hollow_block_leaves_the_stack_and_the_rest_is_renumbered() -> None:
     model = text()
     kept = model.get_submodule("layers.2")
     hollow = [
-        DropBranch(block="layers.1", branch=kind, component="understanding")  # type: ignore[arg-type]
+        DropBranch(block="layers.1", branch=kind, component="understanding")
         for kind in ("attention", "feed_forward")
     ]
     # The last edit means block 2 of the model before the plan.
@@ -213,8 +213,9 @@ def test_every_part_of_a_moved_block_learns_its_new_number() -> None:
         attention.q_proj.layer_idx = 2 * old + 1
         for name in LAYER_NUMBERS:
             setattr(block, name, old)
-        block.get_submodule("mlp").layer_id = "not a number"
-        block.get_submodule("norm1").layer_id = 7
+        parts: Any = block
+        parts.mlp.layer_id = "not a number"
+        parts.norm1.layer_id = 7
     rewrite(model, FAMILY, [Plan(pass_name="test", edits=(DropBlock(block="layers.1"),))])
     moved: Any = model.layers[1]
     assert (moved.self_attn.layer_idx, moved.self_attn.q_proj.layer_idx) == (2, 3)

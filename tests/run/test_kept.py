@@ -11,6 +11,7 @@ from recipe_fakes import parse
 from tiny_bagel import write_recipe
 
 from umcompress.cli.main import main
+from umcompress.documents.base import Task
 from umcompress.documents.report import Size, StepReport
 from umcompress.run.kept import Above
 
@@ -62,7 +63,7 @@ def test_only_what_is_asked_for_is_timed(tiny_bagel: Path, tmp_path: Path) -> No
 
 
 def test_a_weight_that_no_task_is_seen_to_read_belongs_to_all() -> None:
-    reads = {"understanding": frozenset({"u", "s"}), "generation": frozenset({"g", "s"})}
+    reads: dict[Task, frozenset[str]] = {"understanding": frozenset({"u", "s"}), "generation": frozenset({"g", "s"})}
     origins = {name: (name, 0) for name in ("u", "g", "s", "decoder")}
     above = Above(StepReport(name="first", parameters=Size(total=4), bytes=Size(total=4)), reads, origins)
     assert above.kept(reads, origins) == dict.fromkeys(reads, "first")
@@ -70,7 +71,7 @@ def test_a_weight_that_no_task_is_seen_to_read_belongs_to_all() -> None:
     assert above.kept(reads, origins | {"s": ("s", 1)}) == {}
     assert above.kept(reads, origins | {"decoder": ("decoder", 1)}) == {}
     # A block that is gone: what is left has the old names, and others' values.
-    without = {"understanding": frozenset({"s"}), "generation": reads["generation"]}
+    without: dict[Task, frozenset[str]] = {"understanding": frozenset({"s"}), "generation": reads["generation"]}
     assert above.kept(without, {name: origin for name, origin in origins.items() if name != "u"}) == {
         "generation": "first"
     }

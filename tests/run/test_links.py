@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import umcompress
 from umcompress.checkpoint import links
 from umcompress.cli.main import main
 
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 96}
+SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 96}
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_without_links_files_are_copied(sharded: Path, tmp_path: Path, monkeypat
         raise OSError("another device")
 
     monkeypatch.setattr(links, "_FICLONE", 0)
-    monkeypatch.setattr(links.os, "link", refuse)
+    monkeypatch.setattr("umcompress.checkpoint.links.os.link", refuse)
     assert links.refer(next(sharded.glob("*.safetensors")), tmp_path / "target") is None
     assert not (tmp_path / "target").exists()
 

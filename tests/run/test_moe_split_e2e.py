@@ -11,6 +11,7 @@ from tiny_bagel import DECODER, write_recipe, write_tiny_bagel
 
 from umcompress.cli.main import main
 from umcompress.documents.plan import CompressionRecord, SplitExperts
+from umcompress.models.items import GenerationItem, UnderstandingItem
 from umcompress.models.source import open_source
 from umcompress.rewrite.nn.experts import SparseFeedForward
 
@@ -45,10 +46,10 @@ def test_the_inner_layer_is_split_and_the_folder_loads(applied: Path) -> None:
     source.runner(model).feed(_items())
 
 
-def _items() -> list[object]:
+def _items() -> list[UnderstandingItem | GenerationItem]:
     from umcompress.evals.scenes.evaluation import Scenes
 
-    return Scenes().calibration_items("generation", 2, 1)  # type: ignore[return-value]
+    return Scenes().calibration_items("generation", 2, 1)
 
 
 def test_the_record_holds_the_plan_and_says_how_well_it_fits(applied: Path) -> None:

@@ -24,7 +24,7 @@ from umcompress.checkpoint.disk import open_disk
 from umcompress.checkpoint.writer import in_parts, write_file
 from umcompress.cli.main import main
 from umcompress.documents.plan import CompressionRecord, DropBlock, Plan
-from umcompress.extend import BlockSimilarity, BranchSimilarity, ChannelMoments, HeadContribution, Scope
+from umcompress.extend import BlockSimilarity, BranchSimilarity, ChannelMoments, Declaration, HeadContribution, Scope
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.save import load_compressed, save_compressed
 from umcompress.models.source import open_source
@@ -79,15 +79,20 @@ def test_streamed_outputs_and_statistics_are_those_of_the_model_in_memory(
     assert all(torch.equal(a, b) for a, b in zip(got, outputs(memory, kind), strict=True))
     assert all(parameter.is_meta for parameter in disk.model.parameters())
     everywhere = Scope(stack="all")
-    needs = [BlockSimilarity(everywhere), BranchSimilarity("attention", everywhere),
-             ChannelMoments(everywhere), HeadContribution(everywhere)]
+    needs: list[Declaration] = [
+        BlockSimilarity(everywhere), BranchSimilarity("attention", everywhere), ChannelMoments(everywhere),
+        HeadContribution(everywhere),
+    ]  # fmt: skip
 
     def sweep() -> None:
         with streamed(disk.model, FAMILY, disk.read):
             outputs(disk.model, kind)
 
+    def sweep_in_memory() -> None:
+        outputs(memory, kind)
+
     found = collect(trace_model(disk.model, FAMILY, disk.read), needs, sweep)
-    wanted = collect(trace_model(memory, FAMILY), needs, lambda: outputs(memory, kind))
+    wanted = collect(trace_model(memory, FAMILY), needs, sweep_in_memory)
     for need in needs:
         assert set(found[need]) == set(wanted[need])
         for key in found[need]:
@@ -113,10 +118,11 @@ def test_only_one_block_is_in_memory(tmp_path: Path) -> None:
 
 def test_tied_weights_are_one_tensor_while_streamed(tmp_path: Path) -> None:
     disk = on_disk(stored("unified", tmp_path))
-    with streamed(disk.model, FAMILY, disk.read):
-        assert disk.model.head.weight is disk.model.embed.weight
-        assert torch.equal(disk.model.head.weight, unified().head.weight)
-    assert disk.model.head.weight is disk.model.embed.weight
+    model: Any = disk.model
+    with streamed(model, FAMILY, disk.read):
+        assert model.head.weight is model.embed.weight
+        assert torch.equal(model.head.weight, unified().head.weight)
+    assert model.head.weight is model.embed.weight
 
 
 def test_a_large_layer_is_in_memory_while_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

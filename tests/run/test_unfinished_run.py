@@ -31,8 +31,10 @@ def test_it_says_so_and_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    write_folder(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=96)), tmp_path / "llama")
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, vocab_size=96
+    )
+    write_folder(LlamaForCausalLM(config), tmp_path / "llama")
     (tmp_path / "own.py").write_text(STOPS, encoding="utf-8")
     Image.new("RGB", (8, 8)).save("grey.png")
     halve = {"pass": "head_prune", "component": "shared", "keep_ratio": 0.5, "score": "magnitude"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from unified_models import write_unified
 
 from umcompress.calibrate.collect import collect
 from umcompress.cli.main import main
+from umcompress.documents.base import Task
 from umcompress.graph.model_graph import trace_model
 from umcompress.models.items import GenerationItem, UnderstandingItem
 from umcompress.models.source import open_source
@@ -101,10 +103,10 @@ def test_both_tasks_have_statistics_of_their_own(name: str, tmp_path: Path) -> N
     runner, graph = source.runner(model), trace_model(model, source.family)
     needs = ChannelPrune(keep_ratio=0.5, score="activation", repair="none", stack="main").needs()
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    items = {
+    items: dict[Task, list[UnderstandingItem | GenerationItem]] = {
         "understanding": [UnderstandingItem(picture, "what?", "dots")], "generation": [GenerationItem("a dot", 0)],
     }  # fmt: skip
-    found = {task: collect(graph, needs, lambda task=task: runner.feed(items[task]), task) for task in items}
+    found = {task: collect(graph, needs, partial(runner.feed, items[task]), task) for task in items}
     plans = {
         task: ChannelPrune(keep_ratio=0.5, score="activation", repair="none", stack="main").plan(graph, statistics).plan
         for task, statistics in found.items()

@@ -25,7 +25,7 @@ Streams = tuple[Tensor, Tensor]
 class Bench:
     """A double-precision model, its graph, and the inputs it is calibrated on."""
 
-    model: PicoUnified
+    model: Any  # a PicoUnified; what is read of its blocks has no types of its own
     graph: ModelGraph
     feeds: list[tuple[Tensor, Tensor, Tensor]]
 
@@ -45,8 +45,8 @@ class Bench:
     def plan(self, asked: Pass) -> Proposal:
         return asked.plan(self.graph, self.measure(asked))
 
-    def apply(self, proposal: Proposal) -> PicoUnified:
-        """The plan on a copy, in memory."""
+    def apply(self, proposal: Proposal) -> Any:
+        """The plan on a copy, in memory: a PicoUnified."""
         edited = copy.deepcopy(self.model)
         rewrite(edited, PicoFamily(), [proposal.plan], [dict(proposal.tensors)])
         return edited

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from training_models import ACTIVE, EXPERTS, names_of, quick, run, split
 
+from umcompress.documents.base import Task
 from umcompress.documents.plan import DropBlock, Plan
 from umcompress.documents.training_options import LossWeights, TrainingOptions
 from umcompress.errors import UsageError
 from umcompress.evals.scenes.evaluation import Scenes
-from umcompress.models.items import ImageText, UnderstandingItem
+from umcompress.models.items import ImageText, TextSample, UnderstandingItem
 from umcompress.models.source import open_source
 from umcompress.models.trainer import TrainingBatch
 from umcompress.passes.router_train import RouterTrain
@@ -200,19 +203,24 @@ def test_the_curve_knows_the_load(tiny_bagel: Path, tmp_path: Path) -> None:
 class Counting:
     """Makes batches of nothing and notes the first number that each item draws."""
 
-    tasks = ("understanding", "generation")
+    tasks: tuple[Task, ...] = ("understanding", "generation")
 
-    def batch(self, items: list[object], draws: list[np.random.Generator]) -> TrainingBatch:
+    def batch(self, items: Sequence[Any], draws: Sequence[np.random.Generator]) -> TrainingBatch:
         return TrainingBatch([(item, draw.random()) for item, draw in zip(items, draws, strict=True)], {}, (1,))
 
 
-def drawn(world: int, parts: int) -> list[object]:
+def feed(options: TrainingOptions, shares: dict[Task, float], rank: int, world: int) -> Feed:
+    """Of items that are no more than their task, place and seed."""
+    items: Any = lambda task, count, seed: [(task, index, seed) for index in range(count)]  # noqa: E731
+    trainer: Any = Counting()
+    return Feed(options, shares, items, trainer, rank, world)
+
+
+def drawn(world: int, parts: int) -> list[Any]:
     """What all processes together get in step 3."""
     options = TrainingOptions(batch_size=12, gradient_accumulation=parts, seed=5)
-    items = lambda task, count, seed: [(task, index, seed) for index in range(count)]  # noqa: E731
-    shares = {"generation": 2.0, "understanding": 1.0}
-    feeds = [Feed(options, shares, items, Counting(), rank, world) for rank in range(world)]
-    batches = [batch.data for feed in feeds for batch in feed.step(3)]
+    feeds = [feed(options, {"generation": 2.0, "understanding": 1.0}, rank, world) for rank in range(world)]
+    batches = [batch.data for one in feeds for batch in one.step(3)]
     assert len({len(batch) for batch in batches}) == 1
     # Every part has some of each task.
     assert all(len({item[0] for item, _ in batch}) == 2 for batch in batches)
@@ -227,7 +235,7 @@ def test_what_is_fed_does_not_depend_on_the_processes() -> None:
 
 def test_batches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UsageError, match="no multiple of 5"):
-        Feed(TrainingOptions(batch_size=12), {"generation": 1.0}, lambda *_: [], Counting(), 0, 5)
+        feed(TrainingOptions(batch_size=12), {"generation": 1.0}, 0, 5)
     with pytest.raises(ValueError, match="gradient_accumulation"):
         TrainingOptions(batch_size=4, gradient_accumulation=3)
 
@@ -245,15 +253,17 @@ def test_training_data_is_none_of_the_evaluation() -> None:
     painted = scenes.training_items("generation", 120, 7)
     read = scenes.training_items("understanding", 120, 7)
     assert len(painted) == len(read) == 120
-    assert all(isinstance(item, ImageText) and not prompts.is_evaluation_prompt(item.prompt) for item in painted)
+    texts = [item.prompt for item in painted if isinstance(item, ImageText)]
+    assert len(texts) == 120 and not any(map(prompts.is_evaluation_prompt, texts))
     asked = [one.scene for one in scenes.asked()]
     held = {np.asarray(world.render(scene)).tobytes() for scene in asked}
     assert len(held) > 50
     assert all(world.is_evaluation(scene) for scene in asked)
-    assert not held & {np.asarray(item.image).tobytes() for item in (*painted, *read)}
+    shown = [item.image for item in (*painted, *read) if not isinstance(item, TextSample)]
+    assert len(shown) == 240 and not held & {np.asarray(image).tobytes() for image in shown}
     assert all(isinstance(item, UnderstandingItem) for item in read)
     other = scenes.training_items("generation", 120, 8)
-    assert [item.prompt for item in other] != [item.prompt for item in painted]
+    assert [item.prompt for item in other if isinstance(item, ImageText)] != texts
 
 
 def test_training_pictures_show_what_their_prompts_say() -> None:
@@ -262,6 +272,7 @@ def test_training_pictures_show_what_their_prompts_say() -> None:
 
     named = 0
     for item in Scenes().training_items("generation", 24, 3):
+        assert isinstance(item, ImageText)
         things = detect(np.asarray(item.image))
         assert things
         for thing in things:

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from umcompress.cli.main import main
 from umcompress.data.training_file import TrainingFile
+from umcompress.documents.training_options import LossWeights
 from umcompress.models.hf.ask.text_runner import TransformersRunner
 from umcompress.models.hf.ask.tokenizer import ids_after_question
 from umcompress.models.items import TextSample, TrainingItem, UnderstandingItem
@@ -76,7 +77,7 @@ def items() -> list[TrainingItem]:
 
 
 def train(
-    planner: Any, folder: Path, data: Path, out: Path, model: Any = None, names: Any = None
+    planner: Any, folder: Path, data: Path | TrainingFile, out: Path, model: Any = None, names: Any = None
 ) -> tuple[dict[str, Tensor], Curve]:
     source = open_source(str(folder))
     model = source.load() if model is None else model
@@ -134,10 +135,11 @@ def test_distillation_by_hand(folders: dict[str, Path], rows: Path, tmp_path: Pa
     folder = folders["llava"]
     student, teacher = split(open_source(str(folder)), "shared"), plain(folder)
     stack = open_source(str(folder)).family.stacks(student)["main"]
-    heard: dict[Any, dict[int, list[Tensor]]] = {model: {} for model in (student, teacher)}
+    both: list[Any] = [student, teacher]
+    heard: dict[Any, dict[int, list[Tensor]]] = {model: {} for model in both}
     hooks = [
         block.register_forward_hook(lambda _, __, out, m=model, i=index: heard[m].setdefault(i, []).append(out[0]))
-        for model in (student, teacher) for index, block in enumerate(model.get_submodule(stack))
+        for model in both for index, block in enumerate(model.get_submodule(stack))
     ]  # fmt: skip
     nats, divergence = [], 0.0
     for place in range(3):
@@ -186,8 +188,13 @@ def test_parts_add_up_to_the_whole_batch(name: str, folders: dict[str, Path], ro
 def test_routers_learn_from_pictures_and_go_on_to_the_same_bits(
     name: str, folders: dict[str, Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, loaded = Source.load, []
-    monkeypatch.setattr(Source, "load", lambda self: loaded.append(load(self)) or loaded[-1])
+    load, loaded = Source.load, list[Any]()
+
+    def noted(source: Source) -> Any:
+        loaded.append(load(source))
+        return loaded[-1]
+
+    monkeypatch.setattr(Source, "load", noted)
     files = {path.name: path.read_bytes() for path in folders[name].iterdir()}
     planner = RouterTrain(steps=12, batch_size=3, warm_up=0, learning_rate=0.03, ema=0.0, checkpoint_every=2)
     model = split(open_source(str(folders[name])), "shared")
@@ -229,7 +236,7 @@ def test_a_named_vision_tower_learns_by_the_gradient_of_transformers(
         tokens += count
     parts = [theirs.get_parameter(key).grad for key in named]
     length = float(torch.stack([part.norm() for part in parts if part is not None]).norm()) / tokens
-    only = {"task": 1, "distill_output": 0, "distill_blocks": 0, "balance": 0}
+    only = LossWeights(task=1, distill_output=0, distill_blocks=0, balance=0)
     planner = Adapt(parameters=(f"*{tower}*",), steps=1, batch_size=3, warm_up=0, losses=only, learning_rate=0.01)
     model: Any = open_source(str(folders[name])).load()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -71,7 +71,7 @@ def test_what_cannot_be_trained_on_is_refused_by_plan(
     recipe = write_recipe(tmp_path, models[name], step, evaluate=[])
     assert main(["plan", str(recipe), "--format", "json"]) == 2
     plan = json.loads(capsys.readouterr().out)
-    (problem,) = [*plan["problems"], *(step["problem"] for step in plan["steps"] if step["problem"])]
+    (problem,) = plan["problems"] + [step["problem"] for step in plan["steps"] if step["problem"]]
     assert main(["apply", str(recipe), "-o", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
     assert not (tmp_path / "out").exists()

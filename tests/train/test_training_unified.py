@@ -141,12 +141,13 @@ def train(planner: Any, folder: Path, data: Any, out: Path) -> tuple[dict[str, T
 def test_distillation_of_codes_by_hand(folders: dict[str, Path], rows: Path, tmp_path: Path) -> None:
     """The divergence from the unpruned model's chances, each code with what is before it read anew."""
     source = open_source(str(folders["janus"]))
-    runners = [source.runner(model) for model in (source.load(), split(source, "shared"))]
-    pictures: Any = runners[0].pictures
+    runners: list[Any] = [source.runner(model) for model in (source.load(), split(source, "shared"))]
+    pictures = runners[0].pictures
     data = TrainingFile(data=rows / "both.jsonl")
     drawn = data.training_items("generation", 3, int(np.random.default_rng((0, 2, 0, 0)).integers(2**31)))
     wanted = 0.0
     for index, item in enumerate(drawn):
+        assert isinstance(item, ImageText)
         left_out = np.random.default_rng((0, 1, 0, index)).random() < 0.1
         ids = pictures.prompt_ids(item.prompt)[int(left_out)]
         codes = pictures.codes_of([item.image])[0].tolist()
