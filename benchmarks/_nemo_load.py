@@ -3,7 +3,7 @@
 With a second argument, NeMo's own checkpointer then writes the model there, each tensor moved by a hundredth, as it
 does while it trains: `FOLDER/checkpoints/epoch_0_step_1` for `umcompress export` to read back.  The recipe beside the
 folder, if there is one, is read by NeMo's own reader, and its data loader is made of it.
-Run with a Python that finds `nemo_automodel`; of what it depends on, torch, transformers and einops are needed.
+Run with a Python that finds `nemo_automodel`, torch, transformers, einops and torchao; of the rest nothing is needed.
 """
 
 import json
@@ -26,11 +26,11 @@ def main() -> int:
     except PackageNotFoundError:
         release = "unknown"
     found = {"nemo": release, "tensors": len(tensors), "missing": missing, "unexpected": unexpected}
+    if len(sys.argv) > 2:
+        save(model, Path(sys.argv[2]), folder)
     recipe = Path(folder) / "nemo_automodel.yaml"
     if recipe.is_file():
         found["recipe"] = read(recipe)
-    if len(sys.argv) > 2:
-        save(model, Path(sys.argv[2]), folder)
     print("RESULT " + json.dumps(found))
     return int(bool(missing or unexpected))
 

@@ -4,7 +4,7 @@ Each in an environment of its own: `python -m venv ar && ar/bin/pip install auto
 lc/bin/pip install llmcompressor`, then `python benchmarks/quantized.py --work FOLDER --autoround ar/bin/python
 --llmcompressor lc/bin/python [--record]`.  A pico Llama learns the topics of Python's own help letter by letter, loses
 a block and a quarter of its channels, and is quantized to 4 bits in groups of 32; what `umcompress evaluate` finds are
-perplexities.
+perplexities.  What lies in FOLDER already is taken as it is.
 """
 
 from __future__ import annotations
@@ -82,17 +82,20 @@ def autoround(python: str, model: Path, learnt: str, out: Path) -> Path:
     texts = out.parent / "texts.jsonl"
     pieces = [learnt[start : start + 2 * WINDOW] for start in range(0, 64 * WINDOW, 2 * WINDOW)]
     texts.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
+    if out.is_dir():
+        return next(path.parent for path in sorted(out.rglob("config.json")))
     run(
         Path(python).with_name("auto-round"), "--model", model, "--scheme", "W4A16", "--group_size", 32, "--iters", 20,
         "--nsamples", 16, "--seqlen", WINDOW, "--dataset", texts, "--format", "fake", "--output_dir", out,
-        "--device_map", "cpu",
+        "--device_map", "cpu", "--disable_torch_compile",
     )  # fmt: skip
     return next(path.parent for path in sorted(out.rglob("config.json")))
 
 
 def llm_compressor(python: str, model: Path, out: Path) -> Path:
     """By a script of a few lines, as it has no command."""
-    run(python, Path(__file__).with_name("_llmcompressor.py"), model, out)
+    if not out.is_dir():
+        run(python, Path(__file__).with_name("_llmcompressor.py"), model, out)
     return out / "values"
 
 

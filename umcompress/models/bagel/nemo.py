@@ -91,7 +91,7 @@ checkpoint:
   enabled: true
   checkpoint_dir: {checkpoints}
   model_save_format: safetensors
-  save_consolidated: every
+  save_consolidated: final
 optimizer:
   _target_: torch.optim.AdamW
   lr: 2.0e-5
