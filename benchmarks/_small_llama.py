@@ -10,6 +10,7 @@ import math
 import pydoc_data.topics
 import random
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ WINDOW, BATCH = 256, 16
 SIZES: dict[str, Any] = {
     "vocab_size": 2048, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 6,
     "num_key_value_heads": 3, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+# A third of the parameters, for what has to be done many times.
+SMALLER: dict[str, Any] = SIZES | {
+    "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
 }  # fmt: skip
 
 
@@ -44,8 +50,8 @@ def corpus() -> str:
     return "\n\n".join(texts) + "\n"
 
 
-def train(folder: Path, steps: int) -> None:
-    """Write `text.txt` and the model's folder `model`, with its tokenizer."""
+def train(folder: Path, steps: int, sizes: Mapping[str, Any] = SIZES, window: int = WINDOW) -> None:
+    """Write `text.txt` and the model's folder `model`, with its tokenizer.  window: tokens of a row."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +62,7 @@ def train(folder: Path, steps: int) -> None:
     ids = torch.tensor(tokenizer(learnt)["input_ids"])
     print(f"{len(text):,} characters, {len(ids):,} tokens to learn from", flush=True)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model = LlamaForCausalLM(LlamaConfig(**sizes))
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -65,9 +71,9 @@ def train(folder: Path, steps: int) -> None:
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1, (step + 1) / 40) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
-        rows = _rows(ids, drawn)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=rows, labels=rows).loss
+        rows = _rows(ids, drawn, window)
+        # In float32: processors without bfloat16 units take ten times as long for bfloat16.
+        loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -78,9 +84,9 @@ def train(folder: Path, steps: int) -> None:
     tokenizer.save_pretrained(folder / "model")
 
 
-def _rows(ids: Tensor, drawn: torch.Generator) -> Tensor:
-    starts = torch.randint(len(ids) - WINDOW, (BATCH,), generator=drawn)
-    return torch.stack([ids[start : start + WINDOW] for start in starts])
+def _rows(ids: Tensor, drawn: torch.Generator, window: int) -> Tensor:
+    starts = torch.randint(len(ids) - window, (BATCH,), generator=drawn)
+    return torch.stack([ids[start : start + window] for start in starts])
 
 
 def _tokenizer(text: str):  # type: ignore[no-untyped-def]

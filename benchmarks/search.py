@@ -1,9 +1,10 @@
 """Is a search better than cutting every layer alike, at equal size?
 
 `python benchmarks/search.py` searches on the built-in model and on a small Llama (trained first, kept in --folder), at
-two budgets each, runs the recipes of the front and the uniform recipes of the same sizes, and prints the change of each
-task's held-out loss. `--model built-in` or `--model llama` does one of them; --record appends to results.md.
-Choices are scored on other items than those that judge the recipes.
+two budgets each, runs the recipe of the front that weighs both tasks alike (--all: each one) and the uniform recipe of
+the same size, and prints the change of each task's held-out loss, paired over the items. `--model built-in` or `--model
+llama` does one of them. --record appends to results.md and writes docs/search-figures.md. Choices are scored on other
+items than those that judge the recipes. What is kept in --folder is not done again.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import sys
 from pathlib import Path
 
 from _results import record
-from _small_llama import SCORED, train
+from _small_llama import SCORED, SMALLER, train
 
-from umcompress.documents.search import Candidate, Search
+from umcompress.documents.search import Candidate, FrontPoint, Search
 
 BUDGETS = {
     "built-in": ("active.generation=0.8", "active.generation=0.65"), "llama": ("parameters=0.75", "parameters=0.6"),
@@ -25,17 +26,17 @@ BUDGETS = {
 CHOICES = [
     {"pass": "layer_drop", "name": "no-attention", "unit": "attention", "drop_count": 1},
     {"pass": "layer_drop", "name": "no-feed-forward", "unit": "feed_forward", "drop_count": 1},
-    {"pass": "head_prune", "name": "heads-67", "keep_ratio": 0.67},
     *({"pass": "channel_prune", "name": f"channels-{round(100 * keep)}", "keep_ratio": keep, "repair": "least_squares"}
       for keep in (0.75, 0.5, 0.25)),
 ]  # fmt: skip
 SAMPLE = 800  # characters of a text
+WINDOW = 128
 
 
 def llama_recipe(folder: Path, training: int) -> Path:
     """Train the model where it is not there; texts to calibrate and choose on, others to judge by."""
     if not (folder / "model" / "config.json").is_file():
-        train(folder, training)
+        train(folder, training, SMALLER, WINDOW)
     text = (folder / "text.txt").read_text(encoding="utf-8")
     learnt = int(len(text) * (1 - SCORED))
     for name, part in {"calibration": text[:learnt], "held-out": text[learnt:]}.items():
@@ -53,35 +54,52 @@ def llama_recipe(folder: Path, training: int) -> Path:
     return path
 
 
-def row(found: Search, one: Candidate) -> dict[str, float]:
+def row(one: Candidate) -> dict[str, float]:
     """Size, and what the losses came to, as figures."""
     assert one.result is not None
     figures = {f"{measure} left": share for measure, share in one.shares.items()}
     for task, change in one.result.changes.items():
+        unpruned = one.result.scores[task].value - change.value
         figures |= {f"{task} loss": change.value, f"{task} ±": (change.high - change.low) / 2,
-                    f"{task} %": 100 * change.value / found.unpruned[task]}  # fmt: skip
+                    f"{task} %": 100 * change.value / unpruned}  # fmt: skip
     return figures
 
 
-def searched(recipe: str, budget: str, items: int, out: Path) -> dict[str, dict[str, float]]:
-    command = ["search", recipe, "--budget", budget, "--items", str(items), "--run", "all", "-o", str(out)]
-    subprocess.run([sys.executable, "-m", "umcompress", *command], check=True)
-    found = Search.model_validate_json((out / budget / "search.json").read_text(encoding="utf-8"))
-    rows = {}
-    for point in found.front:
-        weights = " ".join(f"{task[:3]}. {weight:g}" for task, weight in point.weights.items())
-        rows[f"{budget}, found, {weights}"] = row(found, point)
-        if point.uniform is not None:
-            rows[f"{budget}, every layer alike, {point.uniform.name}"] = row(found, point.uniform)
+def searched(recipe: str, budget: str, given: argparse.Namespace, out: Path) -> dict[str, dict[str, float]]:
+    asked = ["search", recipe, "--budget", budget, "--items", str(given.items), "-o", str(out), "--set",
+             "measure.speed=off", "--set", f"evaluate.0.task_loss.items={given.judged}"]  # fmt: skip
+
+    def found(run: str) -> Search:
+        command = [sys.executable, "-m", "umcompress", *asked, "--run", run]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return Search.model_validate_json((out / budget / "search.json").read_text(encoding="utf-8"))
+
+    run = "all"
+    if not given.all:
+        front = found("none").front
+        run = str(1 + min(range(len(front)), key=lambda at: _unequal(front[at])))
+    done, rows = found(run), {}
+    for point in done.front:
+        weights = " ".join(f"{task} {weight:g}" for task, weight in point.weights.items())
+        for kind, one in ((f"found, {weights}", point), ("every layer alike", point.uniform)):
+            if one is not None and one.result is not None:
+                rows[f"{budget}, {kind}"] = row(one)
     return rows
+
+
+def _unequal(point: FrontPoint) -> float:
+    """How far the weights of the tasks are from each other."""
+    return max(point.weights.values()) - min(point.weights.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/search"), help="where everything is kept")
     parser.add_argument("--llama", type=Path, help="the small Llama's folder; default: in --folder")
-    parser.add_argument("--training", type=int, default=1000, help="steps that the small Llama is trained for")
-    parser.add_argument("--items", type=int, default=64, help="items of each task that a choice is scored on")
+    parser.add_argument("--training", type=int, default=400, help="steps that the small Llama is trained for")
+    parser.add_argument("--items", type=int, default=32, help="items of each task that a choice is scored on")
+    parser.add_argument("--judged", type=int, default=128, help="items of each task that the recipes are judged on")
+    parser.add_argument("--all", action="store_true", help="run each recipe of the front")
     parser.add_argument("--model", choices=list(BUDGETS))
     parser.add_argument("--record", action="store_true", help="append to results.md")
     given = parser.parse_args()
@@ -92,7 +110,7 @@ def main() -> None:
         recipe = str(llama_recipe(given.llama or given.folder / "small-llama", given.training)) if llama else "search"
         for budget in budgets:
             # One folder a model: what each choice costs alone is measured once.
-            rows = searched(recipe, budget, given.items, given.folder / name)
+            rows = searched(recipe, budget, given, given.folder / name)
             for title, figures in rows.items():
                 print(f"{title:48}" + "".join(f"{key} {value:.4g}  " for key, value in figures.items()), flush=True)
             if given.record:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import time
 from abc import abstractmethod
 from collections import OrderedDict
@@ -11,12 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from umcompress.evals._benchmark import Benchmark, Row, digest
-from umcompress.extend import Score, ScoredItem, Task, UsageError, open_picture, text_of
+from umcompress.extend import (
+    Score,
+    ScoredItem,
+    Task,
+    UsageError,
+    open_picture,
+    processes,
+    text_of,
+    write_text_atomic,
+)
 
 if TYPE_CHECKING:
     from umcompress.extend import Runner
 
 KEPT = 16  # decoded pictures: questions about one picture follow each other
+GRADED = "graded.jsonl"
+SMALL = 160  # pixels of the longer side of a picture beside a wrong answer
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,14 @@ class QuestionBenchmark(Benchmark):
         `run` fills in which items it is of.
         """
 
+    def right(self, item: AnsweredQuestion) -> bool | None:
+        """Whether an answer is right by itself; None where that cannot be told."""
+        return None
+
+    def expected(self, item: AnsweredQuestion) -> str:
+        """The right answer as a reader is shown it."""
+        return str(item.asked.truth)
+
     def shown(self, picture: Any, index: int) -> Any:
         """The picture as the model is to see it; `index` is its place in the question."""
         return picture
@@ -107,7 +129,9 @@ class QuestionBenchmark(Benchmark):
         return self.new_tokens
 
     def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
-        """answers.jsonl in `out` has a row a question: its id, kind, prompt and answer."""
+        """answers.jsonl in `out` has a row a question: its id, kind, prompt and answer; graded.jsonl says which are
+        right, and shows what the wrong ones are about: a report has those that a step made wrong.
+        """
         if "understanding" not in runner.tasks:
             raise UsageError(f"the evaluation {self.name}", "this model answers no questions", "leave it out")
         started = time.monotonic()
@@ -115,7 +139,7 @@ class QuestionBenchmark(Benchmark):
         chosen = self.drawn(questions, lambda item: item.kind, lambda item: item.group or item.id)
         if not chosen:
             raise UsageError(f"{self.name}: limit {self.limit}", "no group of questions fits into it", "raise it")
-        decoder = Decoder()
+        decoder, small = Decoder(), dict[StoredPicture, str]()
 
         def work(items: Sequence[Question]) -> list[Row]:
             pictures = [
@@ -123,6 +147,10 @@ class QuestionBenchmark(Benchmark):
             ]
             entries = [several if len(several) != 1 else several[0] for several in pictures]
             answers = runner.answer(entries, [item.prompt for item in items], self.tokens())
+            # While they are decoded: what a report shows beside a wrong answer.
+            for item, answer in zip(items, answers, strict=True):
+                if self.right(AnsweredQuestion(item, answer)) is False:
+                    small.update({shown: _small(decoder(shown)) for shown in item.pictures if shown not in small})
             return [
                 {"id": item.id, "kind": item.kind, "prompt": item.prompt, "answer": answer}
                 for item, answer in zip(items, answers, strict=True)
@@ -134,10 +162,27 @@ class QuestionBenchmark(Benchmark):
         score = self.finished(answers, out, progress)
         if score is None:
             return {}
+        if processes.rank() == 0:
+            self._write_graded(answers, out / GRADED, lambda shown: small.get(shown) or _small(decoder(shown)))
         partial = self.partial(len(chosen), self.whole(questions))
         if score.items:
             score = score.model_copy(update={"items_of": digest(f"{item.id} {item.prompt}" for item in chosen)})
         return {"understanding": self.timed(score, started, partial, out)}
+
+    def _write_graded(
+        self, answers: Sequence[AnsweredQuestion], file: Path, small: Callable[[StoredPicture], str]
+    ) -> None:
+        grades = [self.right(item) for item in answers]
+        if None in grades:
+            return
+        rows: list[Row] = []
+        for item, good in zip(answers, grades, strict=True):
+            asked = item.asked
+            row = {"id": asked.id, "question": asked.question or asked.prompt, "expected": self.expected(item),
+                   "answer": item.answer, "correct": good}  # fmt: skip
+            pictures = [] if good else [small(shown) for shown in asked.pictures]
+            rows.append({**row, "pictures": pictures} if pictures else row)
+        write_text_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def scored_items(self, task: Task) -> Iterator[ScoredItem]:
         """The bare questions with their pictures as they are stored."""
@@ -153,6 +198,14 @@ class QuestionBenchmark(Benchmark):
             kept = out / "answers.jsonl"
             progress(f"{self.name}: the data holds no answers to score against; {kept} has the model's")
         return score
+
+
+def _small(picture: Any) -> str:
+    """A decoded picture as a small PNG in base64."""
+    copy, file = picture.copy(), io.BytesIO()
+    copy.thumbnail((SMALL, SMALL))
+    copy.save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def read_text(path: Path, asked: str) -> str:

@@ -67,13 +67,19 @@ class MmBench(QuestionBenchmark):
             order.setdefault(item.group, len(order))
         return sorted(found, key=lambda item: order[item.group])
 
+    def right(self, item: AnsweredQuestion) -> bool:
+        return bool(parse(item.answer, item.asked.more) == item.asked.truth)
+
+    def expected(self, item: AnsweredQuestion) -> str:
+        truth = item.asked.truth
+        return f"{truth}. {item.asked.more.get(truth, '')}"
+
     def scored(self, answers: Sequence[AnsweredQuestion]) -> Score | None:
         if any(not item.asked.truth for item in answers):
             return None
         by_kind: dict[str, list[Marked]] = {}
         for item in answers:
-            right = parse(item.answer, item.asked.more) == item.asked.truth
-            by_kind.setdefault(item.asked.kind, []).append(Marked(int(item.asked.id), right))
+            by_kind.setdefault(item.asked.kind, []).append(Marked(int(item.asked.id), self.right(item)))
         kinds = {kind: list(in_every_order(rows).values()) for kind, rows in by_kind.items()}
         whole = count([row for rows in by_kind.values() for row in rows])
         named = {"circular": whole.circular, "vanilla": whole.vanilla, "all_rows": whole.all_rows}

@@ -8,7 +8,16 @@ from typing import ClassVar
 
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
-from umcompress.evals.answers.mme_rules import COGNITION, PERCEPTION, TASKS, Line, clean, picture_grades, score_task
+from umcompress.evals.answers.mme_rules import (
+    COGNITION,
+    PERCEPTION,
+    TASKS,
+    Line,
+    clean,
+    parse,
+    picture_grades,
+    score_task,
+)
 from umcompress.extend import KindScore, Score, UsageError, lines_of, score_of_counts, with_grades
 
 PROMPT = "Answer the question using a single word or phrase."
@@ -84,6 +93,9 @@ class Mme(QuestionBenchmark):
         if absent:
             raise self.missing(absent)
         return found
+
+    def right(self, item: AnsweredQuestion) -> bool:
+        return bool(parse(clean(item.answer)) == item.asked.truth.lower())
 
     def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         parts: dict[str, tuple[float, int]] = {}

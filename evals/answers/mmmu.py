@@ -90,17 +90,26 @@ class Mmmu(QuestionBenchmark):
             for row in _rows(path)
         ]
 
+    def right(self, item: AnsweredQuestion) -> bool:
+        return self._readings(item)[self.protocol]
+
+    def _readings(self, item: AnsweredQuestion) -> dict[str, bool]:
+        """Whether an answer is right as each of the protocols reads it."""
+        sheet = item.asked.more
+        choice = None if sheet.open else parse_choice(item.answer, sheet.options)
+        return {
+            "reference": right_by_reference(item.answer, sheet),
+            "lm_eval": right_by_lm_eval(item.answer, sheet, choice, f"{self.seed}:{item.asked.id}"),
+        }
+
     def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         readings: dict[str, dict[str, list[bool]]] = {"reference": {}, "lm_eval": {}}
         drawn = 0
         for item in answers:
             sheet = item.asked.more
-            choice = None if sheet.open else parse_choice(item.answer, sheet.options)
-            drawn += choice is None and not sheet.open
-            official = right_by_lm_eval(item.answer, sheet, choice, f"{self.seed}:{item.asked.id}")
-            readings["lm_eval"].setdefault(item.asked.kind, []).append(official)
-            reference = right_by_reference(item.answer, sheet)
-            readings["reference"].setdefault(item.asked.kind, []).append(reference)
+            drawn += not sheet.open and parse_choice(item.answer, sheet.options) is None
+            for name, right in self._readings(item).items():
+                readings[name].setdefault(item.asked.kind, []).append(right)
         other = "lm_eval" if self.protocol == "reference" else "reference"
         names = {self.protocol: self.protocol, f"{self.protocol} answers, {other} reading": other}
         numbers = {

@@ -56,8 +56,11 @@ class Mmvp(QuestionBenchmark):
         self.require(*(picture.source for item in found for picture in item.pictures if not callable(picture.source)))
         return found
 
+    def right(self, item: AnsweredQuestion) -> bool:
+        return bool(parse(item.answer, item.asked.more) == item.asked.truth)
+
     def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
-        right = [parse(item.answer, item.asked.more) == item.asked.truth for item in answers]
+        right = [self.right(item) for item in answers]
         both = pairs(right)
         numbers = {"pairs": proportion(*both), "single": proportion(sum(right), len(right))}
         grades = [float(first and second) for first, second in zip(right[::2], right[1::2], strict=True)]

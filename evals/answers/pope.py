@@ -56,6 +56,9 @@ class Pope(QuestionBenchmark):
             raise self.missing(absent)
         return found
 
+    def right(self, item: AnsweredQuestion) -> bool:
+        return _right(item)
+
     def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         parts: dict[str, PopeScore] = {}
         for category in dict.fromkeys(item.asked.kind for item in answers):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal
 
 import benchmark_data as data
 import pytest
 from PIL import Image
+from report_fakes import report
 
 from umcompress.errors import UsageError
 from umcompress.evals.answers._questions import QuestionBenchmark, StoredPicture
@@ -20,7 +24,10 @@ from umcompress.evals.answers.mmmu import Mmmu
 from umcompress.evals.answers.mmvet import MmVet
 from umcompress.evals.answers.mmvp import Mmvp
 from umcompress.evals.answers.pope import Pope
+from umcompress.evals.answers.pope_rules import CATEGORIES
 from umcompress.extend import Score
+from umcompress.report.html import page
+from umcompress.report.lost_answers import lost_answers
 
 WRITERS: dict[type[QuestionBenchmark], Callable[[Path], Path]] = {
     Mme: data.write_mme, Pope: data.write_pope, Mmvp: data.write_mmvp, MmVet: data.write_mmvet, Mmmu: data.write_mmmu,
@@ -218,6 +225,43 @@ def test_bad_grades(tmp_path: Path, content: Any, found: str) -> None:
     (tmp_path / "grades.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match=found):
         MmVet(data=folder, grades=tmp_path / "grades.json").run(data.Scripted("x"), tmp_path / "out", QUIET)
+
+
+# -- answers that a report shows -----------------------------------------------------------------------------------
+
+
+def test_which_answers_are_right_adds_up_to_the_score(tmp_path: Path) -> None:
+    """Every benchmark but the one that a judge grades; wrong answers have their pictures."""
+    share: dict[type[QuestionBenchmark], Callable[[Score], float]] = {
+        Mme: lambda score: 0.5, Mmvp: lambda score: score.numbers["single"].value, Mmmu: lambda score: score.value,
+        MmBench: lambda score: score.numbers["all_rows"].value,
+        Pope: lambda score: mean(score.numbers[f"{name} accuracy"].value for name in CATEGORIES),
+    }  # fmt: skip
+    for kind, right in share.items():
+        out = tmp_path / kind.name
+        score = run(kind(data=WRITERS[kind](out / "data")), data.Scripted("Yes, A"), out)
+        rows = [json.loads(line) for line in (out / "graded.jsonl").read_text().splitlines()]
+        assert mean(row["correct"] for row in rows) == pytest.approx(right(score)), kind
+        assert {bool(row.get("pictures")) for row in rows if not row["correct"]} == {True}
+        assert not any("pictures" in row for row in rows if row["correct"])
+    MmVet(data=data.write_mmvet(tmp_path / "vet")).run(data.Scripted("Yes"), tmp_path / "judged", QUIET)
+    assert not (tmp_path / "judged" / "graded.jsonl").exists()
+
+
+def test_answers_that_a_step_made_wrong_are_shown_with_their_pictures(tmp_path: Path) -> None:
+    folder = data.write_pope(tmp_path / "pope")
+    for step, answer in (("00-baseline", "Yes"), ("01-layer_drop", "No")):
+        run(Pope(data=folder), data.Scripted(answer), tmp_path / "run" / "steps" / step / "pope")
+    steps = tuple(one.model_copy(update={"evaluations": {"pope": one.scores}}) for one in report().steps[:2])
+    (lost,) = lost_answers(report(steps=steps), tmp_path / "run")
+    questions = Pope(data=folder).questions()
+    assert (lost.of, lost.count) == (len(questions), sum(one.truth == "yes" for one in questions))
+    first = lost.answers[0]
+    assert (first.question, first.expected, first.answer) == (questions[0].question, "yes", "No")
+    (shown,) = first.pictures
+    stored = Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2])))
+    original = questions[0].pictures[0].open()
+    assert max(stored.size) == min(160, max(original.size)) and shown in page(report(), lost=[lost])
 
 
 # -- what all share -----------------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 
+import pytest
 from report_fakes import report, step, task_score
+from rich.text import Text
 
 from umcompress.documents.plan import (
     Declined,
@@ -18,11 +21,13 @@ from umcompress.documents.plan import (
 from umcompress.documents.previews import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo
 from umcompress.documents.removed import site_results
 from umcompress.documents.report import CheckpointResult, Report, Size, Stopped, step_report
+from umcompress.documents.scores import Change
 from umcompress.report import markdown, terminal
 from umcompress.report.plan_view import inspection_view, plan_view
 from umcompress.report.removed_view import removed_tables
 from umcompress.report.report_view import report_view
-from umcompress.report.table import Column, Table, seconds, short_number
+from umcompress.report.scores_view import tone_of
+from umcompress.report.table import Cell, Column, Table, seconds, short_number
 
 
 def printed(shown: Report, run: str = "runs/quickstart") -> str:
@@ -247,3 +252,55 @@ def test_inspection() -> None:
     assert "layers.0.mlp" in text
     graph = found.model_copy(update={"graph": "[b]block[/b]\n  add"})
     assert terminal.text(inspection_view(graph)) == "[b]block[/b]\n  add\n"
+
+
+class Screen(io.StringIO):
+    """A terminal of some width."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_screen(table: Table, width: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    screen = Screen()
+    terminal.show((table,), screen, width)
+    return screen.getvalue()
+
+
+def test_a_terminal_shows_colours_and_bars_a_pipe_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (("first", Cell("2.41M", share=1.0), ""), ("half", Cell("1.2M", share=0.5), Cell("+0.3*", "worse")),
+            ("less", Cell("1.0M", share=0.001), Cell("-0.3*", "better")), ("none", "-", Cell("+0.1 ", "noise")))
+    table = Table("Sizes", (Column("cell", right=False), Column("params"), Column("loss")), rows)
+    seen = on_screen(table, 80, monkeypatch)
+    lines = Text.from_ansi(seen).plain.splitlines()
+    assert [line.count("█") for line in lines if "M" in line] == [6, 3, 1]
+    assert lines[-1].split() == ["none", "-", "+0.1"]
+    for text, style in (("+0.3*", "31"), ("-0.3*", "32"), ("+0.1 ", "2")):
+        assert re.search(rf"\x1b\[{style}m *{re.escape(text.strip())}", seen)
+    # Where there is no room, there are no bars.
+    narrow = on_screen(table, 22, monkeypatch)
+    assert "█" not in narrow and "\x1b[31m" in narrow
+    piped = io.StringIO()
+    terminal.show((table,), piped)
+    assert not {"█", "░", "\x1b"} & set(piped.getvalue())
+    assert piped.getvalue() == terminal.text((table,))
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_rise_is_better_or_worse_as_the_score_is_meant(lower: bool) -> None:
+    for value, tone in ((0.5, "worse" if lower else "better"), (-0.5, "better" if lower else "worse")):
+        beyond = Change(value=value, low=value - 0.1, high=value + 0.1, beyond_noise=True)
+        assert tone_of(beyond, lower) == tone
+    assert tone_of(Change(value=0.5, low=-0.1, high=1.1, beyond_noise=False), lower) == "noise"
+
+
+def test_tables_of_a_run_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [part for part in report_view(report(), "runs/quickstart") if isinstance(part, Table)]
+    shown = [Text.from_ansi(on_screen(table, 80, monkeypatch)).plain for table in tables]
+    assert max(len(line.rstrip()) for text in shown for line in text.splitlines()) <= 80
+    assert any("█" in text for text in shown)

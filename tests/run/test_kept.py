@@ -57,7 +57,7 @@ def test_only_what_is_asked_for_is_timed(tiny_bagel: Path, tmp_path: Path) -> No
     recipes = {speed: parse(f"model: m\nmeasure: {{speed: {speed}}}\nsteps:\n{two}") for speed in words}
     timed = {speed: [recipe.times(index) for index in range(3)] for speed, recipe in recipes.items()}
     assert timed == {"off": [False] * 3, "last": [True, False, True], "each": [True] * 3}
-    assert parse(f"model: m\nsteps:\n{two}").resolved()["measure"] == {"speed": "each"}
+    assert parse(f"model: m\nsteps:\n{two}").resolved()["measure"] == {"scores": "each", "speed": "each"}
     steps = run(tmp_path, tiny_bagel, *STEPS[:1], evaluate=[], measure={"speed": "off"})
     assert [step["speed"] for step in steps] == [{}, {}]
 
@@ -75,3 +75,24 @@ def test_a_weight_that_no_task_is_seen_to_read_belongs_to_all() -> None:
     assert above.kept(without, {name: origin for name, origin in origins.items() if name != "u"}) == {
         "generation": "first"
     }
+
+
+def test_only_what_is_asked_for_is_scored(
+    tiny_bagel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step between is not scored unless it has a gate; the last one is scored as a whole, as without `last`."""
+    gated = {**STEPS[0], "stop_if": {"generation_drop": 1.0}}
+    for name, first in (("plain", STEPS[0]), ("gated", gated)):
+        (tmp_path / name).mkdir()
+        steps = run(tmp_path / name, tiny_bagel, first, *STEPS[1:], measure={"speed": "off", "scores": "last"})
+        scored = [sorted(step["scores"]) for step in steps]
+        both = ["generation", "understanding"]
+        assert scored == [both, both if name == "gated" else [], [], both]
+        assert steps[1]["kept"] == {"understanding": "baseline"}
+        # The step above has no score that could be kept.
+        assert steps[3]["kept"] == {}
+    capsys.readouterr()
+    again = ["evaluate", str(tmp_path / "plain" / "run"), "--evaluation", "scenes:prompts=6,questions=5"]
+    assert main([*again, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"][0]["scores"] == steps[-1]["scores"]
+    assert main(["report", str(tmp_path / "plain" / "run"), "--html", str(tmp_path / "page.html")]) == 0

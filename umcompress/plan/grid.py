@@ -12,7 +12,7 @@ from umcompress.documents.sweep import Cell, values_text
 from umcompress.errors import RecipeError, UsageError
 from umcompress.plan.command import _load
 from umcompress.recipe.files import LoadedRecipe
-from umcompress.recipe.yaml_lines import YamlText
+from umcompress.recipe.yaml_lines import Override, YamlText
 
 Axes = Mapping[str, Sequence[Any]]
 _MOST = 1000
@@ -64,9 +64,15 @@ def cells_of(axes: Axes) -> list[Cell]:
     return list(cells.values())
 
 
-def cell_recipe(recipe: str, cell: Cell, overrides: Sequence[str], given: Mapping[str, Any]) -> LoadedRecipe:
-    """The recipe with a cell's values.  RecipeError, which names the cell."""
-    changes = [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in cell.values.items()]
+def cell_recipe(
+    recipe: str, cell: Cell, overrides: Sequence[str], given: Mapping[str, Any], typed: bool
+) -> LoadedRecipe:
+    """The recipe with a cell's values.  RecipeError, which names the cell.
+
+    typed: the axes are the command line's, not those of the recipe's `sweep`.
+    """
+    texts = [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in cell.values.items()]
+    changes = [Override(text, f"{'--axis' if typed else 'sweep:'} {text}") for text in texts]
     try:
         # The grid is no part of what a cell computes: it may grow.
         loaded = _load(recipe, [*overrides, *changes, "sweep=null"], given)

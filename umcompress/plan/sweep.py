@@ -32,7 +32,7 @@ def plan_sweep(
     for number, cell in enumerate(cells := cells_of(grid), start=1):
         say(f"planning cell {number} of {len(cells)}: {cell.name}")
         try:
-            own = cell_recipe(recipe, cell, overrides, given)
+            own = cell_recipe(recipe, cell, overrides, given, bool(axes))
         except RecipeError as error:
             planned.append(_cell(cell, folder, problem=" ".join(str(error).split())))
             continue

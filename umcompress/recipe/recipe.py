@@ -52,8 +52,11 @@ class Calibration(Document):
 
 
 class Measure(Document):
-    """What is measured beside scores and sizes."""
+    """Which steps are scored and timed; sizes are always counted."""
 
+    scores: Literal["last", "each"] = Field(
+        default="each", description="Score each step; or the unpruned model, the last step and those with a stop_if."
+    )
     speed: Literal["off", "last", "each"] = Field(
         default="each", description="Time each step; the unpruned model and the last step alone; or nothing."
     )
@@ -113,7 +116,7 @@ class RecipeHead(Document):
         default=False, description="Run Python code that comes with the model (and with an evaluation's `reference`)."
     )
 
-    measure: Measure = Field(default=Measure(), description="What is measured beside scores and sizes.")
+    measure: Measure = Field(default=Measure(), description="Which steps are scored and timed.")
     sampling: Sampling = Field(default=Sampling(), description="How pictures are painted: steps, guidance, size.")
     sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] | None = Field(
         default=None, description="The grid of `umcompress sweep`: path, as --set takes it, to values."
@@ -178,6 +181,11 @@ class Recipe(RecipeHead):
         last = len(self.steps) if done is None else done
         names = {step.name: number for number, step in enumerate(self.steps, start=1)}
         return last if self.write is None else min(names[self.write], last)
+
+    def scores(self, index: int) -> bool:
+        """Whether step number `index` is scored; the baseline has number 0."""
+        gated = index > 0 and self.steps[index - 1].stop_if is not None
+        return self.measure.scores == "each" or gated or index in (0, self.written())
 
     def times(self, index: int) -> bool:
         """Whether step number `index` is timed; the baseline has number 0."""

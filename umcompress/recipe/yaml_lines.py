@@ -38,6 +38,17 @@ def dotted(path: Path) -> str:
     return ".".join(str(part) for part in path)
 
 
+class Override(str):
+    """`dotted.path=value`, and where it was said: errors name that in place of `--set`."""
+
+    origin: str
+
+    def __new__(cls, text: str, origin: str) -> Override:
+        made = super().__new__(cls, text)
+        made.origin = origin
+        return made
+
+
 class YamlText:
     """A parsed YAML text: `data` (plain values), the line of each path, and the problems met on the way."""
 
@@ -152,7 +163,8 @@ class YamlText:
 
     def override(self, option: str) -> None:
         """Apply `dotted.path=value` (the value is YAML, list indices count from 0). Problems are kept."""
-        origin = f"--set {option if len(option) <= 200 else option[:197] + '...'}"
+        said = option.origin if isinstance(option, Override) else f"--set {option}"
+        origin = said if len(said) <= 200 else f"{said[:197]}..."
         target, equals, text = option.partition("=")
         if not equals or not target.strip():
             hint = "write it as --set steps.1.keep_ratio=0.25"

@@ -24,7 +24,7 @@ from umcompress.report.scores_view import (
     score_of,
 )
 from umcompress.report.step_tree import named_steps
-from umcompress.report.table import Table, View, number_columns, short_number, size_text, text_column
+from umcompress.report.table import Table, View, number_columns, parameters_cell, short_number, size_text, text_column
 
 # Numbers of runs that stand beside each other in a table of 80 columns.
 _MOST_RUNS = 6
@@ -88,12 +88,13 @@ def _change(run: ComparedRun, entry: Entry) -> Change | None:
 def _sizes(comparison: Comparison) -> Table:
     marks = {True: "best", False: "beaten", None: ""}
     rows, notes = [], []
+    largest = max(run.steps[run.result].parameters.total for run in comparison.runs)
     for run in comparison.runs:
         step = run.steps[run.result]
         active = [short_number(step.parameters.active[t]) if t in step.parameters.active else "-" for t in TASKS]
         speeds = [speed_text(step, task) for task in TASKS]
         state = "not comparable" if run.reasons else marks[run.pareto]
-        rows.append((run.label, short_number(step.parameters.total), *active, *speeds, state))
+        rows.append((run.label, parameters_cell(step.parameters.total, largest), *active, *speeds, state))
         notes += [f"{run.label}'s speeds are not comparable with A's: {reason}" for reason in run.speed_reasons]
     columns = (text_column("run"), *number_columns("params", "act. u", "act. g", "speed u", "speed g"),
                text_column("Pareto"))  # fmt: skip

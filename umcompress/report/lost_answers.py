@@ -14,18 +14,18 @@ from umcompress.documents.lines import lines_of, text_of
 from umcompress.documents.report import Report
 from umcompress.report.pages import inlined
 
-FILE = "answers.jsonl"
+FILES = ("graded.jsonl", "answers.jsonl")  # the first of them that says which answers are right
 MOST = 24  # that a page shows of a step
 
 
 @dataclass(frozen=True)
 class LostAnswer:
-    """One question with the right answer, what is said now, and the picture where the evaluation kept it."""
+    """One question with the right answer, what is said now, and the pictures where the evaluation kept them."""
 
     question: str
     expected: str
     answer: str
-    picture: str | None
+    pictures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def lost_answers(report: Report, run: Path) -> list[LostAnswers]:
         if base is None or here is None:
             continue
         for name in step.evaluations:
-            before, after = _rows(base / name / FILE), _rows(here / name / FILE)
+            before, after = _rows(base / name), _rows(here / name)
             one = _compared(f"{step.name} ({name})", before, after)
             found += [one] if one is not None and one.count else []
     return found
@@ -62,16 +62,19 @@ def _plain(name: str) -> str:
     return rest if number.isdigit() and rest else name
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    rows = [files.parse_json(line) for line in lines_of(text_of(file)) if line.strip()]
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("correct"), bool)]
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    for file in (folder / name for name in FILES):
+        if not file.is_file():
+            continue
+        rows = [files.parse_json(line) for line in lines_of(text_of(file)) if line.strip()]
+        if found := [row for row in rows if isinstance(row, dict) and isinstance(row.get("correct"), bool)]:
+            return found
+    return []
 
 
 def _compared(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> LostAnswers | None:
     """None where the two are not answers to the same questions."""
-    asked = [[row.get("question") for row in rows] for rows in (before, after)]
+    asked = [[(row.get("id"), row.get("question")) for row in rows] for rows in (before, after)]
     if not before or asked[0] != asked[1]:
         return None
     pairs = list(zip(before, after, strict=True))
@@ -82,11 +85,15 @@ def _compared(name: str, before: list[dict[str, Any]], after: list[dict[str, Any
 
 def _answers(rows: list[dict[str, Any]]) -> Iterator[LostAnswer]:
     for row in rows:
-        yield LostAnswer(str(row.get("question")), str(row.get("expected")), str(row.get("answer")), _picture(row))
+        question, expected, answer = (str(row.get(key)) for key in ("question", "expected", "answer"))
+        yield LostAnswer(question, expected, answer, tuple(_pictures(row)))
 
 
-def _picture(row: dict[str, Any]) -> str | None:
-    try:
-        return inlined(base64.b64decode(row["picture"], validate=True))
-    except (KeyError, TypeError, binascii.Error):
-        return None
+def _pictures(row: dict[str, Any]) -> Iterator[str]:
+    """`picture`, or each of `pictures`: PNGs in base64; what is none is left out."""
+    several = row.get("pictures", [row["picture"]] if "picture" in row else [])
+    for one in several if isinstance(several, list) else []:
+        try:
+            yield inlined(base64.b64decode(one, validate=True))
+        except (TypeError, binascii.Error):
+            continue

@@ -11,7 +11,17 @@ from umcompress.report.experts_view import training_views
 from umcompress.report.removed_view import removed_tables
 from umcompress.report.scores_view import scores_tables
 from umcompress.report.step_tree import named_steps
-from umcompress.report.table import Table, View, number_columns, seconds, short_number, size_text, text_column
+from umcompress.report.table import (
+    Cell,
+    Table,
+    View,
+    number_columns,
+    parameters_cell,
+    seconds,
+    short_number,
+    size_text,
+    text_column,
+)
 
 _COMPONENTS = ("understanding", "generation", "shared")
 Named = Sequence[tuple[StepReport, str]]
@@ -48,7 +58,7 @@ def _scores(named: Named, timed: bool) -> list[Table]:
 
 
 def size_table(named: Named) -> Table:
-    rows = []
+    rows, whole = [], named[0][0].parameters.total
     for step, name in named:
         parameters = step.parameters
         active = [short_number(parameters.active[task]) if task in parameters.active else "-" for task in TASKS]
@@ -56,7 +66,7 @@ def size_table(named: Named) -> Table:
             short_number(parameters.by_component[part]) if part in parameters.by_component else "-"
             for part in _COMPONENTS
         ]
-        rows.append((name, short_number(parameters.total), size_text(step.bytes.total), *active, *parts))
+        rows.append((name, parameters_cell(parameters.total, whole), size_text(step.bytes.total), *active, *parts))
     numbers = number_columns("params", "memory", "act. u", "act. g", "under.", "gener.", "shared")
     notes = ("act. u, act. g: parameters at work per token in understanding, in generation",
              "memory: bytes as the weights are held in memory; what is stored is said below")  # fmt: skip
@@ -87,8 +97,8 @@ def speed_table(named: Named) -> Table:
 
 def speed_text(step: StepReport, task: Task) -> str:
     speed = step.speed.get(task)
-    mark = "!" if f"no_speed:{task}" in step.flags else " "
-    return "-" if speed is None else f"{speed.ratio:.2f}x{mark}"
+    slow = f"no_speed:{task}" in step.flags
+    return "-" if speed is None else Cell(f"{speed.ratio:.2f}x{'!' if slow else ' '}", "worse" if slow else None)
 
 
 def _lines(report: Report, run: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from umcompress.documents.base import TASKS, Task
 from umcompress.documents.report import StepReport
 from umcompress.documents.scores import Change, KindScore, Score, printed
-from umcompress.report.table import Table, number_columns, seconds, text_column
+from umcompress.report.table import Cell, Table, Tone, number_columns, seconds, text_column
 
 MOST_STEPS = 6  # that stand beside each other in 80 columns
 Entry = tuple[str | None, Task]  # an evaluation (null: a report that does not name it), and a task that it scores
@@ -60,11 +60,24 @@ def interval_text(low: float, high: float, share: bool) -> str:
     return f"{number_text(low, share)} to {number_text(high, share)}"
 
 
-def change_text(change: Change | None, share: bool) -> str:
+def tone_of(change: Change, lower_is_better: bool) -> Tone:
+    """Whether a change is one for the better or the worse, or may be noise."""
+    if not change.beyond_noise:
+        return "noise"
+    return "better" if (change.value < 0) == lower_is_better else "worse"
+
+
+def lower_wins(score: Score) -> bool:
+    """Whether less is better, of what is printed of a score."""
+    return score.lower_is_better or score.printed == "perplexity"
+
+
+def change_text(change: Change | None, share: bool, lower_is_better: bool) -> str:
     """`-0.042*`; a star: beyond noise, a blank in its place keeps columns straight."""
     if change is None:
         return ""
-    return f"{_signed(change.value, share)}{'*' if change.beyond_noise else ' '}"
+    text = f"{_signed(change.value, share)}{'*' if change.beyond_noise else ' '}"
+    return Cell(text, tone_of(change, lower_is_better))
 
 
 def change_interval(change: Change | None, share: bool) -> str:
@@ -82,12 +95,13 @@ def score_in_one(score: Score) -> str:
     return f"{value} ({interval})"
 
 
-def change_in_one(change: Change | None, share: bool) -> str:
-    """`-0.042 (-0.055 to -0.031)*`."""
+def change_in_one(change: Change | None, score: Score) -> str:
+    """`-0.042 (-0.055 to -0.031)*`.  score: the one that changed to this."""
     if change is None:
         return ""
-    star = "*" if change.beyond_noise else " "
-    return f"{_signed(change.value, share)} ({change_interval(change, share)}){star}"
+    share, star = is_share(score), "*" if change.beyond_noise else " "
+    text = f"{_signed(change.value, share)} ({change_interval(change, share)}){star}"
+    return Cell(text, tone_of(change, score.lower_is_better))
 
 
 def score_cells(score: Score | None, change: Change | None) -> tuple[str, str, str, str]:
@@ -98,7 +112,7 @@ def score_cells(score: Score | None, change: Change | None) -> tuple[str, str, s
     share, mark = is_share(shown), "~" if score.partial else ""
     return (
         f"{mark}{number_text(shown.value, share)}", interval_text(shown.low, shown.high, share),
-        change_text(change, share), change_interval(change, share),
+        change_text(change, share, lower_wins(score)), change_interval(change, share),
     )  # fmt: skip
 
 
@@ -133,7 +147,7 @@ def _scores(steps: Sequence[StepReport], names: Sequence[str], entry: Entry, tim
 def _notes(steps: Sequence[StepReport], entry: Entry, first: Score, timed: bool) -> list[str]:
     scores = [score for step in steps if (score := score_of(step, entry)) is not None]
     changes = [change for step in steps if (change := change_of(step, entry)) is not None]
-    notes = ["lower is better"] if first.lower_is_better or first.printed == "perplexity" else []
+    notes = ["lower is better"] if lower_wins(first) else []
     if changes:
         how = "paired over the items" if all(change.paired for change in changes) else "each score by itself"
         notes.append(f"change from the baseline, {how}; * beyond noise: the interval leaves zero out")

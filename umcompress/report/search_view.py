@@ -9,7 +9,8 @@ from umcompress.documents.base import TASKS, Task
 from umcompress.documents.report import StepReport
 from umcompress.documents.search import Candidate, ChoiceScore, FrontPoint, Search
 from umcompress.report.pictures import NO_PICTURES
-from umcompress.report.table import Table, View, number_columns, text_column
+from umcompress.report.scores_view import tone_of
+from umcompress.report.table import Cell, Table, View, number_columns, text_column
 
 LOSS = "task_loss"
 
@@ -54,7 +55,8 @@ def _measured(result: StepReport | None, task: Task) -> str:
     if (change := result.changes.get(task)) is None:
         return ""
     half = (change.high - change.low) / 2
-    return f"{change.value:+.3g} ±{half:.2g}{'*' if change.beyond_noise else ' '}"
+    text = f"{change.value:+.3g} ±{half:.2g}{'*' if change.beyond_noise else ' '}"
+    return Cell(text, tone_of(change, lower_is_better=True))
 
 
 def chosen_table(found: Search) -> Table:

@@ -8,8 +8,8 @@ from typing import Literal
 from umcompress.documents.alone import PARTS, PartScore, Sensitivity
 from umcompress.documents.base import Task
 from umcompress.report.pictures import NO_PICTURES
-from umcompress.report.scores_view import score_in_one
-from umcompress.report.table import Table, View, number_columns, text_column
+from umcompress.report.scores_view import score_in_one, tone_of
+from umcompress.report.table import Cell, Table, View, number_columns, text_column
 
 SHORT = {"attention": "att.", "feed_forward": "feed-f.", "block": "block"}
 CHANGES: tuple[Literal["halved", "dropped"], ...] = ("halved", "dropped")
@@ -60,7 +60,8 @@ def _change(part: PartScore | None, task: Task) -> str:
     if part is None or task not in part.changes:
         return "- "
     change = part.changes[task]
-    return f"{f'{change.value:+.2g}' if change.value else '0'}{'*' if change.beyond_noise else ' '}"
+    text = f"{f'{change.value:+.2g}' if change.value else '0'}{'*' if change.beyond_noise else ' '}"
+    return Cell(text, tone_of(change, lower_is_better=True))
 
 
 def similarity_tables(found: Sensitivity) -> list[Table]:

@@ -10,8 +10,8 @@ from umcompress.documents.previews import SweepPlan
 from umcompress.documents.sweep import Sweep, SweptCell, values_text
 from umcompress.progress import duration
 from umcompress.report.pictures import NO_PICTURES
-from umcompress.report.scores_view import change_in_one, is_share, score_in_one
-from umcompress.report.table import Table, View, number_columns, short_number, text_column
+from umcompress.report.scores_view import change_in_one, score_in_one
+from umcompress.report.table import Table, View, number_columns, parameters_cell, short_number, text_column
 
 
 def sweep_view(sweep: Sweep, folder: str, written: Sequence[str]) -> View:
@@ -29,8 +29,9 @@ def sweep_table(sweep: Sweep) -> Table:
     """The unpruned model first; sizes of all parameters, changes from the unpruned model."""
     tasks = [task for task in TASKS if task in sweep.baseline.scores]
     scores = [score_in_one(sweep.baseline.scores[task]) for task in tasks]
-    rows = [("unpruned", short_number(sweep.baseline.parameters.total), *scores)]
-    rows += [(values_text(cell.values), *_cells(cell, len(tasks))) for cell in sweep.cells]
+    whole = sweep.baseline.parameters.total
+    rows = [("unpruned", parameters_cell(whole, whole), *scores)]
+    rows += [(values_text(cell.values), *_cells(cell, len(tasks), whole)) for cell in sweep.cells]
     notes = ["in brackets 95 % intervals; cells: change from the unpruned model, * beyond noise"]
     lower = [task for task in tasks if sweep.baseline.scores[task].lower_is_better]
     notes += [f"lower is better: {', '.join(lower)}"] if lower else []
@@ -38,13 +39,13 @@ def sweep_table(sweep: Sweep) -> Table:
     return Table("Sweep", columns, tuple(rows), tuple(notes))
 
 
-def _cells(cell: SweptCell, count: int) -> tuple[str, ...]:
+def _cells(cell: SweptCell, count: int, whole: int) -> tuple[str, ...]:
     result = cell.result
     if result is None:
         return ("-",) * (count + 1)
     scored = [task for task in TASKS if task in result.scores]
-    changes = [change_in_one(result.changes.get(task), is_share(result.scores[task])) for task in scored]
-    return (short_number(result.parameters.total), *changes)
+    changes = [change_in_one(result.changes.get(task), result.scores[task]) for task in scored]
+    return (parameters_cell(result.parameters.total, whole), *changes)
 
 
 def sweep_plan_view(plan: SweepPlan, recipe: str, settings: Sequence[str] = ()) -> View:

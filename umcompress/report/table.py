@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Tone = Literal["better", "worse", "noise"]
+
+
+class Cell(str):
+    """Text of a cell with what a terminal shows besides: a tone as a colour, a share (0 to 1) as a bar."""
+
+    tone: Tone | None
+    share: float | None
+
+    def __new__(cls, text: str, tone: Tone | None = None, share: float | None = None) -> Cell:
+        made = super().__new__(cls, text)
+        made.tone, made.share = tone, share
+        return made
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,11 @@ def short_number(count: float) -> str:
             digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
             return f"{scaled:.{digits}f}{unit}"
     return f"{count:g}"
+
+
+def parameters_cell(count: int, whole: int) -> Cell:
+    """A number of parameters, with a bar for the share of the whole that it is."""
+    return Cell(short_number(count), share=count / whole if whole else None)
 
 
 def size_text(count: float) -> str:

@@ -69,8 +69,14 @@ class _Blocks:
 
 
 def with_steps(recipe: Recipe, steps: Sequence[Step]) -> Recipe:
-    """The recipe with other steps, without a grid and a folder of its own."""
-    return recipe.model_copy(update={"steps": tuple(steps), "sweep": None, "output": None})
+    """The recipe with other steps, without a grid and a folder of its own.
+
+    Only what they come to together is scored, unless the recipe says more: their order means nothing.
+    """
+    measure = recipe.measure
+    if "scores" not in measure.model_fields_set:
+        measure = measure.model_copy(update={"scores": "last"})
+    return recipe.model_copy(update={"steps": tuple(steps), "sweep": None, "output": None, "measure": measure})
 
 
 def planned_sizes(recipe: Recipe, source: Source) -> Sizes:

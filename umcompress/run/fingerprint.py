@@ -70,7 +70,8 @@ def _settings(recipe: Recipe, out_of_core: bool) -> Parts:
 
 
 def _timed(recipe: Recipe, index: int) -> Parts:
-    return {"timed": str(recipe.times(index))}
+    scored = {} if recipe.scores(index) else {"scored": "False"}
+    return {"timed": str(recipe.times(index)), **scored}
 
 
 def _of_step(recipe: Recipe, step: Step) -> Parts:

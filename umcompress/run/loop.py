@@ -237,8 +237,9 @@ class Loop:
         baseline = None if plan is None else self.folder.step_path(0, BASELINE)
         model, runner = self.held.model, self.source.runner(self.held.model)
         above = None if plan is None else self._above.get(parent)
+        scoring = self.scoring if self.recipe.scores(index) else []
         report, weight = measured(
-            name, model, runner, self.source, self.scoring, work, self.say, f"{self._count(index)} {name}",
+            name, model, runner, self.source, scoring, work, self.say, f"{self._count(index)} {name}",
             (lambda tasks: self.held.speed(runner, plan is None, tasks)) if self.recipe.times(index) else None,
             baseline, above, self.held.origins(),
         )  # fmt: skip

@@ -36,6 +36,9 @@ def measured(
     """
     weight = processes.by_first(lambda: weigh(model, source.family, runner))
     kept = {} if above is None or origins is None else above.kept(weight.reads, origins)
+    if above is not None:
+        # What was not measured there is no more than what nobody knows.
+        kept = {task: name for task, name in kept.items() if task in above.report.scores or task in above.report.speed}
     if kept:
         say(f"{title}: {' and '.join(kept)} as measured before, no weight of it has changed")
     if evaluations:

@@ -38,7 +38,7 @@ def sweep(
     loaded = _load(recipe, overrides, given)
     grid = grid_of(loaded, axes)
     cells = cells_of(grid)
-    recipes = [cell_recipe(recipe, cell, overrides, given) for cell in cells]
+    recipes = [cell_recipe(recipe, cell, overrides, given, bool(axes)) for cell in cells]
     path = Path(output) if output else Path("runs") / f"{loaded.file.stem}-sweep"
     _claim(path)
     say(f"umcompress sweep {recipe}: {loaded.recipe.model}, {len(cells)} cells, into {path}")
