@@ -18,7 +18,7 @@ from pathlib import Path
 from _results import record
 from _small_llama import SCORED, SMALLER, train
 
-from umcompress.documents.search import Candidate, FrontPoint, Search
+from umcompress.documents.search import Candidate, Search
 
 BUDGETS = {
     "built-in": ("active.generation=0.8", "active.generation=0.65"), "llama": ("parameters=0.75", "parameters=0.6"),
@@ -66,30 +66,19 @@ def row(one: Candidate) -> dict[str, float]:
 
 
 def searched(recipe: str, budget: str, given: argparse.Namespace, out: Path) -> dict[str, dict[str, float]]:
-    asked = ["search", recipe, "--budget", budget, "--items", str(given.items), "-o", str(out), "--set",
-             "measure.speed=off", "--set", f"evaluate.0.task_loss.items={given.judged}"]  # fmt: skip
-
-    def found(run: str) -> Search:
-        command = [sys.executable, "-m", "umcompress", *asked, "--run", run]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return Search.model_validate_json((out / budget / "search.json").read_text(encoding="utf-8"))
-
-    run = "all"
-    if not given.all:
-        front = found("none").front
-        run = str(1 + min(range(len(front)), key=lambda at: _unequal(front[at])))
-    done, rows = found(run), {}
+    run = "all" if given.all else "middle"
+    command = ["search", recipe, "--budget", budget, "--items", str(given.items), "--run", run, "--set",
+               "measure.speed=off", "--set", f"evaluate.0.task_loss.items={given.judged}", "-o", str(out)]
+    # What the command prints is in the files that it writes; what it is at, it tells on the other stream.
+    subprocess.run([sys.executable, "-m", "umcompress", *command], check=True, stdout=subprocess.DEVNULL)
+    done = Search.model_validate_json((out / budget / "search.json").read_text(encoding="utf-8"))
+    rows = {}
     for point in done.front:
         weights = " ".join(f"{task} {weight:g}" for task, weight in point.weights.items())
         for kind, one in ((f"found, {weights}", point), ("every layer alike", point.uniform)):
             if one is not None and one.result is not None:
                 rows[f"{budget}, {kind}"] = row(one)
     return rows
-
-
-def _unequal(point: FrontPoint) -> float:
-    """How far the weights of the tasks are from each other."""
-    return max(point.weights.values()) - min(point.weights.values())
 
 
 def main() -> None:

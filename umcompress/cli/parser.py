@@ -140,7 +140,8 @@ def _search(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="FILE", help="held-out items to score the choices on; default: the recipe's")
     parser.add_argument("--items", type=_whole, default=64, help="items of each task to score a choice on; default: 64")
-    parser.add_argument("--run", default="none", metavar="NUMBERS", help="recipes of the front to run: all, none, 1,3")
+    run_help = "recipes of the front to run: all, none, 1,3 or middle, which weighs the tasks most alike"
+    parser.add_argument("--run", default="none", metavar="NUMBERS", help=run_help)
     parser.add_argument("--uniform", action="store_true", help="whole blocks go, and all that stay are cut alike")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="the search's folder; an unfinished search resumes")
     _format_option(parser)

@@ -22,8 +22,9 @@ def page(comparison: Comparison, pictures: Mapping[str, bytes] | None = None) ->
     labels = [run for run in comparison.runs if run.label in known]
     titles = ", ".join(f"{run.label} = {run.name}" for run in comparison.runs)
     return rendered(
-        "compare.html", title=f"{len(comparison.runs)} runs compared", facts=[titles], plot=markup(_svg(comparison)),
-        no_plot=NO_PICTURE, pictures=[(f"{run.label} = {run.name}", inlined(known[run.label])) for run in labels],
+        "compare.html", title=f"{len(comparison.runs)} runs compared", facts=[titles],
+        drawings=[markup(chart) for chart in _svgs(comparison)], no_plot=NO_PICTURE,
+        pictures=[(f"{run.label} = {run.name}", inlined(known[run.label])) for run in labels],
         parts=compare_view(comparison, everything=True)[len(comparison.runs) :],
         folded=[("Comparison", json.dumps(comparison.json_values()["differences"], indent=1, ensure_ascii=False))],
     )  # fmt: skip
@@ -52,15 +53,18 @@ def write_picture(comparison: Comparison, file: Path) -> Path:
     return file
 
 
-def _svg(comparison: Comparison) -> str:
-    """The charts, the same bytes for the same comparison; nothing where matplotlib is not there."""
+def _svgs(comparison: Comparison) -> list[str]:
+    """The charts, the same bytes for the same comparison; none where matplotlib is not there."""
     if find_spec("matplotlib") is None:
-        return ""
+        return []
     import matplotlib
 
-    from umcompress.report.compare_plot import figure
+    from umcompress.report.compare_plot import panel_figures
 
-    text = io.StringIO()
+    found = []
     with matplotlib.rc_context({"svg.hashsalt": "umcompress"}):
-        figure(comparison).savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+        for figure in panel_figures(comparison):
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None})
+            found.append(text.getvalue()[text.getvalue().index("<svg") :])
+    return found

@@ -26,19 +26,37 @@ def figure(comparison: Comparison) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    results = [run.steps[run.result] for run in comparison.runs]
-    scored = entries(results)
+    scored = _scored(comparison)
     drawn = Figure(figsize=(10, 3.6 * max(1, len(scored))), layout="constrained")
     panels = drawn.subplots(max(1, len(scored)), 2, squeeze=False)
     for row, entry in zip(panels, scored, strict=False):
-        task = entry[1]
-        _panel(row[0], comparison, entry, partial(_active, task))
-        row[0].set_xlabel(f"parameters at work in {task}, millions")
-        _panel(row[1], comparison, entry, partial(_time, task))
-        row[1].set_xlabel(f"measured time of {task}, baseline 1")
+        for panel, timed in zip(row, (False, True), strict=True):
+            _drawn(panel, comparison, entry, timed)
     named = ", ".join(f"{run.label} {run.name}" for run in comparison.runs)
     drawn.suptitle(_wrapped(f"{named}; filled: Pareto-optimal beyond noise"), fontsize="small")
     return drawn
+
+
+def panel_figures(comparison: Comparison) -> list[Figure]:
+    """The same panels, each a picture of its own: below each other where a page is narrow."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    for entry in _scored(comparison):
+        for timed in (False, True):
+            figures.append(one := Figure(figsize=(5, 3.6), layout="constrained"))
+            _drawn(one.subplots(), comparison, entry, timed)
+    return figures
+
+
+def _scored(comparison: Comparison) -> list[Entry]:
+    return entries([run.steps[run.result] for run in comparison.runs])
+
+
+def _drawn(panel: Any, comparison: Comparison, entry: Entry, timed: bool) -> None:
+    task = entry[1]
+    _panel(panel, comparison, entry, partial(_time if timed else _active, task))
+    panel.set_xlabel(f"measured time of {task}, baseline 1" if timed else f"parameters at work in {task}, millions")
 
 
 def _wrapped(text: str) -> str:
@@ -75,7 +93,7 @@ def _panel(panel: Any, comparison: Comparison, entry: Entry, place: Place) -> No
     score = next((found for run in comparison.runs if (found := score_of(run.steps[run.result], entry))), None)
     lower = score is not None and (score.lower_is_better or score.printed == "perplexity")
     what = (score.printed or ("loss" if lower else "score")) if score else "score"
-    panel.set_ylabel(f"{entry_name(entry)}: {what}{' (lower is better)' if lower else ''}")
+    panel.set_ylabel(f"{entry_name(entry)}\n{what}{' (lower is better)' if lower else ''}")
     panel.grid(alpha=0.25)
 
 

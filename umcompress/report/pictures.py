@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from umcompress.report.pages import markup, rendered
 from umcompress.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NO_PICTURES = "no pictures: matplotlib is not there; pip install 'umcompress[plots]' and give the same command again"
-# Panels stand beside each other where there is room, and below each other on a phone. Drawings keep a white ground in
-# dark mode and in print: their colours are chosen for it.
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:1rem auto;padding:0 1rem;color-scheme:
-  light dark}
-.panels{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:1 1 20rem;min-width:min(100%,20rem);background:#fff;
-  color:#111;border-radius:6px;break-inside:avoid}
-figure svg,figure img{width:100%;height:auto}figcaption{padding:0 .6rem .4rem}.wide{overflow-x:auto}
-table{border-collapse:collapse;break-inside:avoid}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid
-  #8886;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}"""
+# Under a heading: pictures as addresses that hold them, with a line each.
+Strips = Mapping[str, Sequence[tuple[str, str]]]
 
 
 def can_draw() -> bool:
@@ -33,19 +25,20 @@ def can_draw() -> bool:
 
 def write_pictures(
     folder: Path, name: str, title: str, tables: Sequence[Table], whole: Callable[[], Figure],
-    panels: Sequence[Callable[[], Figure]], below: str = "",
-) -> list[str]:
+    panels: Sequence[Callable[[], Figure]], strips: Strips | None = None,
+) -> list[str]:  # fmt: skip
     """The files written, by name.  Without matplotlib the page has the tables alone, and nothing else is written.
 
-    whole: the picture of the files; panels: its parts, one by one, for the page; below: HTML after them.
+    whole: the picture of the files; panels: its parts, one by one, for the page; strips: pictures below them.
     """
-    drawings: list[str] = []
+    drawings: list[Any] = []
     if drawable := can_draw():
         _save(whole, folder / f"{name}.png", folder / f"{name}.svg")
         drawings = [_drawing(panel) for panel in panels]
-    shown = "".join(f"<figure>{drawing}</figure>" for drawing in drawings)
-    body = f'<div class="panels">{shown}</div>' if shown else f"<p>{escape(NO_PICTURES)}</p>"
-    page = _page(title, body + below + "".join(map(_table, tables)))
+    page = rendered(
+        "pictures.html", title=title, facts=[], drawings=drawings, no_pictures=NO_PICTURES, strips=strips or {},
+        tables=tables, folded=[],
+    )  # fmt: skip
     (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return [f"{name}.png", f"{name}.svg", f"{name}.html"] if drawable else []
 
@@ -69,20 +62,6 @@ def _svg(make: Callable[[], Figure]) -> str:
     return text.getvalue()
 
 
-def _drawing(make: Callable[[], Figure]) -> str:
+def _drawing(make: Callable[[], Figure]) -> Any:
     text = _svg(make)
-    return text[text.index("<svg") :]
-
-
-def _table(table: Table) -> str:
-    heads = "".join(f"<th>{escape(column.name)}</th>" for column in table.columns)
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
-    notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
-    return f'<h2>{escape(table.title)}</h2><div class="wide"><table><tr>{heads}</tr>{rows}</table></div>{notes}'
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n"
-    )
+    return markup(text[text.index("<svg") :])

@@ -10,7 +10,7 @@ from umcompress.documents.base import Task
 from umcompress.documents.sweep import Sweep
 from umcompress.report import pictures
 from umcompress.report.sweep_plot import panels_of
-from umcompress.report.sweep_samples import PICTURE, sample_series, samples_html, write_samples
+from umcompress.report.sweep_samples import PICTURE, sample_series, sample_strips, write_samples
 from umcompress.report.sweep_view import sweep_table
 
 if TYPE_CHECKING:
@@ -29,6 +29,6 @@ def write_pictures(sweep: Sweep, folder: Path) -> list[str]:
     samples = sample_series(sweep, folder)
     written = pictures.write_pictures(
         folder, "sweep", f"{sweep.recipe} on {sweep.model}", [sweep_table(sweep)], drawn,
-        [partial(drawn, panel) for panel in own], samples_html(samples),
+        [partial(drawn, panel) for panel in own], sample_strips(samples),
     )  # fmt: skip
     return written + write_samples(samples, folder / PICTURE)

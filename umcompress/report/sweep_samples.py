@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umcompress.documents.sweep import Sweep, short
+from umcompress.report.pages import inlined
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -38,17 +37,12 @@ def sample_series(sweep: Sweep, folder: Path) -> dict[str, list[Sheet]]:
     return found
 
 
-def samples_html(series: dict[str, list[Sheet]]) -> str:
-    """The sheets, inside the page."""
-    parts = []
-    for name, sheets in series.items():
-        figures = "".join(
-            f'<figure><img alt="{escape(words)}" src="data:image/png;base64,'
-            f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{escape(words)}</figcaption></figure>'
-            for words, path in sheets
-        )
-        parts.append(f'<h2>Samples: {escape(name)}</h2><div class="panels">{figures}</div>')
-    return "".join(parts)
+def sample_strips(series: dict[str, list[Sheet]]) -> dict[str, list[tuple[str, str]]]:
+    """The sheets as a page shows them, a strip a series."""
+    return {
+        f"Samples: {name}": [(words, inlined(path.read_bytes())) for words, path in sheets]
+        for name, sheets in series.items()
+    }
 
 
 def write_samples(series: dict[str, list[Sheet]], file: Path) -> list[str]:

@@ -107,9 +107,11 @@ class Front:
         """By budget, the share of the unpruned model that is left; of times, by what each choice saved alone."""
         if not picked:
             return dict.fromkeys(self.budgets, 1.0)
-        steps = composed_steps(self.alone.recipe, self.alone.graph, picked)
-        sizes = planned_sizes(with_steps(self.alone.recipe, steps), self.alone.source)
-        found = {}
+        names = tuple(choice.name for choice in picked)
+        if names not in self._known:
+            steps = composed_steps(self.alone.recipe, self.alone.graph, picked)
+            self._known[names] = planned_sizes(with_steps(self.alone.recipe, steps), self.alone.source)
+        sizes, found = self._known[names], dict[str, float]()
         for measure in self.budgets:
             whole = self._unpruned(measure)
             if measure.startswith("seconds"):

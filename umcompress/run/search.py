@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from umcompress.graph.model_graph import ModelGraph
     from umcompress.run.alone import Alone, Choice
     from umcompress.run.sharing import Shared
+    from umcompress.run.uniform import Known
 
 MARK = "search.made-of.json"
 
@@ -39,7 +40,8 @@ MARK = "search.made-of.json"
 class Asked:
     """A search as the command line gives it.
 
-    run: which recipes of the front to run, `all`, or `none`.  uniform: all layers that stay are cut alike.
+    run: which recipes of the front to run, `all`, `none`, or `middle`: the one that weighs the tasks most alike.
+    uniform: all layers that stay are cut alike.
     """
 
     recipe: str
@@ -114,14 +116,23 @@ def _loss(recipe: Recipe, asked: Asked) -> Evaluation:
     return held_out_loss({**options, "data": data})
 
 
-def _to_run(text: str) -> set[int] | None:
-    """Numbers of the front from 1; None: all."""
-    if text == "all":
-        return None
+def _to_run(text: str) -> set[int] | str:
+    """Numbers of the front from 1, or what is said in their place."""
+    if text in ("all", "middle"):
+        return text
     parts = [] if text == "none" else text.split(",")
     if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--run {text}", "it is neither all, none nor numbers of the front", "such as --run 1,3")
+        raise UsageError(
+            f"--run {text}", "it is neither all, none, middle nor numbers of the front", "such as --run 1,3"
+        )
     return {int(part) for part in parts}
+
+
+def _numbers(wanted: set[int] | str, front: Sequence[FrontPoint]) -> set[int]:
+    if isinstance(wanted, set):
+        return wanted
+    spread = [max(point.weights.values()) - min(point.weights.values()) for point in front]
+    return {spread.index(min(spread)) + 1} if wanted == "middle" else set(range(1, len(front) + 1))
 
 
 def _depends_on(recipe: Recipe, loss: Evaluation, source: Any, timed: bool) -> dict[str, str]:
@@ -155,8 +166,9 @@ class _Searching:
             recipe, source, loss, path, sized=True, timed=any(name.startswith("seconds") for name in budgets)
         )
         self.shared: Shared = Shared()
+        self.uniform_sizes: Known = {}
 
-    def run(self, wanted: set[int] | None) -> Search:
+    def run(self, wanted: set[int] | str) -> Search:
         from umcompress.run.alike import AlikeFront, alike_choices
         from umcompress.run.front import Front
 
@@ -173,10 +185,8 @@ class _Searching:
         ]
         points = (AlikeFront if self.uniform else Front)(self.alone, self.budgets).points(choices)
         front = [self._written(point, number, choices) for number, point in enumerate(points, start=1)]
-        front = [
-            self._ran(point) if wanted is None or number in wanted else point
-            for number, point in enumerate(front, start=1)
-        ]
+        numbers = _numbers(wanted, front)
+        front = [self._ran(point) if number in numbers else point for number, point in enumerate(front, start=1)]
         return Search(
             recipe=self.loaded.file.stem, model=self.recipe.model, budgets=self.budgets,
             loss=self.alone.loss.json_values(), sizes=sizes, choices=tuple(choices), front=tuple(front),
@@ -229,7 +239,7 @@ class _Searching:
         if measure.startswith("seconds"):
             return None
         made = uniform_recipe(
-            self.recipe, self.source, self.alone.graph, choices, measure, point.shares[measure]
+            self.recipe, self.source, self.alone.graph, choices, measure, point.shares[measure], self.uniform_sizes
         )
         if made is None:
             return None

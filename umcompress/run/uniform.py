@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from umcompress.models.source import Source
 
 Made = tuple[tuple[Step, ...], dict[str, float]]
+# The ratio of heads (None: all stay) and the width of feed-forwards -> what is left then.
+Known = dict[tuple[float | None, int], Sizes]
 
 
 def uniform_recipe(
-    recipe: Recipe, source: Source, graph: ModelGraph, choices: Sequence[ChoiceScore], measure: str, share: float
-) -> Made | None:
+    recipe: Recipe, source: Source, graph: ModelGraph, choices: Sequence[ChoiceScore], measure: str, share: float,
+    known: Known | None = None,
+) -> Made | None:  # fmt: skip
     """Steps that leave at least `share` of a measure, by less than a channel a layer more; None where none can.
 
     One width for all feed-forwards that the recipe may narrow. Where the narrowest are too large, heads go as well, by
-    the recipe's own steps, the mildest first.
+    the recipe's own steps, the mildest first.  known: sizes that earlier calls found, for the same recipe.
     """
     widths, heads = _cuts(recipe, "feed_forward", choices), _cuts(recipe, "attention", choices)
     components = {component for component, _ in widths}
@@ -34,13 +37,15 @@ def uniform_recipe(
     first = {component: next(step for own, step in widths if own == component) for component in components}
     levels: list[float | None] = [None, *sorted({_ratio(step) for _, step in heads}, reverse=True)]
     widest = max(site.width for site in graph.feed_forwards(stack="all") if site.component in components)
-    whole = amount(planned_sizes(with_steps(recipe, ()), source), measure)
-    known: dict[tuple[float | None, int], Sizes] = {}
+    sizes: Known = {} if known is None else known
+
+    def size(level: float | None, width: int) -> float:
+        if (level, width) not in sizes:
+            sizes[level, width] = planned_sizes(with_steps(recipe, steps(level, width)), source)
+        return amount(sizes[level, width], measure)
 
     def left(level: float | None, width: int) -> float:
-        if (level, width) not in known:
-            known[level, width] = planned_sizes(with_steps(recipe, steps(level, width)), source)
-        return amount(known[level, width], measure) / whole
+        return size(level, width) / size(None, widest)
 
     def steps(level: float | None, width: int) -> tuple[Step, ...]:
         cut = [step for component, step in heads if _ratio(step) == level]
