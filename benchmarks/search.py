@@ -3,7 +3,8 @@
 `python benchmarks/search.py` searches on the built-in model and on a small Llama (trained first, kept in --folder), at
 two budgets each, runs the recipe of the front that weighs both tasks alike (--all: each one) and the uniform recipe of
 the same size, and prints the change of each task's held-out loss, paired over the items. `--model built-in` or `--model
-llama` does one of them. --record appends to results.md and writes docs/search-figures.md. Choices are scored on other
+llama` does one of them. --record appends to results.md and writes docs/search-figures.md, of the models that were asked
+for. Choices are scored on other
 items than those that judge the recipes. What is kept in --folder is not done again.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from _results import record
@@ -31,6 +33,7 @@ CHOICES = [
 ]  # fmt: skip
 SAMPLE = 800  # characters of a text
 WINDOW = 128
+PAGE = Path(__file__).parent.parent / "docs" / "search-figures.md"
 
 
 def llama_recipe(folder: Path, training: int) -> Path:
@@ -68,7 +71,7 @@ def row(one: Candidate) -> dict[str, float]:
 def searched(recipe: str, budget: str, given: argparse.Namespace, out: Path) -> dict[str, dict[str, float]]:
     run = "all" if given.all else "middle"
     command = ["search", recipe, "--budget", budget, "--items", str(given.items), "--run", run, "--set",
-               "measure.speed=off", "--set", f"evaluate.0.task_loss.items={given.judged}", "-o", str(out)]
+               "measure.speed=off", "--set", f"evaluate.0.task_loss.items={given.judged}", "-o", str(out)]  # fmt: skip
     # What the command prints is in the files that it writes; what it is at, it tells on the other stream.
     subprocess.run([sys.executable, "-m", "umcompress", *command], check=True, stdout=subprocess.DEVNULL)
     done = Search.model_validate_json((out / budget / "search.json").read_text(encoding="utf-8"))
@@ -79,6 +82,29 @@ def searched(recipe: str, budget: str, given: argparse.Namespace, out: Path) -> 
             if one is not None and one.result is not None:
                 rows[f"{budget}, {kind}"] = row(one)
     return rows
+
+
+def write_page(found: Mapping[str, Mapping[str, Mapping[str, float]]], given: argparse.Namespace) -> None:
+    """docs/search-figures.md.  found: by model the rows."""
+    lines = [
+        "# What a search finds", "",
+        "Written by `python benchmarks/search.py --all --record`: recipes of `umcompress search`, and beside each the",
+        "one that cuts every layer alike to the same size. Changes are of the held-out loss of each task, paired over",
+        f"{given.judged} items that scored no choice, ± half of the 95 % interval; {given.items} items of each task",
+        "scored the choices. How it works: [sweeps.md](sweeps.md).",
+    ]
+    for model, rows in found.items():
+        tasks = [key.removesuffix(" loss") for key in next(iter(rows.values())) if key.endswith(" loss")]
+        lines += ["", f"## {model}", "", f"| budget | left | {' | '.join(f'{task} loss' for task in tasks)} |",
+                  f"| --- | ---: |{' ---: |' * len(tasks)}"]  # fmt: skip
+        for title, figures in rows.items():
+            left = next(value for key, value in figures.items() if key.endswith(" left"))
+            cells = [
+                f"{figures[f'{task} loss']:+.3g} ±{figures[f'{task} ±']:.2g} ({figures[f'{task} %']:+.3g} %)"
+                for task in tasks
+            ]
+            lines.append(f"| {title} | {left:.4f} | {' | '.join(cells)} |")
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -92,6 +118,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(BUDGETS))
     parser.add_argument("--record", action="store_true", help="append to results.md")
     given = parser.parse_args()
+    kept = dict[str, dict[str, dict[str, float]]]()
     for name, budgets in BUDGETS.items():
         if given.model not in (None, name):
             continue
@@ -102,8 +129,11 @@ def main() -> None:
             rows = searched(recipe, budget, given, given.folder / name)
             for title, figures in rows.items():
                 print(f"{title:48}" + "".join(f"{key} {value:.4g}  " for key, value in figures.items()), flush=True)
+            kept.setdefault(name, {}).update(rows)
             if given.record:
-                record("search", {"model": name, "items": given.items}, rows)
+                record("search", {"model": name, "items": given.items, "judged": given.judged}, rows)
+    if given.record:
+        write_page(kept, given)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from umcompress.cli.main import main
 from umcompress.documents.previews import PlanReport
 from umcompress.documents.report import read_report
-from umcompress.documents.search import ChoiceScore, Search
+from umcompress.documents.scores import Change
+from umcompress.documents.search import ChoiceScore, FrontPoint, Search
 from umcompress.errors import UsageError
 from umcompress.plan.command import _load
 from umcompress.run.alone import Alone
 from umcompress.run.budgets import budgets_of
 from umcompress.run.composed import composed_steps, planned_sizes, with_steps
+from umcompress.run.front import priced
 from umcompress.run.knapsack import Option, choose
+from umcompress.run.search import _numbers, _to_run
 from umcompress.run.sensitivity import shared_source
 
 STEPS = [
@@ -194,3 +197,22 @@ def test_training_is_no_choice(recipe: Path, tmp_path: Path, capsys: pytest.Capt
     command = ["search", str(recipe), "--set", f"steps={steps}", "--budget", "bytes=0.5", "-o", str(tmp_path / "out")]
     assert main(command) == 2
     assert "learn" in capsys.readouterr().err
+
+
+def test_a_noisy_score_costs_what_it_may_be() -> None:
+    """The lower of two values is the dearer one where its interval reaches higher; a sure gain costs nothing."""
+
+    def choice(value: float, half: float) -> ChoiceScore:
+        changed = Change(value=value, low=value - half, high=value + half, beyond_noise=abs(value) > half)
+        return ChoiceScore(name="c", step=0, component="shared", stack="main", layers=(0,),
+                           changes={"understanding": changed})  # fmt: skip
+
+    noisy, sure, gain = priced([choice(0.01, 0.2), choice(0.05, 0.01), choice(-0.1, 0.05)], {"understanding": 1.0})
+    assert noisy > sure > gain > 0 and gain == pytest.approx(1e-6)
+
+
+def test_the_middle_weighs_the_tasks_most_alike() -> None:
+    weights = [{"understanding": 0.1, "generation": 0.9}, {"understanding": 0.3, "generation": 0.7}]
+    front = [FrontPoint(name="", recipe="", weights=one, choices=()) for one in weights]
+    assert _numbers(_to_run("middle"), front) == {2}
+    assert _numbers(_to_run("all"), front) == {1, 2} and _numbers(_to_run("2"), front) == {2}

@@ -139,14 +139,21 @@ class Front:
 
 
 def priced(choices: Sequence[ChoiceScore], weights: Mapping[Task, float]) -> list[float]:
-    """What each choice costs: by how much it raises the losses, each on the scale of the mean rise, weighted."""
+    """What each choice costs: by how much it may raise the losses, each on the scale of the mean rise, weighted.
+
+    That is the upper end of the interval: of many noisy scores the lowest are mostly luck, and a program that takes the
+    lowest would pick those.
+    """
     scale = {
-        task: sum(max(0.0, choice.changes[task].value) for choice in choices) / len(choices) or 1.0 for task in weights
+        task: sum(_rise(choice, task) for choice in choices) / len(choices) or 1.0 for task in weights
     } if choices else {}  # fmt: skip
     return [
-        _UNASKED + sum(weights[task] * max(0.0, choice.changes[task].value) / scale[task] for task in weights)
-        for choice in choices
+        _UNASKED + sum(weights[task] * _rise(choice, task) / scale[task] for task in weights) for choice in choices
     ]
+
+
+def _rise(choice: ChoiceScore, task: Task) -> float:
+    return max(0.0, choice.changes[task].high)
 
 
 def _beats(one: FrontPoint, other: FrontPoint) -> bool:
