@@ -24,7 +24,7 @@ from umcompress.errors import UsageError
 from umcompress.plan.grid import axes_of, cells_of
 from umcompress.report import pictures, sweep_page
 from umcompress.report.sweep_plot import figure, points
-from umcompress.report.sweep_samples import sample_series, samples_html, write_samples
+from umcompress.report.sweep_samples import sample_series, sample_strips, write_samples
 
 AXES = ["--axis", "steps.1.score=activation,magnitude", "--axis", "steps.1.keep_ratio=0.75,0.5"]
 
@@ -165,8 +165,9 @@ def test_samples_stand_along_a_series(swept: Path, tmp_path: Path) -> None:
         Image.new("RGB", (8, 4), (number, 0, 0)).save(folder / "cells" / cell.name / sheet)
     found = sample_series(result.model_copy(update={"cells": tuple(cells)}), folder)
     assert [words for words, _ in found["score activation"]] == ["0.75", "0.5"] and len(found) == 1
-    page = samples_html(found)
-    assert page.count("data:image/png;base64,") == 2 and "score activation" in page
+    ((title, strip),) = sample_strips(found).items()
+    assert title == "Samples: score activation" and [words for words, _ in strip] == ["0.75", "0.5"]
+    assert len({picture for _, picture in strip if picture.startswith("data:image/png;base64,")}) == 2
     assert write_samples(found, folder / "samples.png") == ["samples.png"]
     with Image.open(folder / "samples.png") as drawn:
         assert drawn.width >= 480 and drawn.height == 2 * (240 + 18)
