@@ -12,6 +12,7 @@ from hf_models import write_folder, write_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from umcompress.cli.main import main
+from umcompress.documents.base import Task
 from umcompress.documents.previews import PlanReport
 from umcompress.documents.report import read_report
 from umcompress.documents.scores import Change
@@ -212,7 +213,9 @@ def test_a_noisy_score_costs_what_it_may_be() -> None:
 
 
 def test_the_middle_weighs_the_tasks_most_alike() -> None:
-    weights = [{"understanding": 0.1, "generation": 0.9}, {"understanding": 0.3, "generation": 0.7}]
+    weights: list[dict[Task, float]] = [
+        {"understanding": 0.1, "generation": 0.9}, {"understanding": 0.3, "generation": 0.7},
+    ]  # fmt: skip
     front = [FrontPoint(name="", recipe="", weights=one, choices=()) for one in weights]
     assert _numbers(_to_run("middle"), front) == {2}
     assert _numbers(_to_run("all"), front) == {1, 2} and _numbers(_to_run("2"), front) == {2}
