@@ -38,7 +38,7 @@ class Benchmark(Evaluation):
 
     needed: ClassVar[Needed]
     data: Path | None = Field(
-        default=None, description="where the data lies, seen from the current folder; default: data/NAME"
+        default=None, description="where the data lies; default: data/NAME in the current folder"
     )
     limit: PositiveInt | None = Field(
         default=None, description="at most so many items, drawn evenly over the categories; the score is marked"

@@ -43,8 +43,8 @@ class TaskLoss(Evaluation):
     source: str = Field(default="scenes", description="the evaluation that provides held-out items")
     data: Path | None = Field(
         default=None,
-        description="held-out items of your own in place of it, a file like those that training takes, seen from the "
-        "current folder; never one that is trained on",
+        description="held-out items of your own in place of it, a file like those that training takes; never one that "
+        "is trained on",
     )
     items: PositiveInt = Field(default=256, description="items of each task, or all that there are")
     times: tuple[Time, ...] = Field(

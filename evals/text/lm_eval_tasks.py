@@ -45,7 +45,7 @@ class LmEval(Evaluation):
         "include_path, and scenes_choice and scenes_answer, which are shipped",
     )
     include_path: Path | None = Field(
-        default=None, description="a folder of task files (.yaml) of your own, seen from the current folder"
+        default=None, description="a folder of task files (.yaml) of your own"
     )
     limit: PositiveInt | None = Field(default=None, description="at most so many documents of each task, the first")
     num_fewshot: NonNegativeInt | None = Field(

@@ -196,14 +196,15 @@ def test_a_source_by_path_is_relative_to_the_recipe(
 
 
 @pytest.mark.parametrize("key", ["calibration", "training"])
-def test_a_file_beside_the_recipe_is_named_as_it_has_to_be_written(
+def test_a_file_is_sought_beside_the_recipe(
     key: str, tiny_bagel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Data are seen from the current folder: the error names it, and the file where it is."""
+    """One that lies in the current folder alone is named as the recipe has to say it."""
     folder, here = tmp_path / "recipes", tmp_path / "elsewhere"
     folder.mkdir()
     here.mkdir()
-    (folder / "mine.jsonl").write_text('{"prompt": "a red circle"}\n' * 2)
+    for file in (folder / "mine.jsonl", here / "other.jsonl"):
+        file.write_text('{"prompt": "a red circle"}\n' * 2)
     monkeypatch.chdir(here)
 
     def said(data: str, code: int) -> str:
@@ -212,12 +213,11 @@ def test_a_file_beside_the_recipe_is_named_as_it_has_to_be_written(
         if key == "training":
             step, keys = {"pass": "adapt", "parameters": ["*.mlp_moe_gen.*"], "data": data}, {}
         assert main(["plan", str(write_recipe(folder, tiny_bagel, step, evaluate=[], **keys))]) == code
-        return " ".join(capsys.readouterr().out.split())
+        captured = capsys.readouterr()
+        return " ".join((captured.out + captured.err).split())
 
-    found = said("mine.jsonl", 2)
-    assert f"{'calibration: data' if key == 'calibration' else 'training data'}: mine.jsonl found:" in found
-    assert f"no such file in {here}, the current folder; it is in the recipe's" in found
-    assert "do: data: ../recipes/mine.jsonl (data are seen from the current folder, code from the recipe's)" in found
-    assert "it is in the recipe's" not in said("none.jsonl", 2)
-    if key == "calibration":
-        said("../recipes/mine.jsonl", 0)
+    # A row of it is no training item.
+    assert "no row of it is for that" in said("mine.jsonl", 2) if key == "training" else said("mine.jsonl", 0)
+    found = said("other.jsonl", 2)
+    assert f"there is no {folder / 'other.jsonl'}" in found and "write ../elsewhere/other.jsonl" in found
+    assert f"{folder / 'none.jsonl'} found: no such file" in said("none.jsonl", 2)

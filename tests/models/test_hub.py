@@ -12,7 +12,7 @@ from hf_models import VOCABULARY, write_folder
 from places import ROOT
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from umcompress.models.hub import is_hub_id
+from umcompress.documents.model_names import is_hub_id
 
 
 def cached(home: Path) -> Path:

@@ -14,6 +14,7 @@ from umcompress.extend.evaluation_base import Evaluation
 from umcompress.extend.evaluation_options import bare_name, chosen
 from umcompress.extend.registry import find_evaluation, find_pass
 from umcompress.plan.suggest import Starter, recipe_text, suggest
+from umcompress.recipe.places import seen_from, with_places
 
 if TYPE_CHECKING:
     from umcompress.models.runner import Runner
@@ -33,7 +34,10 @@ def start(
         raise UsageError(f"write {output}", "it is there already", "name another file with -o")
     if not output.parent.is_dir():
         raise UsageError(f"write {output}", f"there is no folder {output.parent}", "make it first, or change -o")
-    evaluations = {bare_name(name): evaluation for name, evaluation in zip(names, chosen(names, 0, None), strict=True)}
+    evaluations = {
+        seen_from(bare_name(name), "code", output.parent): evaluation
+        for name, evaluation in zip(names, chosen(names, 0, None), strict=True)
+    }
     for evaluation in evaluations.values():
         evaluation.check()
     from umcompress.models.source import open_source
@@ -49,7 +53,8 @@ def start(
         do = f"see umcompress inspect {model}, and name evaluations whose data can calibrate"
         raise UsageError(f"a first recipe for {model}", what, do)
     head: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    options = {name: _given(evaluation) for name, evaluation in evaluations.items()}
+    model = seen_from(model, "model", output.parent)
+    options = {name: _given(evaluation, output.parent) for name, evaluation in evaluations.items()}
     starter = _planned(model, starter, options, sources, head, output)
     try:
         output.write_text(recipe_text(model, starter, options, sources, head), encoding="utf-8")
@@ -58,8 +63,11 @@ def start(
     return found, starter
 
 
-def _given(evaluation: Evaluation) -> dict[str, Any]:
-    plain = evaluation.json_values()
+def _given(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
+    """The options that were given, as a recipe in `folder` says them."""
+    plain = with_places(
+        type(evaluation), evaluation.json_values(), lambda name, kind, at: seen_from(name, kind, folder)
+    )
     return {key: plain[key] for key in plain if key in evaluation.model_fields_set and key != "seed"}
 
 
@@ -119,7 +127,7 @@ def _planned(
     text = recipe_text(model, starter, options, sources, head)
     recipe = parse_recipe(
         text, str(output), passes=lambda name: find_pass(name, output.parent),
-        evaluations=lambda name: find_evaluation(name, output.parent),
+        evaluations=lambda name: find_evaluation(name, output.parent), folder=output.parent,
     )
     planned = zip(starter.suggestions, plan_recipe(recipe, output.stem).steps, strict=True)
     kept, notes = [], list(starter.notes)

@@ -7,7 +7,6 @@ are drawn.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,17 +30,12 @@ Row = dict[str, str]
 
 
 class CalibrationFile(Evaluation):
-    """A source of calibration items.  It scores nothing.
-
-    data: seen from the current folder, as every file and model is that a recipe names.
-    base: the recipe's folder, where code is looked for; it is named where the file is there instead.
-    """
+    """A source of calibration items.  It scores nothing."""
 
     name: ClassVar[str] = "calibration file"
     key: ClassVar[str] = "calibration: data"
     tasks: ClassVar[tuple[Task, ...]] = ()
     data: Path
-    base: Path | None = None
 
     def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
         return {}
@@ -70,12 +64,7 @@ class CalibrationFile(Evaluation):
         return self.data.suffix.lower() in JSON
 
     def _missing(self, asked: str) -> UsageError:
-        here = Path.cwd()
-        found = "no such file" if self.data.is_absolute() else f"no such file in {here}, the current folder"
-        beside = (self.base or here) / self.data
-        if beside.is_file():
-            do = f"data: {os.path.relpath(beside)} (data are seen from the current folder, code from the recipe's)"
-            return UsageError(asked, f"{found}; it is in the recipe's", do)
+        found = "no such file" if self.data.is_absolute() else f"no such file, seen from {Path.cwd()}"
         return UsageError(asked, found, f"name a text file: {FORMS}")
 
     def drawn(self, task: Task, samples: int, seed: int) -> list[Row]:

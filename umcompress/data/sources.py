@@ -27,10 +27,10 @@ def seeded(evaluation: Any, seed: int) -> Evaluation:
 def calibration_source(recipe: Recipe, wanted: Calibration, evaluations: Sequence[Evaluation]) -> Evaluation:
     """What provides calibration items: the user's file, the named evaluation, else the recipe's first."""
     if wanted.data is not None:
-        return CalibrationFile(data=Path(wanted.data), base=recipe.base)
+        return CalibrationFile(data=wanted.data)
     if wanted.source is not None:
-        named = dict(zip(recipe.evaluation_names, evaluations, strict=True))
-        return named[wanted.source] if wanted.source in named else find_evaluation(wanted.source, recipe.base)()
+        place = recipe.evaluation_named(wanted.source)
+        return find_evaluation(wanted.source, Path())() if place is None else evaluations[place]
     if evaluations:
         return evaluations[0]
     raise PlanError(
@@ -54,5 +54,5 @@ def calibration_items(
 def training_source(recipe: Recipe, planner: TrainingPass, evaluations: Sequence[Evaluation]) -> Evaluation:
     """What provides training items: the step's file, the evaluation that it names, else the recipe's first."""
     if planner.data is not None:
-        return TrainingFile(data=Path(planner.data), base=recipe.base)
+        return TrainingFile(data=planner.data)
     return calibration_source(recipe, Calibration(source=planner.source), evaluations)

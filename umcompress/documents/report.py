@@ -137,6 +137,7 @@ class Report(Document):
 
     evaluations: settings of each evaluation by name, all defaults written out; two reports compare only where
     these and the seed agree.
+    recipe_folder: seen from the run's folder, where the recipe lay: paths in it are seen from there.
     beside: of an evaluated model that umcompress made, the baseline of its run.
     written: of alternatives, the step whose model is written; null: the last that was not undone.
     """
@@ -147,6 +148,7 @@ class Report(Document):
     model: str
     recipe: dict[str, Any] | None = None
     recipe_name: str | None = None
+    recipe_folder: str | None = None
     fingerprint: str | None = None
     evaluations: dict[str, dict[str, Any]] = {}
     seed: int = 0

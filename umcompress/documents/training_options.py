@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -75,10 +76,10 @@ class TrainingOptions(Document):
     source: str | None = Field(
         default=None, description="the evaluation that provides training items; default: the recipe's first"
     )
-    data: str | None = Field(
+    data: Path | None = Field(
         default=None,
-        description="a file of training items instead, seen from the current folder: JSON lines with `text`, with "
-        "`image`, `question` and `answer`, or with `image` and `prompt`",
+        description="a file of training items instead: JSON lines with `text`, with `image`, `question` and `answer`, "
+        "or with `image` and `prompt`",
     )
     seed: NonNegativeInt = Field(default=0, description="draws items, noise and times")
 

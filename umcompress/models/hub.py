@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from umcompress.errors import ModelError
 from umcompress.models.remote_code import missing_code
 from umcompress.progress import say
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # No pickled weights: what a folder needs to be loaded here. Code only where it is trusted.
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 CODE = ("*.py",)
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether a name that is no folder looks like `organisation/name`, and not like a misspelt path."""
-    return _ID.fullmatch(model) is not None and not Path(model).parent.is_dir()
 
 
 def hub_folder(model: str, code: bool = False) -> Path:

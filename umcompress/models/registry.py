@@ -7,14 +7,14 @@ from pathlib import Path
 
 from umcompress.documents.file_names import RECORD, RUN
 from umcompress.documents.files import read_json
+from umcompress.documents.model_names import BUILT_IN, is_hub_id
 from umcompress.documents.unfinished_run import unfinished
 from umcompress.errors import ModelError, nearest
 from umcompress.models.family import Family
-from umcompress.models.hub import hub_folder, is_hub_id
+from umcompress.models.hub import hub_folder
 from umcompress.plugins import entries
 
 FAMILIES = "umcompress.families"
-BUILT_IN = {"bagel-mini": "bagel_mini"}
 # What peft saves in place of a model.
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"

@@ -69,10 +69,10 @@ def cell_recipe(
 ) -> LoadedRecipe:
     """The recipe with a cell's values.  RecipeError, which names the cell.
 
-    typed: the axes are the command line's, not those of the recipe's `sweep`.
+    typed: the axes are the command line's, not those of the recipe's `sweep`: paths are seen from the current folder.
     """
     texts = [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in cell.values.items()]
-    changes = [Override(text, f"{'--axis' if typed else 'sweep:'} {text}") for text in texts]
+    changes = [Override(text, f"{'--axis' if typed else 'sweep:'} {text}", own=not typed) for text in texts]
     try:
         # The grid is no part of what a cell computes: it may grow.
         loaded = _load(recipe, [*overrides, *changes, "sweep=null"], given)

@@ -68,22 +68,28 @@ def load_recipe(
     settings: Mapping[str, object] | None = None,
     models: Callable[[str], object] | None = None,
     layouts: Callable[[str], Sequence[str]] | None = None,
+    cell: Mapping[str, object] | None = None,
 ) -> LoadedRecipe:
-    """Find, read and parse a recipe; `file.py:Class` in it is relative to its folder. See `parse_recipe`."""
+    """Find, read and parse a recipe; its paths are seen from its folder. See `parse_recipe`.
+
+    Those of a shipped recipe are seen from the current folder: nobody keeps files among them.
+    """
     file = find_recipe(name)
+    folder = file.parent if Path(name).is_file() else None
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the recipe {name!r}", f"it cannot be read: {error}") from error
-    folder = file.parent
     recipe = parse_recipe(
         text,
         str(file),
-        passes=lambda reference: passes(reference, folder),
-        evaluations=lambda reference: evaluations(reference, folder),
+        passes=lambda reference: passes(reference, folder or Path()),
+        evaluations=lambda reference: evaluations(reference, folder or Path()),
         overrides=overrides,
         models=models,
         settings=settings,
         layouts=layouts,
+        folder=folder,
+        cell=cell,
     )
-    return LoadedRecipe(recipe.model_copy(update={"base": folder}), file, text, tuple(overrides))
+    return LoadedRecipe(recipe, file, text, tuple(overrides))

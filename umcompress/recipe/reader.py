@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path as Folder
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from umcompress.documents.base import Document
+from umcompress.documents.places import Kind
 from umcompress.documents.schema import field_names, field_text, model_at
 from umcompress.errors import UmcompressError, did_you_mean, nearest
-from umcompress.recipe.yaml_lines import Path, YamlText
+from umcompress.recipe.places import only_here, seen_from, seen_from_here, with_places
+from umcompress.recipe.yaml_lines import Path, YamlText, dotted
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 Resolver = Callable[[str], type[Document]]
@@ -24,8 +27,12 @@ _STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Reader:
     """Reads the parts of one recipe. Nothing raises for a bad recipe: problems gather in the source."""
 
-    def __init__(self, source: YamlText, head: type[Document], gate: type[Document]) -> None:
+    def __init__(
+        self, source: YamlText, head: type[Document], gate: type[Document], text: str = "", folder: Folder | None = None
+    ) -> None:
+        """text, folder: of the recipe; without a folder its paths are seen from the current one."""
         self.source = source
+        self._text, self._folder = text, folder
         self._head = head
         self._gate = gate
         self._data: dict[str, Any] = source.data if isinstance(source.data, dict) else {}
@@ -42,6 +49,7 @@ class Reader:
         if not self.readable:
             return None
         rest = {key: value for key, value in self._data.items() if key not in ("steps", "evaluate")}
+        rest = self._seen(self._head, rest, ())
         head = self.validate(self._head, rest, (), extra_keys=("steps", "evaluate"))
         self._calibration = getattr(head, "calibration", None)
         name = rest.get("model")
@@ -97,8 +105,11 @@ class Reader:
             message = f"should be a name, or one name with its options; found {shown(entry)}"
             self.source.problem(path, message, hint)
             return None
+        name = self._code(name, below)
         cls = self._resolve(resolve, name, below)
-        document = None if cls is None else self.validate(cls, {} if options is None else options, below)
+        if cls is None:
+            return None
+        document = self.validate(cls, {} if options is None else self._seen(cls, options, below), below)
         return None if document is None else (name, document)
 
     def calibration_sources(self, resolve: Resolver) -> None:
@@ -111,7 +122,8 @@ class Reader:
             calibration = holder.get("calibration") if isinstance(holder, dict) else None
             source = calibration.get("source") if isinstance(calibration, dict) else None
             if isinstance(source, str):
-                self._resolve(resolve, source, (*path, "calibration", "source"))
+                place = (*path, "calibration", "source")
+                self._resolve(resolve, self._code(source, place), place)
 
     def steps(self, resolve: Resolver) -> list[dict[str, Any]]:
         """`steps`: keyword arguments of `recipe.Step`, one for each step that is right."""
@@ -141,6 +153,7 @@ class Reader:
         reference = entry.get("pass")
         cls: type[Document] | None = None
         if isinstance(reference, str) and reference:
+            reference = self._code(reference, (*path, "pass"))
             cls = self._resolve(resolve, reference, (*path, "pass"))
         elif "pass" in entry:
             self.source.problem((*path, "pass"), f"should be the name of a pass, found {shown(reference)}")
@@ -149,7 +162,7 @@ class Reader:
             hint = f"is {close!r} meant to be 'pass'?" if close else "write `- pass: NAME`"
             self.source.problem(path, "the step names no pass", hint)
         gate = self._gate_of(path, entry)
-        options = self._options(entry, cls)
+        options = self._options(entry, cls, path)
         document = None if cls is None else self.validate(cls, options, path, extra_keys=_STEP_KEYS)
         name = self._step_name(path, entry, getattr(cls, "name", None))
         if len(self.source.problems) > before:
@@ -157,9 +170,10 @@ class Reader:
         found = {"name": name, "reference": reference, "pass": document, "stop_if": gate, "path": path}
         return found | {"after": entry.get("after"), "known": cls is not None or "name" in entry}
 
-    def _options(self, entry: dict[str, Any], cls: type[Document] | None) -> dict[str, Any]:
+    def _options(self, entry: dict[str, Any], cls: type[Document] | None, path: Path) -> dict[str, Any]:
         """The pass's own keys. What a step's `calibration` leaves out comes from the recipe's."""
         options = {key: value for key, value in entry.items() if key not in _STEP_KEYS}
+        options = options if cls is None else self._seen(cls, options, path)
         own, common = options.get("calibration"), self._calibration
         if cls is None or common is None or not isinstance(own, dict):
             return options
@@ -220,6 +234,27 @@ class Reader:
         name, names = self._data.get("write"), [step["name"] for step in steps if step["known"]]
         if isinstance(name, str) and name not in names and all(step["known"] for step in steps):
             self.source.problem(("write",), f"should name a step, found {shown(name)}", did_you_mean(name, names))
+
+    def _seen(self, cls: type[Document], values: Any, path: Path) -> Any:
+        """The values of a document with every path as it is seen from the current folder."""
+        if not isinstance(values, dict):
+            return values
+
+        def seen(name: str, kind: Kind, at: Path) -> str:
+            if self.source.from_option((*path, *at)):
+                return name
+            if (wrong := only_here(name, kind, self._folder, self._text)) is not None:
+                option = f"-o {name}" if kind == "output" else f"--set {dotted((*path, *at))}={name}"
+                self.source.problem((*path, *at), wrong[0], f"write {wrong[1]}, or give {option}")
+                return name
+            return seen_from_here(name, kind, self._folder)
+
+        return with_places(cls, values, seen)
+
+    def _code(self, name: str, path: Path) -> str:
+        """A pass or an evaluation as the recipe names it: code in a file that an option names, from its folder."""
+        given = self._folder is not None and self.source.from_option(path)
+        return seen_from(name, "code", self._folder) if given and self._folder is not None else name
 
     def _resolve(self, resolve: Resolver, name: str, path: Path) -> type[Document] | None:
         try:

@@ -6,7 +6,6 @@ caller injects how names become classes, so this module stays below the registry
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,8 +14,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 
 from umcompress.documents.base import TASKS, Component, Document, Ratio, Task
 from umcompress.documents.gate import Gate
+from umcompress.documents.places import ModelName, OutputFolder
 from umcompress.documents.sampling import Sampling
 from umcompress.errors import RecipeError
+from umcompress.recipe.places import seen_from, seen_from_here, with_places
 
 __all__ = [
     "TASKS", "Calibration", "Component", "Document", "Export", "Gate", "Ratio", "Recipe", "RecipeHead", "Step", "Task",
@@ -36,9 +37,8 @@ class Calibration(Document):
     source: str | None = Field(
         default=None, description="The evaluation that provides items; null: the recipe's first."
     )
-    data: str | None = Field(
-        default=None,
-        description="A file of your own, seen from the current folder: a prompt a line, or JSON lines; no source then.",
+    data: Path | None = Field(
+        default=None, description="A file of your own: a prompt a line, or JSON lines; no source then.",
     )
     memory: PositiveFloat = Field(
         default=4.0, description="GB that large statistics may take; layers beyond that wait for another sweep."
@@ -92,14 +92,14 @@ class Export(Document):
 class RecipeHead(Document):
     """Everything in a recipe but its steps and evaluations, which are validated by classes found by name."""
 
-    model: str = Field(min_length=1, description="A built-in name, a folder, or a hub id.")
+    model: ModelName = Field(min_length=1, description="A built-in name, a folder, or a hub id.")
     calibration: Calibration = Field(
         default=Calibration(), description="The default of every step that calibrates."
     )
     write: str | None = Field(
         default=None, description="Of alternatives, the step whose model is written; null: the last one."
     )
-    output: str | None = Field(default=None, description="The run's folder; -o says it too.")
+    output: OutputFolder | None = Field(default=None, description="The run's folder; -o says it too.")
     export: Export | None = Field(
         default=None, description="Write the result for another program as well, into the run's folder `export`."
     )
@@ -158,7 +158,8 @@ class Step(Document):
 class Recipe(RecipeHead):
     """A validated recipe. `evaluation_names[i]` is how the recipe names `evaluate[i]`.
 
-    base: the folder that `file.py:Class` in it is relative to; None: the current one. It does not change the run.
+    Options name files, folders and models as they are seen from the current folder; passes and evaluations that are
+    `file.py:Class` as they are seen from `base`, the recipe's folder (None: the current one).
     """
 
     base: Path | None = Field(default=None, exclude=True)
@@ -210,30 +211,32 @@ class Recipe(RecipeHead):
         open_seed = "seed" in plain and "seed" not in evaluation.model_fields_set
         return plain | {"seed": self.seed} if open_seed else plain
 
-    def resolved_in(self, folder: Path) -> dict[str, Any]:
-        """`resolved()` as a recipe that lies in `folder`: code in files is named as seen from there."""
-        base = self.base
-        if base is None:
-            return self.resolved()
-        return _with_code(self.resolved(), lambda name: os.path.relpath(base / name, folder))
+    def resolved_in(self, folder: Path | None = None) -> dict[str, Any]:
+        """`resolved()` as a recipe that lies in `folder` says it; None: in the folder where it does lie."""
+        place = folder or self.base or Path()
 
+        def there(document: type[Document], values: Mapping[str, Any]) -> dict[str, Any]:
+            return with_places(document, values, lambda name, kind, at: seen_from(name, kind, place))
 
-def _with_code(resolved: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
-    """A resolved recipe with every `file.py:Class` in it renamed."""
+        def named(name: str) -> str:
+            return seen_from(seen_from_here(name, "code", self.base), "code", place)
 
-    def named(name: Any) -> Any:
-        return rename(name) if isinstance(name, str) and ".py:" in name else name
+        resolved = self.resolved()
+        evaluations = zip(resolved["evaluate"], self.evaluate, strict=True)
+        steps = zip(resolved["steps"], self.steps, strict=True)
+        return there(RecipeHead, resolved) | {
+            "evaluate": [
+                {named(name): there(type(one), options) for name, options in given.items()}
+                for given, one in evaluations
+            ],
+            "steps": [there(type(step.pass_), given) | {"pass": named(given["pass"])} for given, step in steps],
+        }
 
-    def giver(holder: dict[str, Any]) -> dict[str, Any]:
-        found = {key: named(value) if key in ("pass", "source") else value for key, value in holder.items()}
-        if isinstance(found.get("calibration"), dict):
-            found["calibration"] = giver(found["calibration"])
-        return found
-
-    return giver(resolved) | {
-        "evaluate": [{named(name): options for name, options in one.items()} for one in resolved["evaluate"]],
-        "steps": [giver(step) for step in resolved["steps"]],
-    }
+    def evaluation_named(self, name: str) -> int | None:
+        """The place in `evaluate` of the one that an option names; None where it is not among them."""
+        same = (seen_from_here(one, "code", self.base) for one in self.evaluation_names)
+        wanted = Path(name).resolve()
+        return next((place for place, one in enumerate(same) if Path(one).resolve() == wanted), None)
 
 
 def parse_recipe(
@@ -245,12 +248,17 @@ def parse_recipe(
     models: Callable[[str], object] | None = None,
     settings: Mapping[str, object] | None = None,
     layouts: Callable[[str], Sequence[str]] | None = None,
+    folder: Path | None = None,
+    cell: Mapping[str, object] | None = None,
 ) -> Recipe:
     """The recipe in `text`. `file` is the name shown in errors.
+
+    folder: of the recipe, from which its paths are seen; None: the current one, from which those of options are seen.
 
     passes, evaluations: name (or `file.py:Class`) to class; they raise ValueError (`what is wrong; hint`) or
     UmcompressError.
     overrides: `steps.1.keep_ratio=0.25`; list indices count from 0.
+    cell: values of the recipe's own grid, by such paths.
     settings: top-level keys given as options of their own, such as {"device": "cuda"}.
     models: called with the model's name; a UmcompressError from it joins the other problems.
     layouts: called with the name of a model that is there, where it is to be exported: what it can be written as.
@@ -265,7 +273,9 @@ def parse_recipe(
         source.override(option)
     for key, value in (settings or {}).items():
         source.set(key, value, f"--{key} {value}")
-    reader = Reader(source, RecipeHead, Gate)
+    for path, given in (cell or {}).items():
+        source.set(path, given, f"sweep: {path}", own=True)
+    reader = Reader(source, RecipeHead, Gate, text, folder)
     head = reader.head(models)
     evaluate = reader.evaluations(evaluations)
     reader.calibration_sources(evaluations)
@@ -278,6 +288,7 @@ def parse_recipe(
     values = {name: getattr(head, name) for name in head.model_fields_set}
     return Recipe(
         **values,
+        base=folder,
         evaluate=tuple(document for _, document in evaluate),
         evaluation_names=tuple(name for name, _ in evaluate),
         steps=tuple(Step(**step) for step in steps),

@@ -39,13 +39,17 @@ def dotted(path: Path) -> str:
 
 
 class Override(str):
-    """`dotted.path=value`, and where it was said: errors name that in place of `--set`."""
+    """`dotted.path=value`, and where it was said: errors name that in place of `--set`.
+
+    own: the recipe said it, so that paths are seen from its folder.
+    """
 
     origin: str
+    own: bool
 
-    def __new__(cls, text: str, origin: str) -> Override:
+    def __new__(cls, text: str, origin: str, own: bool = False) -> Override:
         made = super().__new__(cls, text)
-        made.origin = origin
+        made.origin, made.own = origin, own
         return made
 
 
@@ -57,6 +61,8 @@ class YamlText:
         self.problems: list[Problem] = []
         self._lines: dict[Path, int] = {(): 1}
         self._overridden: dict[Path, str] = {}
+        # Of those, what the recipe itself gives a cell of its grid.
+        self._own: set[Path] = set()
         self._count = 0
         self._yaml = YAML(typ="safe", pure=True)
         self.data: Any = self._read(text)
@@ -178,10 +184,10 @@ class YamlText:
         if read.problems:
             self.problems.extend(Problem(origin, None, target, item.message, item.hint) for item in read.problems)
             return
-        self.set(target.strip(), read.data, origin)
+        self.set(target.strip(), read.data, origin, isinstance(option, Override) and option.own)
 
-    def set(self, target: str, value: Any, origin: str) -> None:
-        """Put `value` at the dotted path `target`; `origin` names the option that said so."""
+    def set(self, target: str, value: Any, origin: str, own: bool = False) -> None:
+        """Put `value` at the dotted path `target`; `origin` names the option that said so.  own: the recipe did."""
         parts = target.split(".")
         container = self.data
         walked: Path = ()
@@ -192,14 +198,21 @@ class YamlText:
             walked = (*walked, key)
             if depth == len(parts) - 1:
                 container[key] = value
-                self._overridden[walked] = origin
-                # What the file said below this place no longer counts.
+                # What the file and earlier options said below this place no longer counts.
                 self._lines = {p: n for p, n in self._lines.items() if p[: len(walked)] != walked}
+                self._overridden = {p: o for p, o in self._overridden.items() if p[: len(walked)] != walked}
+                self._overridden[walked] = origin
+                self._own.add(walked) if own else self._own.discard(walked)
             else:
                 if isinstance(container, dict) and container.get(key) is None:
                     container[key] = {}
                     self._overridden[walked] = origin  # what it has no place for, the option said and not the file
                 container = container[key]
+
+    def from_option(self, path: Path) -> bool:
+        """Whether the value at `path` comes from an option of the command line, and not from the recipe."""
+        said = next((p for p in _upwards(path) if p in self._overridden), None)
+        return said is not None and said not in self._own
 
     def _key(self, container: Any, part: str, walked: Path, origin: str) -> str | int | None:
         """`part` as a key of `container`, or None with a problem noted."""
@@ -221,13 +234,13 @@ class YamlText:
 
     def problem(self, path: Path, message: str, hint: str = "") -> None:
         """Note a problem at `path`: at the option that set it, else at the nearest line of the file."""
-        for length in range(len(path), -1, -1):
-            origin = self._overridden.get(path[:length])
+        for here in _upwards(path):
+            origin = self._overridden.get(here)
             if origin is not None:
                 self.problems.append(Problem(origin, None, dotted(path), message, hint))
                 return
-            if path[:length] in self._lines:
-                line = self._lines[path[:length]]
+            if here in self._lines:
+                line = self._lines[here]
                 self.problems.append(Problem(self.file, line, dotted(path), message, hint))
                 return
 
@@ -255,6 +268,11 @@ def _explained(error: MarkedYAMLError) -> tuple[str, str]:
     """What is wrong and what to do; the parser's own words where there are no better ones."""
     said = " ".join(part for part in (error.context, error.problem) if part)
     return next(((what, do) for part, what, do in _EXPLANATIONS if part in said), (said, ""))
+
+
+def _upwards(path: Path) -> list[Path]:
+    """The path, the one above it, and so on to the top."""
+    return [path[:length] for length in range(len(path), -1, -1)]
 
 
 def _cut(written: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,7 +201,8 @@ def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) ->
         checkpoint = verify(held, folder.model, written, expected)
     report = _report(loaded.recipe.model, outcome.steps, held.source, loop.scoring, loaded.recipe.seed)
     report = report.model_copy(update={
-        "recipe": loaded.recipe.resolved(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
+        "recipe": loaded.recipe.resolved_in(), "recipe_name": loaded.file.stem, "fingerprint": made_of,
+        "recipe_folder": os.path.relpath((loaded.recipe.base or Path()).resolve(), folder.path.resolve()),
         "written": loaded.recipe.write, "stopped": outcome.stopped, "checkpoint": checkpoint,
         "dtype": held.dtype or "as stored",
     })  # fmt: skip

@@ -5,6 +5,7 @@ A killed run goes on only with the same, and never mixes old results with new co
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from umcompress.checkpoint.digests import digest_of, digests_of, files_under, mo
 from umcompress.data.pictures_named import pictures_named
 from umcompress.documents.base import Document
 from umcompress.documents.files import is_regular
+from umcompress.documents.places import placed
 from umcompress.extend.registry import find_evaluation
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.recipe import Calibration, Recipe, Step
@@ -86,8 +88,8 @@ def _sources(recipe: Recipe, *names: Any) -> Parts:
     """The code of evaluations that provide items and are not among those of the recipe."""
     parts = Parts()
     for name in names:
-        if isinstance(name, str) and name not in recipe.evaluation_names:
-            parts |= _code(Path(name).name, find_evaluation(name, recipe.base))
+        if isinstance(name, str) and recipe.evaluation_named(name) is None:
+            parts |= _code(Path(name).name, find_evaluation(name, Path()))
     return parts
 
 
@@ -107,12 +109,12 @@ def _text(value: Any) -> str:
 
 
 def _places(giver: Document) -> Iterator[tuple[str, Path]]:
-    """Options that name files and folders: paths, `data`, a `reference` that is a folder, and where data are sought."""
-    for key in type(giver).model_fields:
-        value = getattr(giver, key)
-        model = key == "reference" and isinstance(value, str) and Path(value).is_dir()
-        if isinstance(value, Path) or model or (key == "data" and isinstance(value, str)):
-            yield key, Path(value)
+    """Options that name files, folders and models that are folders; and where data are sought."""
+    values: Any = giver.json_values()
+    for at, kind in placed(type(giver), values).items():
+        value = functools.reduce(lambda inside, part: inside[part], at, values)
+        if kind == "path" or (kind == "model" and Path(value).is_dir()):
+            yield ".".join(map(str, at)), Path(value)
     sought = getattr(giver, "folder", None)
     if getattr(giver, "data", None) is None and isinstance(sought, Path):
         yield "data", sought

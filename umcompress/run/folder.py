@@ -83,7 +83,7 @@ class RunFolder:
         return begun
 
     def keep_recipe(self, loaded: LoadedRecipe) -> None:
-        """The recipe as it was given, and with all defaults."""
+        """The recipe as it was given, and with all defaults, as it would lie in this folder."""
         write_text_atomic(self.path / RECIPE, loaded.text)
         write_text_atomic(self.path / RESOLVED, yaml_text(loaded.recipe.resolved_in(self.path)))
 

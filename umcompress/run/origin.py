@@ -14,6 +14,7 @@ from umcompress.errors import UmcompressError
 from umcompress.extend.evaluation_base import Evaluation
 from umcompress.extend.registry import find_evaluation
 from umcompress.models.registry import resolve_folder
+from umcompress.recipe.places import seen_from_here, with_places
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,16 @@ class Origin:
     def evaluations(self, seed: int | None, limit: int | None) -> list[Evaluation]:
         """Those of the run, on its own items but for what is asked for; without those that need the unpruned model."""
         found = []
+        # Reports of earlier versions have paths as they were seen from the folder of that command.
+        told = self.report.recipe_folder
+        folder = None if told is None else self.run / told
         for entry in (self.report.recipe or {}).get("evaluate", ()):
             for name, options in entry.items():
-                kind = find_evaluation(name, self.run)
+                kind = find_evaluation(name, folder or self.run)
+                here = with_places(kind, options, lambda path, of, at: seen_from_here(path, of, folder))
                 asked = {"seed": seed, "limit": limit}
                 changed = {key: value for key, value in asked.items() if value is not None and key in kind.model_fields}
-                evaluation = kind.model_validate_json(json.dumps({**options, **changed}))
+                evaluation = kind.model_validate_json(json.dumps({**here, **changed}))
                 if not evaluation.compares or getattr(evaluation, "reference", None) is not None:
                     found.append(evaluation)
         return found

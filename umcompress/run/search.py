@@ -141,7 +141,7 @@ def _depends_on(recipe: Recipe, loss: Evaluation, source: Any, timed: bool) -> d
 
     data = [recipe.calibration.data, getattr(loss, "data", None)]
     files = {f"data {name}": file_digest(str(name)) for name in data if name is not None}
-    resolved = {key: str(value) for key, value in recipe.resolved().items() if key not in ("output", "sweep")}
+    resolved = {key: str(value) for key, value in recipe.resolved_in().items() if key not in ("output", "sweep")}
     asked = {"loss": str(loss.json_values()), "timed": str(timed)}
     return {**model_parts(source), **resolved, **asked, **files, **versions()}
 
