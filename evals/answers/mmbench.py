@@ -14,10 +14,14 @@ from typing import ClassVar
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture
 from umcompress.evals.answers.mmbench_rules import LETTERS, ROTATION, Marked, count, in_every_order, parse
-from umcompress.extend import Score, UsageError, proportion, score_of_grades
+from umcompress.extend import Made, Score, UsageError, proportion, score_of_grades, with_numbers
 
 PROMPT = "Answer with the option's letter from the given choices directly."
 PROMPT_CN = "请直接回答选项字母。"
+MADE = {
+    "circular": Made(), "vanilla": Made(top={"unrotated right": 1}, bottom={"unrotated": 1}, pooled=True),
+    "all_rows": Made(top={"rows right": 1}, bottom={"rows": 1}, pooled=True),
+}  # fmt: skip
 # Rows of the published files with answers.
 ROWS = {"mmbench_dev_20230712": 4377, "mmbench_dev_en_20231003": 4329, "mmbench_dev_cn_20231003": 4329}
 
@@ -84,7 +88,26 @@ class MmBench(QuestionBenchmark):
         whole = count([row for rows in by_kind.values() for row in rows])
         named = {"circular": whole.circular, "vanilla": whole.vanilla, "all_rows": whole.all_rows}
         numbers = {name: proportion(*counts) for name, counts in named.items() if counts[1]}
-        return score_of_grades(kinds, "").model_copy(update={"numbers": numbers})
+        return with_numbers(score_of_grades(kinds, ""), numbers, MADE, _columns(by_kind))
+
+
+def _columns(by_kind: dict[str, list[Marked]]) -> dict[str, list[int]]:
+    """Of each question, in the order of the grades, its rows and those that are right: of all, and unrotated."""
+    groups: list[list[Marked]] = []
+    for rows in by_kind.values():
+        of_question: dict[int, list[Marked]] = {question: [] for question in in_every_order(rows)}
+        for row in rows:
+            of_question[row.index % ROTATION].append(row)
+        groups += of_question.values()
+    first = [[row for row in rows if row.index < ROTATION] for rows in groups]
+    return {
+        "rows": [len(rows) for rows in groups], "rows right": [_right(rows) for rows in groups],
+        "unrotated": [len(rows) for rows in first], "unrotated right": [_right(rows) for rows in first],
+    }  # fmt: skip
+
+
+def _right(rows: Sequence[Marked]) -> int:
+    return sum(row.right for row in rows)
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -18,10 +18,20 @@ from umcompress.evals.answers.mme_rules import (
     picture_grades,
     score_task,
 )
-from umcompress.extend import KindScore, Score, UsageError, lines_of, score_of_counts, with_grades
+from umcompress.extend import (
+    KindScore,
+    Made,
+    Score,
+    UsageError,
+    lines_of,
+    score_of_counts,
+    with_grades,
+    with_numbers,
+)
 
 PROMPT = "Answer the question using a single word or phrase."
 SUFFIXES = (".jpg", ".png", ".jpeg")
+GROUPS = {"MME": TASKS, "Perception": PERCEPTION, "Cognition": COGNITION}
 
 
 class Mme(QuestionBenchmark):
@@ -109,11 +119,16 @@ class Mme(QuestionBenchmark):
                 grades.append(picture_grades(lines))
                 parts[task] = (found.images * found.score / 200, found.images)
         whole = score_of_counts(parts, dict.fromkeys(parts, 0.375), average="kinds")
-        for name, tasks in (("MME", TASKS), ("Perception", PERCEPTION), ("Cognition", COGNITION)):
+        for name, tasks in GROUPS.items():
             if all(task in parts for task in tasks):
                 mean = score_of_counts({task: parts[task] for task in tasks}, average="kinds")
                 numbers[name] = points(mean, 200 * len(tasks))
-        return with_grades(whole.model_copy(update={"numbers": numbers}), grades, "")
+        there = list(parts)
+        made = {
+            name: Made(kinds=tuple(there.index(task) for task in tasks if task in parts), scale=200 * len(tasks))
+            for name, tasks in GROUPS.items()
+        }  # fmt: skip
+        return with_numbers(with_grades(whole, grades, ""), numbers, made)
 
 
 def points(mean: KindScore, most: float) -> KindScore:

@@ -17,7 +17,7 @@ from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers import mmbench_rules
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture
 from umcompress.evals.answers.mmmu_rules import LETTERS, judge_open, parse_choice, parse_open
-from umcompress.extend import Score, UsageError, proportion, score_of_grades
+from umcompress.extend import Made, Score, UsageError, proportion, score_of_grades, with_numbers
 
 CHOICE = "Answer with the option's letter from the given choices directly."
 OPEN = "Answer the question using a single word or phrase."
@@ -104,10 +104,11 @@ class Mmmu(QuestionBenchmark):
 
     def scored(self, answers: Sequence[AnsweredQuestion]) -> Score:
         readings: dict[str, dict[str, list[bool]]] = {"reference": {}, "lm_eval": {}}
-        drawn = 0
+        drawn: dict[str, list[bool]] = {}
         for item in answers:
             sheet = item.asked.more
-            drawn += not sheet.open and parse_choice(item.answer, sheet.options) is None
+            letterless = not sheet.open and parse_choice(item.answer, sheet.options) is None
+            drawn.setdefault(item.asked.kind, []).append(letterless)
             for name, right in self._readings(item).items():
                 readings[name].setdefault(item.asked.kind, []).append(right)
         other = "lm_eval" if self.protocol == "reference" else "reference"
@@ -116,8 +117,12 @@ class Mmmu(QuestionBenchmark):
             name: proportion(sum(map(sum, kinds.values())), sum(map(len, kinds.values())))
             for name, kinds in ((name, readings[reading]) for name, reading in names.items())
         }
-        numbers["answers without a letter"] = proportion(drawn, len(answers))
-        return score_of_grades(readings[self.protocol], "").model_copy(update={"numbers": numbers})
+        without = "answers without a letter"
+        numbers[without] = proportion(sum(map(sum, drawn.values())), len(answers))
+        made = {name: Made(top={name: 1}) for name in numbers}
+        kinds = {name: readings[reading] for name, reading in names.items()} | {without: drawn}
+        columns = {name: [value for values in of_it.values() for value in values] for name, of_it in kinds.items()}
+        return with_numbers(score_of_grades(readings[self.protocol], ""), numbers, made, columns)
 
 
 def right_by_reference(answer: str, sheet: AnswerKey) -> bool:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
 from umcompress.evals.answers.mmvp_rules import letter, options, pairs, parse
-from umcompress.extend import Score, UsageError, proportion, score_of_grades
+from umcompress.extend import Made, Score, UsageError, proportion, score_of_grades, with_numbers
 
 PROMPT = "Answer with the option's letter from the given choices directly."
 FOLDERS = ("MMVP Images", "MMVP_Images", "images")
@@ -64,5 +64,7 @@ class Mmvp(QuestionBenchmark):
         both = pairs(right)
         numbers = {"pairs": proportion(*both), "single": proportion(sum(right), len(right))}
         grades = [float(first and second) for first, second in zip(right[::2], right[1::2], strict=True)]
-        score = score_of_grades({"pairs": grades}, "", {"pairs": 0.25})
-        return score.model_copy(update={"numbers": numbers, "by_kind": {}})
+        score = score_of_grades({"pairs": grades}, "", {"pairs": 0.25}).model_copy(update={"by_kind": {}})
+        single = [(first + second) / 2 for first, second in zip(right[::2], right[1::2], strict=True)]
+        made = {"pairs": Made(), "single": Made(top={"single": 1})}
+        return with_numbers(score, numbers, made, {"single": single})

@@ -10,9 +10,25 @@ from umcompress.evals._benchmark import Needed
 from umcompress.evals.answers._questions import AnsweredQuestion, Question, QuestionBenchmark, StoredPicture, read_text
 from umcompress.evals.answers.pope_rules import CATEGORIES, PopeScore, parse
 from umcompress.evals.answers.pope_rules import score as pope_score
-from umcompress.extend import KindScore, Score, UsageError, files, lines_of, proportion, score_of_grades
+from umcompress.extend import (
+    KindScore,
+    Made,
+    Score,
+    UsageError,
+    files,
+    lines_of,
+    proportion,
+    score_of_grades,
+    with_numbers,
+)
 
 PROMPT = "Answer the question using a single word or phrase."
+# The numbers of a category, of what was said and what is true of each item.
+MADE = {
+    "accuracy": Made(), "precision": Made(top={"both": 1}, bottom={"said yes": 1}),
+    "recall": Made(top={"both": 1}, bottom={"is yes": 1}), "yes_ratio": Made(top={"said yes": 1}),
+    "f1": Made(top={"both": 2}, bottom={"said yes": 1, "is yes": 1}),
+}  # fmt: skip
 
 
 class Pope(QuestionBenchmark):
@@ -70,7 +86,15 @@ class Pope(QuestionBenchmark):
         }
         whole = score_of_grades(grades, "", dict.fromkeys(parts, 0.5), average="kinds")
         named = {f"{name} {key}": value for name, part in parts.items() for key, value in numbers(part).items()}
-        return whole.model_copy(update={"numbers": named})
+        made = {
+            f"{name} {key}": MADE[key].model_copy(update={"kinds": (place,)})
+            for place, name in enumerate(parts) for key in MADE
+        }  # fmt: skip
+        in_order = [item for name in parts for item in answers if item.asked.kind == name]
+        said = [parse(item.answer) != "no" for item in in_order]
+        true = [item.asked.truth != "no" for item in in_order]
+        both = [one and other for one, other in zip(said, true, strict=True)]
+        return with_numbers(whole, named, made, {"said yes": said, "is yes": true, "both": both})
 
 
 def _right(item: AnsweredQuestion) -> bool:

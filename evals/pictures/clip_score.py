@@ -12,7 +12,7 @@ from pydantic import Field
 from umcompress.evals._benchmark import Benchmark, Needed, Row, digest
 from umcompress.evals.pictures._pictures import Wanted, device_of, open_rgb, paint
 from umcompress.evals.pictures._prompts import read_prompts
-from umcompress.extend import KindScore, Score, ScoredItem, Task, UsageError, mean_score
+from umcompress.extend import KindScore, Made, Score, ScoredItem, Task, UsageError, mean_score
 
 if TYPE_CHECKING:
     from umcompress.evals.pictures._clip import Clip
@@ -70,8 +70,9 @@ class ClipScore(Benchmark):
         if cut := sum(row["cut"] for row in rows):
             progress(f"clip_score: CLIP reads only the beginning of {cut} of {len(rows)} prompts")
         numbers = {"x 100": _times(found, 100), "x 2.5 (Hessel)": _times(found, HESSEL)}
+        made = {"x 100": Made(scale=100), "x 2.5 (Hessel)": Made(scale=HESSEL)}
         score = Score(
-            **found.model_dump(), numbers=numbers, variant=f"CLIP {self.clip.name}" if self.clip else None,
+            **found.model_dump(), numbers=numbers, made=made, variant=f"CLIP {self.clip.name}" if self.clip else None,
             items=tuple(row["cosine"] for row in rows), items_of=digest([mark, *(item.file for item in wanted)]),
         )  # fmt: skip
         return {"generation": self.timed(score, started, self.partial(len(rows), len(whole)), out)}

@@ -20,6 +20,7 @@ from umcompress.evals.pictures._geneval_files import Precomputed, Prompt, as_row
 from umcompress.evals.pictures._pictures import Wanted, device_of, open_rgb, paint, picture_grid
 from umcompress.evals.pictures.geneval_rules import TAGS, judge
 from umcompress.extend import (
+    Made,
     Score,
     ScoredItem,
     Task,
@@ -29,6 +30,7 @@ from umcompress.extend import (
     processes,
     proportion,
     with_grades,
+    with_numbers,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
 METADATA = "evaluation_metadata.jsonl"
 NOISES = 64  # at most so many pictures a prompt: its noises do not depend on how many are asked for
 ORIGINAL = "GenEval's own are mmdet's Mask2Former and open_clip's ViT-L-14"
+MADE = {
+    "pictures right": Made(top={"right": 1}, bottom={"pictures": 1}, pooled=True),
+    "prompts with a right picture": Made(top={"any right": 1}, pooled=True),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,11 @@ class GenEval(Benchmark):
         # What each prompt adds to its tag's share of right pictures.
         grades = [[right * len(part) / sum(n for _, n in part) for right, n in part] for part in groups.values()]
         asked = digest([str(self.seed), *(item.prompt.line for item in judged)])
-        return with_grades(score.model_copy(update={"numbers": numbers}), grades, asked)
+        columns = {
+            "pictures": [n for _, n in everything], "right": [right for right, _ in everything],
+            "any right": [right > 0 for right, _ in everything],
+        }  # fmt: skip
+        return with_numbers(with_grades(score, grades, asked), numbers, MADE, columns)
 
 
 class Judges:

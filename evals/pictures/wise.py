@@ -19,6 +19,7 @@ from umcompress.evals._benchmark import Benchmark, Needed, digest
 from umcompress.evals.pictures._pictures import Wanted, paint
 from umcompress.evals.pictures.wise_rules import GRADES, UNREAD, Graded, category, read_judge, scores_by_category
 from umcompress.extend import (
+    Made,
     Score,
     ScoredItem,
     Task,
@@ -30,6 +31,7 @@ from umcompress.extend import (
     processes,
     text_of,
     with_grades,
+    with_numbers,
 )
 
 if TYPE_CHECKING:
@@ -146,7 +148,8 @@ class Wise(Benchmark):
         score = mean_of_kinds({name: mean_score(found) for name, found in values.items()})
         everything = mean_score([value for found in values.values() for value in found])
         asked = digest(str(one.prompt_id) for one in graded)
-        return with_grades(score.model_copy(update={"numbers": {"by size": everything}}), list(values.values()), asked)
+        graded_score = with_grades(score, list(values.values()), asked)
+        return with_numbers(graded_score, {"by size": everything}, {"by size": Made(pooled=True)})
 
 
 def _rows(path: Path, asked: str) -> list[dict[str, Any]]:

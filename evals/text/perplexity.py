@@ -12,7 +12,7 @@ from pydantic import Field
 
 from umcompress.evals._benchmark import Row, digest
 from umcompress.evals.text._text import Windowed, batches
-from umcompress.extend import KindScore, Score, Task, UsageError, files, mean_score
+from umcompress.extend import KindScore, Made, Score, Task, UsageError, files, mean_score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +117,10 @@ def token_weighted(losses: list[float], counts: list[int], size: int) -> Score:
     numbers = {"perplexity": number(_exp), "bits_per_byte": number(lambda value: value * per_byte)}
     # What each window contributes, so that two scores of the same windows are compared window by window.
     items = tuple(nats + deviation for deviation in deviations)
-    return Score(**likely.model_dump(), numbers=numbers, items=items, items_are="nats", printed="perplexity")
+    made = {"bits_per_byte": Made(scale=per_byte)}
+    return Score(
+        **likely.model_dump(), numbers=numbers, made=made, items=items, items_are="nats", printed="perplexity"
+    )
 
 
 def _exp(value: float) -> float:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from report_fakes import report
 
+from umcompress.documents.numbers import number
 from umcompress.errors import UsageError
 from umcompress.evals.answers._questions import QuestionBenchmark, StoredPicture
 from umcompress.evals.answers.mmbench import MmBench
@@ -38,6 +39,18 @@ QUIET: Callable[[str], None] = lambda text: None  # noqa: E731
 
 def run(benchmark: QuestionBenchmark, runner: Any, out: Path, say: Callable[[str], None] = QUIET) -> Score:
     return benchmark.run(runner, out, say)["understanding"]
+
+
+@pytest.mark.parametrize("kind", [Mme, Pope, Mmvp, Mmmu, MmBench])
+def test_numbers_are_made_of_the_items(kind: type[QuestionBenchmark], tmp_path: Path) -> None:
+    """So that their changes can be made anew of items that are drawn."""
+    runner = data.Scripted(lambda q: ("Yes", "B", "no", "A", "(a)")[sum(q.encode()) % 5])
+    score = run(kind(data=WRITERS[kind](tmp_path / "data")), runner, tmp_path / "out")
+    groups = score.item_groups or (len(score.items),)
+    assert score.numbers and score.made.keys() == score.numbers.keys()
+    for name, made in score.made.items():
+        found = number(made, {"items": score.items, **score.columns}, groups)
+        assert found == pytest.approx(score.numbers[name].value), name
 
 
 # -- scores, worked out by hand -----------------------------------------------------------------------------------

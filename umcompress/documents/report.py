@@ -26,6 +26,7 @@ from umcompress.documents.scores import (
     Change,
     Score,
     change,
+    number_changes,
     printed_change,
     worsening,
 )
@@ -86,6 +87,7 @@ class StepReport(Document):
     after: the step whose model it started from, where that is not the row above.
     changes: scores against the baseline; previous: against the step that it started from.
     evaluation_changes: of every evaluation against the baseline, of what is printed: perplexity, not its inverse.
+    number_changes: of its further numbers, as far as they are made of the same items.
     sites: what was removed where, and what was measured there; declined: the sites left alone, and why.
     flags: `no_speed:TASK`, a step that cut a task's work and made it no faster.
     samples: a picture of generated samples, relative to the run's folder.
@@ -102,6 +104,7 @@ class StepReport(Document):
     changes: dict[Task, Change] = {}
     previous: dict[Task, Change] = {}
     evaluation_changes: dict[str, dict[Task, Change]] = {}
+    number_changes: dict[str, dict[Task, dict[str, Change]]] = {}
     parameters: Size
     bytes: Size
     macs_per_token: dict[Task, NonNegativeInt] = {}
@@ -202,6 +205,7 @@ def step_report(
             "changes": _changes(step, baseline),
             "previous": _changes(step, above),
             "evaluation_changes": evaluation_changes(step, baseline),
+            "number_changes": _number_changes(step, baseline),
             "flags": (*step.flags, *_no_speed(step, above)),
         }
     )
@@ -219,6 +223,16 @@ def evaluation_changes(step: StepReport, other: StepReport) -> dict[str, dict[Ta
         for name, scores in step.evaluations.items()
         if (before := other.evaluations.get(name)) is not None
     }
+
+
+def _number_changes(step: StepReport, baseline: StepReport) -> dict[str, dict[Task, dict[str, Change]]]:
+    found: dict[str, dict[Task, dict[str, Change]]] = {}
+    for name, scores in step.evaluations.items():
+        before = baseline.evaluations.get(name, {})
+        for task in scores.keys() & before.keys():
+            if changed := number_changes(scores[task], before[task]):
+                found.setdefault(name, {})[task] = changed
+    return found
 
 
 def _no_speed(step: StepReport, above: StepReport) -> list[str]:

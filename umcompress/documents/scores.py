@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from umcompress.documents.base import Document, Task
 from umcompress.documents.intervals import paired_interval, student, wilson
+from umcompress.documents.numbers import ITEMS, Made, number_interval
 
 
 class KindScore(Document):
@@ -35,7 +36,8 @@ class KindScore(Document):
 class Score(KindScore):
     """A task's score: over all items, or the mean over kinds; `by_kind` has the parts.
 
-    numbers: what a benchmark publishes, under its own names and on its own scale.
+    numbers: what a benchmark publishes, under its own names and on its own scale.  made: how they come of the items and
+    of further `columns`, which have a value for each item, so that their changes are those of the same items.
     lower_is_better: whether it is a loss.
     items: the value of each item, where they are kept; `items_of` says which items: scores of the same ones are
     compared item by item.  item_groups: the score is the mean over kinds, whose items follow each other, so many each.
@@ -48,6 +50,8 @@ class Score(KindScore):
 
     by_kind: dict[str, KindScore] = {}
     numbers: dict[str, KindScore] = {}
+    made: dict[str, Made] = {}
+    columns: dict[str, tuple[float, ...]] = {}
     lower_is_better: bool = False
     items: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
     items_of: str | None = None
@@ -230,6 +234,39 @@ def printed_change(new: Score, old: Score) -> Change:
         value=now.value - before.value, low=ends[0], high=ends[1], beyond_noise=low > 0 or high < 0, paired=True,
         relative=now.value / before.value - 1,
     )  # fmt: skip
+
+
+def with_numbers(
+    score: Score, numbers: Mapping[str, KindScore], made: Mapping[str, Made],
+    columns: Mapping[str, Sequence[float]] | None = None,
+) -> Score:
+    """The score with further numbers, and how they are made of its items; those that have no meaning are left out.
+
+    columns: further values of each item, in the items' order.
+    """
+    given = {name: tuple(float(value) for value in values) for name, values in (columns or {}).items()}
+    known = {name: made[name] for name in numbers if name in made}
+    return score.model_copy(update={"numbers": dict(numbers), "made": known, "columns": given})
+
+
+def number_changes(new: Score, old: Score) -> dict[str, Change]:
+    """The changes of numbers that are made of the same items."""
+    if not _same_items(new, old):
+        return {}
+    groups, graded = new.item_groups or (len(new.items),), new.items_are == "grades"
+    found: dict[str, Change] = {}
+    for name, made in new.made.items():
+        if name not in old.numbers or old.made.get(name) != made:
+            continue
+        ends = number_interval(made, _columns(new), _columns(old), groups, graded)
+        if ends is not None:
+            value, beyond = new.numbers[name].value - old.numbers[name].value, ends[0] > 0 or ends[1] < 0
+            found[name] = Change(value=value, low=ends[0], high=ends[1], beyond_noise=beyond, paired=True)
+    return found
+
+
+def _columns(score: Score) -> Mapping[str, Sequence[float]]:
+    return {ITEMS: score.items, **score.columns}
 
 
 def _same_items(new: Score, old: Score) -> bool:

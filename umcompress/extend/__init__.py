@@ -4,7 +4,8 @@ A pass reads and proposes; an evaluation scores.  Both are pydantic documents wh
 a recipe.  They are found by entry point, or by `path/to/file.py:Class`.  Importing this loads no torch.
 
 Scores: `score_of_grades` of single items, which are kept, so that changes are compared item by item.  `with_grades`
-puts items into one made by `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` or `score_of_counts`.
+puts items into one made by `proportion`, `mean_score`, `grouped_proportion`, `mean_of_kinds` or `score_of_counts`;
+`with_numbers` adds published numbers and how they are `Made` of the items, so that their changes are paired, too.
 Errors: raise `UsageError`, `ModelError` or `PlanError` with what was asked, what was found, what to do.
 `files` and `open_picture`: read what a user named; regular files only, and what is damaged or a bomb is refused.
 `trainer_of`: what computes the losses of a runner's model; `TrainingFile`: items from a user's file.
@@ -48,6 +49,7 @@ from umcompress.checkpoint.tensor_file import TensorFile
 from umcompress.documents import files
 from umcompress.documents.atomic import atomic_file, write_text_atomic
 from umcompress.documents.lines import lines_of, text_of
+from umcompress.documents.numbers import Made
 from umcompress.documents.plan import (
     Declined,
     DropBlock,
@@ -71,6 +73,7 @@ from umcompress.documents.scores import (
     score_of_counts,
     score_of_grades,
     with_grades,
+    with_numbers,
 )
 from umcompress.documents.training_options import LossWeights, TrainingOptions
 from umcompress.errors import ModelError, PlanError, UmcompressError, UsageError, did_you_mean
@@ -148,6 +151,7 @@ __all__ = [
     "KeepHeads",
     "KindScore",
     "LossWeights",
+    "Made",
     "ModelError",
     "ModelGraph",
     "Moments",
@@ -202,5 +206,6 @@ __all__ = [
     "text_of",
     "trainer_of",
     "with_grades",
+    "with_numbers",
     "write_text_atomic",
 ]

@@ -203,16 +203,32 @@ def _numbers(steps: Sequence[StepReport], entry: Entry) -> Table | None:
     if not names:
         return None
     rows: list[tuple[str, ...]] = []
+    changes = [step.number_changes.get(entry[0] or "", {}).get(entry[1], {}) for step in shown]
     for name in names:
         found = [score.numbers.get(name) for score in scores]
         rows.append((name, *("-" if one is None else number_text(one.value, is_share(one)) for one in found)))
         ends = [None if one is None else (one.low, one.high, is_share(one)) for one in found]
         rows.append(("  from", *("" if one is None else number_text(one[0], one[2]) for one in ends)))
         rows.append(("  to", *("" if one is None else number_text(one[1], one[2]) for one in ends)))
+        rows += _number_changes([of_step.get(name) for of_step in changes], [end is None or end[2] for end in ends])
     rows.append(("items", *(score.partial or str(score.n) for score in scores)))
     heads, told = step_heads(shown)
     columns = (text_column("number"), *number_columns(*heads))
-    return Table(f"{entry_name(entry)}: numbers", columns, tuple(rows), (*told, "from, to: the 95 % interval", *notes))
+    told = [*told, "from, to: the 95 % interval"]
+    told += ["change: of the same items, from the baseline; * beyond noise"] * any(map(bool, changes))
+    return Table(f"{entry_name(entry)}: numbers", columns, tuple(rows), (*told, *notes))
+
+
+def _number_changes(changes: Sequence[Change | None], shares: Sequence[bool]) -> list[tuple[str, ...]]:
+    """Rows of a number's changes, a cell a step."""
+    if not any(changes):
+        return []
+    pairs = list(zip(changes, shares, strict=True))
+    ends = [("", "") if one is None else (_signed(one.low, share), _signed(one.high, share)) for one, share in pairs]
+    return [
+        ("  change", *(change_text(one, share) for one, share in pairs)),
+        ("    from", *(low for low, _ in ends)), ("    to", *(high for _, high in ends)),
+    ]
 
 
 def left_out(steps: int) -> str:
