@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from umcompress.extend import (
     Evaluation,
     PlanError,
+    Progress,
     Score,
     Task,
     UsageError,
@@ -99,9 +100,9 @@ class TaskLoss(Evaluation):
         for task in self._scored([task for task in trainer.tasks if task in runner.tasks]):
             started = time.monotonic()
             found = self._found(task)
-            if processes.rank() == 0:
-                progress(f"task_loss: {len(found)} items of {task}")
-            losses = self._losses(trainer, found, batch)
+            mine = sum(min(batch, len(found) - start) for start in processes.share(range(0, len(found), batch)))
+            with Progress(f"task_loss of {task}", "items", mine, 0, progress) as shown:
+                losses = self._losses(trainer, found, batch, shown)
             scores[task] = self._score(losses, found, time.monotonic() - started)
             rows += [
                 {"task": task, "item": _text(item), "losses": each} for item, each in zip(found, losses, strict=True)
@@ -118,7 +119,9 @@ class TaskLoss(Evaluation):
             raise PlanError(f"task_loss of {task}", f"{self.data or self.source} gave no item", "name another source")
         return found
 
-    def _losses(self, trainer: Any, items: Sequence[TrainingItem], batch: int) -> list[list[float]]:
+    def _losses(
+        self, trainer: Any, items: Sequence[TrainingItem], batch: int, shown: Progress
+    ) -> list[list[float]]:
         """Of each item its loss at each time.  Batches do not depend on the number of processes."""
         import numpy as np
 
@@ -127,6 +130,7 @@ class TaskLoss(Evaluation):
             some = items[start : start + batch]
             draws = [np.random.default_rng((self.seed, 17, start + place)) for place in range(len(some))]
             mine.append((start, trainer.losses(some, draws, self.times).cpu().tolist()))
+            shown.advance(len(some))
         parts = sorted((part for parts in processes.gather(mine) for part in parts), key=lambda part: part[0])
         return [item for _, part in parts for item in part]
 

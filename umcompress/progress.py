@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _STARTED = time.monotonic()
+# Displays that wait to hear how many of what are through, the innermost last; and bars on the terminal.
+_HEARING: list[Progress] = []
+_BARS: list[Bar] = []
 EVERY = 15.0  # seconds between lines where there is no terminal for a bar
 
 
@@ -23,7 +27,30 @@ def say(text: str) -> None:
     if (speaker := processes.speaker()) is None:
         return
     minutes, seconds = divmod(int(time.monotonic() - _STARTED), 60)
-    print(f"{minutes:3d}:{seconds:02d}  {speaker}{text}", file=sys.stderr, flush=True)
+    line = f"{minutes:3d}:{seconds:02d}  {speaker}{text}"
+    if _BARS:  # above it
+        _BARS[-1].console.print(line, markup=False, highlight=False, soft_wrap=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def passed(unit: str, count: int = 1) -> None:
+    """So many more are through.  From deep in the work to the display of that unit, where `counting` shows one."""
+    for display in reversed(_HEARING):
+        if display.unit == unit:
+            display.advance(count)
+            return
+
+
+@contextmanager
+def counting(label: str, unit: str, total: int, say: Callable[[str], None], headed: bool = False) -> Iterator[Progress]:
+    """Show how many of `total` are through, as `passed` is told by what runs inside."""
+    with Progress(label, unit, total, 0, say, headed=headed) as display:
+        _HEARING.append(display)
+        try:
+            yield display
+        finally:
+            _HEARING.remove(display)
 
 
 class Remaining:
@@ -58,13 +85,16 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A bar on a terminal, a line now and then elsewhere.  Only the first process shows one."""
+    """A bar on a terminal, a line now and then elsewhere.  Only the first process shows one.
+
+    headed: whether a line says at the start what is to be done.
+    """
 
     def __init__(
         self, label: str, unit: str, total: int, done: int, say: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, headed: bool = True,
     ) -> None:
-        self.label, self.unit, self._say, self._clock = label, unit, say, clock
+        self.label, self.unit, self._say, self._clock, self._headed = label, unit, say, clock, headed
         self.remaining = Remaining(total, done, clock)
         self._resumed = done
         self._told = clock()
@@ -74,7 +104,8 @@ class Progress:
     def __enter__(self) -> Progress:
         kept = f" ({self._resumed} done before)" if self._resumed else ""
         if processes.rank() == 0:
-            self._say(f"{self.label}: {self.remaining.total} {self.unit}{kept}{_others()}")
+            if self._headed:
+                self._say(f"{self.label}: {self.remaining.total} {self.unit}{kept}{_others()}")
             if sys.stderr.isatty():
                 self._open()
         return self
@@ -90,6 +121,7 @@ class Progress:
         )
         self._task = self._bar.add_task(self.label, total=self.remaining.total, completed=self._resumed, left="")
         self._bar.start()
+        _BARS.append(self._bar)
 
     def advance(self, count: int, note: str = "") -> None:
         """`count` more are done.  note: a few words about the last one, such as its losses."""
@@ -103,6 +135,11 @@ class Progress:
             done = f"{self.remaining.done} of {self.remaining.total} {self.unit}"
             self._say(f"{self.label}: {_joined(done, self._left(), note)}")
 
+    def reach(self, done: int) -> None:
+        """At least so many are done, whatever was told on the way."""
+        if done > self.remaining.done:
+            self.advance(done - self.remaining.done)
+
     def _left(self) -> str:
         seconds = self.remaining.seconds()
         return "" if seconds is None else f"about {duration(seconds)} left"
@@ -112,6 +149,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+            _BARS.remove(self._bar)
 
 
 def _joined(*parts: str) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from umcompress.evals._benchmark import digest
 from umcompress.evals.scenes import prompts, questions, world
 from umcompress.evals.scenes.prompts import Prompt
-from umcompress.extend import Evaluation, Score, ScoredItem, Task, processes, score_of_grades
+from umcompress.extend import Evaluation, Score, ScoredItem, Task, counting, processes, score_of_grades
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,13 +81,11 @@ class Scenes(Evaluation):
         asked = self.asked()
 
         def work(part: slice) -> list[str]:
-            if processes.rank() == 0:
-                progress(f"scenes: {part.start} of {len(asked)} questions")
             pictures = [world.render(item.scene) for item in asked[part]]
             found: list[str] = runner.answer(pictures, [item.question.text for item in asked[part]])
             return found
 
-        answers = _shared(len(asked), CHUNK, work)
+        answers = _shared(len(asked), CHUNK, work, "questions", progress)
         grades: dict[str, list[float]] = {kind: [] for kind in questions.KINDS}
         rows = []
         for item, answer in zip(asked, answers, strict=True):
@@ -118,9 +116,7 @@ class Scenes(Evaluation):
         from umcompress.evals.scenes.pictures import save_contact_sheet
 
         asked = self.asked_prompts()
-        if processes.rank() == 0:
-            progress(f"scenes: {len(asked)} pictures")
-        pictures = self._paint(runner, [prompt.text for prompt in asked])
+        pictures = self._paint(runner, [prompt.text for prompt in asked], progress)
         grades: dict[str, list[float]] = {kind: [] for kind in prompts.KINDS}
         rows = []
         for prompt, picture in zip(asked, pictures, strict=True):
@@ -137,17 +133,18 @@ class Scenes(Evaluation):
         items_of = digest([str(self.seed), *(prompt.text for prompt in asked)])
         return score_of_grades(grades, items_of, GENERATION_CHANCE, average="kinds")
 
-    def _paint(self, runner: Runner, texts: Sequence[str]) -> list[Any]:
+    def _paint(self, runner: Runner, texts: Sequence[str], progress: Callable[[str], None]) -> list[Any]:
         """All pictures; several processes paint whole batches each, so that batches are those of one process."""
         if processes.world() == 1:
-            pictures: list[Any] = runner.generate(texts, self.seed)
+            with counting("scenes", "pictures", len(texts), progress, headed=True):
+                pictures: list[Any] = runner.generate(texts, self.seed)
             return pictures
 
         def work(part: slice) -> list[Any]:
             found: list[Any] = runner.generate(texts[part], self.seed, places=range(part.start, part.stop))
             return found
 
-        return _shared(len(texts), runner.batch_size or CHUNK, work)
+        return _shared(len(texts), runner.batch_size or CHUNK, work, "pictures", progress)
 
     def scored_items(self, task: Task) -> list[ScoredItem]:
         """The prompts; scenes that are asked about are disjoint from all others by how they are drawn."""
@@ -272,10 +269,17 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def _shared(count: int, size: int, work: Callable[[slice], list[T]]) -> list[T]:
+def _shared(
+    count: int, size: int, work: Callable[[slice], list[T]], unit: str, progress: Callable[[str], None]
+) -> list[T]:
     """What `work` makes of all items, in order: a chunk at a time, each process its share of the chunks."""
-    chunks = list(enumerate(_chunks(count, size)))
-    mine = [(place, work(part)) for place, part in processes.share(chunks)]
+    chunks = processes.share(list(enumerate(_chunks(count, size))))
+    mine, done = [], 0
+    with counting("scenes", unit, sum(part.stop - part.start for _, part in chunks), progress, headed=True) as shown:
+        for place, part in chunks:
+            mine.append((place, work(part)))
+            done += part.stop - part.start
+            shown.reach(done)
     found = sorted((entry for entries in processes.gather(mine) for entry in entries), key=lambda entry: entry[0])
     return [item for _, items in found for item in items]
 

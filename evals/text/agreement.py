@@ -11,7 +11,17 @@ from pydantic import Field, PositiveInt
 
 from umcompress.evals._benchmark import digest
 from umcompress.evals.text._text import TextBenchmark
-from umcompress.extend import KindScore, Score, Task, UsageError, atomic_file, mean_score, proportion, with_grades
+from umcompress.extend import (
+    KindScore,
+    Progress,
+    Score,
+    Task,
+    UsageError,
+    atomic_file,
+    mean_score,
+    proportion,
+    with_grades,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,9 +70,9 @@ class Agreement(TextBenchmark):
         if not (reference / FILE).is_file():
             raise UsageError("agreement", f"there are no logits of the unpruned model in {reference}",
                              "remove the output folder and run again")
-        progress(f"agreement: {sum(map(len, rows))} tokens against the unpruned model")
         same, divergence = [], []
-        with safe_open(reference / FILE, framework="pt") as stored:
+        shown = Progress("agreement with the unpruned model", "windows", len(rows), 0, progress)
+        with safe_open(reference / FILE, framework="pt") as stored, shown:
             for index, row in enumerate(rows):
                 if not row.equal(stored.get_tensor(f"ids.{index:05d}")):
                     raise UsageError("agreement", "the text or the tokenizer is another one than the unpruned model's",
@@ -71,6 +81,7 @@ class Agreement(TextBenchmark):
                 agreed, nats = compared(stored.get_tensor(f"{index:05d}"), ours)
                 same.append(agreed)
                 divergence.append(nats)
+                shown.advance(1)
         return {"understanding": self.timed(_score(same, divergence, rows), started, None)}
 
 

@@ -63,7 +63,9 @@ def test_f1_of_pope_as_scipy_draws_it() -> None:
     for kind, (value, interval) in expected.items():
         found, width = changes[f"{kind} f1"], interval.high - interval.low
         assert found.value == pytest.approx(value) and found.paired
-        assert [found.low, found.high] == pytest.approx([interval.low, interval.high], abs=0.06 * width)
+        # A little wider, by one item more that changes.
+        assert found.low <= interval.low + 0.02 * width and found.high >= interval.high - 0.02 * width
+        assert [found.low, found.high] == pytest.approx([interval.low, interval.high], abs=0.1 * width)
         # Those of the two by themselves are far wider.
         apart = change(*(score.numbers[f"{kind} f1"] for score in scores))
         assert apart.high - apart.low > 1.5 * (found.high - found.low)

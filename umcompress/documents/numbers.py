@@ -69,9 +69,10 @@ def number_interval(
         tops = [[x for top, _, _ in parts for x in top] for parts in (now, before)]
         # A column counts what an item has of several things; a grade does not.
         sizes = [len(top) for top, _, _ in now]
-        _, low, high = paired_interval(*tops, sizes, False)
+        plain = made.top == {ITEMS: 1.0}
+        _, low, high = paired_interval(*tops, sizes, graded and plain)
         middle = (low + high) / 2
-        extra = _one_item(made, before) if graded else 0.0
+        extra = _one_item(made, before) if graded and not plain else 0.0
         half = sqrt(((high - low) / 2) ** 2 + student(sum(sizes) - len(sizes)) ** 2 * 2 * extra)
         return (middle - half) * made.scale, (middle + half) * made.scale
     return _by_drawing(made, now, before, graded)

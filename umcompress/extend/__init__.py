@@ -9,7 +9,8 @@ puts items into one made by `proportion`, `mean_score`, `grouped_proportion`, `m
 Errors: raise `UsageError`, `ModelError` or `PlanError` with what was asked, what was found, what to do.
 `files` and `open_picture`: read what a user named; regular files only, and what is damaged or a bomb is refused.
 `trainer_of`: what computes the losses of a runner's model; `TrainingFile`: items from a user's file.
-`atomic_file`, `write_text_atomic`: a killed run leaves nothing half-written.  `Progress`: a bar with the time left.
+`atomic_file`, `write_text_atomic`: a killed run leaves nothing half-written.  `Progress`: a bar with the time left;
+`counting` shows one that hears from a runner (`passed`) how many samples, pictures or questions are through.
 `processes`: share work and gather results where several processes were launched.
 Files: `text_of` reads one, `lines_of` gives its lines; `splitlines` would split JSON strings that hold U+2028.
 Items: what `calibration_items` and `training_items` return.
@@ -81,7 +82,7 @@ from umcompress.extend.evaluation_base import Evaluation, ScoredItem
 from umcompress.extend.pass_base import Pass, Proposal, ScopedPass, SitePass, TrainingPass, parse_layers
 from umcompress.extend.registry import evaluations, find_evaluation, find_pass, passes
 from umcompress.graph.sites import AttentionSite, BlockSite, BranchSite, ExpertSite, FeedForwardSite
-from umcompress.progress import Progress
+from umcompress.progress import Progress, counting, passed
 from umcompress.recipe.recipe import Calibration, Component, Document, Ratio, Task
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ __all__ = [
     "UnderstandingItem",
     "UsageError",
     "atomic_file",
+    "counting",
     "did_you_mean",
     "evaluations",
     "files",
@@ -198,6 +200,7 @@ __all__ = [
     "mean_score",
     "open_picture",
     "parse_layers",
+    "passed",
     "passes",
     "processes",
     "proportion",

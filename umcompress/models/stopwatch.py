@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from umcompress.documents.base import Task
 from umcompress.documents.report import Speed
 from umcompress.models.runner import Runner, Work
+from umcompress.progress import Progress, say
 
 FEWEST, MOST = 3, 12
 # Rounds end when the interval of the ratio is this narrow (relative, to either side), or after so many seconds.
@@ -42,10 +43,12 @@ class Stopwatch:
         ratios: list[float] = []
         works: list[Work] = []
         started = time.monotonic()
-        while not _enough(ratios, started):
-            before = self._unpruned(task, len(works))
-            works.append(runner.workload(task))
-            ratios.append(before / works[-1].seconds)
+        with _rounds(task) as shown:
+            while not _enough(ratios, started):
+                before = self._unpruned(task, len(works))
+                works.append(runner.workload(task))
+                ratios.append(before / works[-1].seconds)
+                shown.advance(1)
         return Speed(ratio=statistics.median(ratios), measures=_medians(works), noise=relative_noise(ratios))
 
     def _unpruned(self, task: Task, index: int) -> float:
@@ -86,9 +89,15 @@ def _own(runner: Runner, task: Task) -> list[Work]:
     runner.workload(task)
     works: list[Work] = []
     started = time.monotonic()
-    while not _enough([work.seconds for work in works], started):
-        works.append(runner.workload(task))
+    with _rounds(task) as shown:
+        while not _enough([work.seconds for work in works], started):
+            works.append(runner.workload(task))
+            shown.advance(1)
     return works
+
+
+def _rounds(task: Task) -> Progress:
+    return Progress(f"measuring {task}", "rounds at most", MOST, 0, say, headed=False)
 
 
 def _medians(works: Sequence[Work]) -> dict[str, float]:

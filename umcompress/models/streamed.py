@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from umcompress.graph.model_graph import ModelFamily
 from umcompress.models.lockstep import Lockstep
 from umcompress.models.runner import Runner
+from umcompress.progress import passed
 
 Read = Callable[[str], Tensor]
 # Portions of calibration data that pass the blocks together: what each needs between two blocks is held for all.
@@ -77,6 +78,7 @@ class _OneOf:
         for name, module in called.named_modules(prefix=path):
             self._held += _load(module, name, self.read, shared)
         self._path = path
+        passed("blocks")
 
     def clear(self) -> None:
         _restore(self._held)
@@ -117,6 +119,11 @@ class _Absent(nn.Parameter):
             args, kwargs = tree_map_only(_Absent, lambda absent: absent.fetch(), (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
+
+
+def rounds_together(runner: Runner, items: Sequence[Any]) -> int:
+    """How often `feed_together` goes through the blocks."""
+    return -(-len(runner.portions(items)) // TOGETHER)
 
 
 def feed_together(runner: Runner, items: Sequence[Any], lockstep: Lockstep) -> None:

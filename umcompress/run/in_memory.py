@@ -20,6 +20,7 @@ from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source
 from umcompress.models.stopwatch import Stopwatch, own_speed
 from umcompress.models.stored_dtype import held_as, rounded, stored_dtypes
+from umcompress.progress import counting, say
 from umcompress.recipe.recipe import Recipe
 from umcompress.rewrite.apply import rewrite, rewrite_tensors
 from umcompress.rewrite.tensors import Unchanged
@@ -66,7 +67,8 @@ class InMemory:
         return trace_model(self.model, self.source.family)
 
     def feed(self, items: Sequence[Any]) -> None:
-        self.source.runner(self.model).feed(items)
+        with counting("calibrating", "samples", len(items), say):
+            self.source.runner(self.model).feed(items)
 
     def rework(self, name: str, items: Sequence[Any]) -> Rework:
         """What is not edited is shared, not copied."""
@@ -77,7 +79,12 @@ class InMemory:
             other = copy.deepcopy(model, dict(shared))
             rewrite(other, self.source.family, [Plan(pass_name=name, edits=tuple(edits))])
             runner = self.source.runner(other)
-            return trace_model(other, self.source.family), lambda: runner.feed(items)
+
+            def feed() -> None:
+                with counting("calibrating what was cut", "samples", len(items), say):
+                    runner.feed(items)
+
+            return trace_model(other, self.source.family), feed
 
         return edited
 

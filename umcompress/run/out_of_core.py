@@ -23,12 +23,14 @@ from umcompress.documents.plan import CompressionRecord, Plan
 from umcompress.documents.report import Speed
 from umcompress.extend.pass_base import Proposal
 from umcompress.graph.model_graph import ModelGraph, trace_model
+from umcompress.models.items import GenerationItem
 from umcompress.models.lockstep import Lockstep
 from umcompress.models.plain_folder import Plain
 from umcompress.models.runner import Runner
 from umcompress.models.save import save_plain, write_compressed
 from umcompress.models.source import DTYPES, Source, as_stored, located
-from umcompress.models.streamed import feed_together, streamed
+from umcompress.models.streamed import block_paths, feed_together, rounds_together, streamed
+from umcompress.progress import counting, say
 from umcompress.rewrite.structure import reshape
 from umcompress.rewrite.tensors import TensorMap, evaluate
 from umcompress.rewrite.tensors_in_parts import NewTensor
@@ -99,8 +101,16 @@ class OnDisk:
     def feed(self, items: Sequence[Any]) -> None:
         """A block in memory at a time."""
         runner = self.source.runner(self.model)
-        with streamed(self.model, self.source.family, self.read) as lockstep:
+        with streamed(self.model, self.source.family, self.read) as lockstep, self._counted(runner, items):
             feed_together(runner, items, lockstep)
+
+    def _counted(self, runner: Runner, items: Sequence[Any]) -> AbstractContextManager[Any]:
+        """All samples go through a block together: blocks are counted, unless pictures are denoised through them again
+        and again."""
+        if any(isinstance(item, GenerationItem) for item in items):
+            return counting("calibrating", "samples", len(items), say)
+        blocks = len(block_paths(self.model, self.source.family))
+        return counting("calibrating", "blocks", blocks * rounds_together(runner, items), say)
 
     def rework(self, name: str, items: Sequence[Any]) -> None:
         """An edited copy would need memory for what is edited."""

@@ -34,6 +34,7 @@ from umcompress.models.bagel.tokenizer import FolderTokenizer
 from umcompress.models.items import GenerationItem, Picture, UnderstandingItem
 from umcompress.models.pictures import to_image
 from umcompress.models.runner import Likelihood, Runner, Work, likelihood
+from umcompress.progress import passed
 from umcompress.rewrite.nn.absent import kept_task
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one one by one.
@@ -113,6 +114,7 @@ class BagelRunner(Runner):
                 cache = self._absorb([images[index] for index in alike], questioned)
                 for index, ids in zip(alike, self.model.decode_text(cache, max_new_tokens + 1), strict=True):
                     answers[index] = self.tokenizer.decode(ids[1:]).strip()
+                passed("questions", len(alike))
         return answers
 
     @torch.no_grad()
@@ -181,6 +183,7 @@ class BagelRunner(Runner):
             ids = [self.tokenizer.ids(prompt) for prompt in prompts[part]]
             tokens = self._sampled_latents(ids, [self.noise(seed, place) for place in places[part]])
             pictures += [to_pixels(image) for image in decode_images(self.model, tokens, [self.size] * count)]
+            passed("pictures", count)
         return pictures
 
     @torch.no_grad()
@@ -211,6 +214,7 @@ class BagelRunner(Runner):
             if painted:
                 ids = [self.tokenizer.ids(item.prompt) for item in painted]
                 self._sampled_latents(ids, [self.noise(item.seed, 0) for item in painted], at_time)
+            passed("samples", len(portion))
 
     def portions(self, items: Sequence[Any]) -> list[list[Any]]:
         """Each of items of one kind."""

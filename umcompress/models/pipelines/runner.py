@@ -26,6 +26,7 @@ from umcompress.models.pipelines.parts import PipelineModel
 from umcompress.models.pipelines.reading import reader
 from umcompress.models.pipelines.stacks import PAINTS, READS
 from umcompress.models.runner import Likelihood, Runner, Work
+from umcompress.progress import passed
 
 PROMPT = "a picture"
 # Of what is timed, counted and compared: few steps of a small picture.
@@ -109,9 +110,11 @@ class PipelineRunner(Runner):
     def generate(self, prompts: Sequence[str], seed: int, places: Sequence[int] | None = None) -> list[Picture]:
         """One at a time: what shares a batch would change the last bits."""
         numbered = zip(prompts, range(len(prompts)) if places is None else places, strict=True)
-        return [
-            to_pixels(self.painter.call(prompt, generator_of(seed, place), self.sampling)) for prompt, place in numbered
-        ]
+        found: list[Picture] = []
+        for prompt, place in numbered:
+            found.append(to_pixels(self.painter.call(prompt, generator_of(seed, place), self.sampling)))
+            passed("pictures")
+        return found
 
     # -- calibration -------------------------------------------------------------------------------------------
 
@@ -128,6 +131,7 @@ class PipelineRunner(Runner):
             heard = _Times(at_time, stop=not wanted and at_time is None)
             with self.painter.before_denoiser(heard), suppress(Stop):
                 self.painter.call(item.prompt, generator_of(item.seed, 0), self.sampling, output="latent")
+            passed("samples")
 
     def portions(self, items: Sequence[Any]) -> list[list[Any]]:
         """Each prompt by itself, what is read as the text encoder's runner has it."""

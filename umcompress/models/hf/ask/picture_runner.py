@@ -26,6 +26,7 @@ from umcompress.models.hf.ask.rest import at_rest, reads_by_length
 from umcompress.models.hf.ask.text_runner import TransformersRunner
 from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
 from umcompress.models.runner import Likelihood, likelihood
+from umcompress.progress import passed
 
 
 class PictureQuestionRunner(TransformersRunner):
@@ -52,6 +53,7 @@ class PictureQuestionRunner(TransformersRunner):
                 # generate\(\) of some models returns the prompt, too.
                 begin = len(ids) if row[: len(ids)].tolist() == ids else 0
                 answers[index] = self.tokenizer.text(row[begin:]).strip()
+            passed("questions", len(part))
         texts = super().answer([None] * len(bare), [questions[index] for index in bare], max_new_tokens)
         for index, text in zip(bare, texts, strict=True):
             answers[index] = text
@@ -136,6 +138,7 @@ class PictureQuestionRunner(TransformersRunner):
             # No logits: no statistic reads them.
             with self.explaining_wrong_placeholders(), at_rest(self.model):
                 self.model.base_model(**call, use_cache=False)
+            passed("samples", len(part))
 
 
 def _split_by_pictures(images: Sequence[Any]) -> tuple[list[int], list[int]]:

@@ -39,6 +39,7 @@ from umcompress.models.hf.load.run_on_shapes import OnShapes
 from umcompress.models.hf.load.skeleton import is_shapes_only
 from umcompress.models.items import GenerationItem, TextSample, UnderstandingItem
 from umcompress.models.runner import Likelihood, Runner, Work
+from umcompress.progress import passed
 
 PASS_TOKENS = 64
 PROMPT_TOKENS = 128
@@ -135,6 +136,7 @@ class TransformersRunner(Runner):
         """Texts as they are; of a question and its answer, both. What is of one length shares a batch."""
         for portion in self._batches_of_one_length([(item, self._text_ids(item)) for item in items]):
             self._encode(torch.tensor([ids for _, ids in portion]))
+            passed("samples", len(portion))
 
     def portions(self, items: Sequence[Any]) -> list[list[Any]]:
         """Texts that share a batch, anything else by itself."""

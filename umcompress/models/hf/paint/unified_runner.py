@@ -38,6 +38,7 @@ from umcompress.models.hf.paint.picture_codes import PictureCodes
 from umcompress.models.hf.paint.sampling import Sampling, generator_of, paint
 from umcompress.models.items import GenerationItem, Picture, TextSample, UnderstandingItem
 from umcompress.models.runner import Work
+from umcompress.progress import passed
 
 # Codes that are painted in one batch, over all of its branches.
 PAINTED_TOKENS = 16384
@@ -111,6 +112,7 @@ class UnifiedRunner(PictureQuestionRunner):
             part = slice(start, start + self.batch_size)
             codes = self.codes(prompts[part], [generator_of(seed, place) for place in places[part]])
             found += [self.pictures.to_pixels(one) for one in self._decode(codes)]
+            passed("pictures", len(codes))
         return found
 
     def codes(
@@ -143,6 +145,7 @@ class UnifiedRunner(PictureQuestionRunner):
             some = painted[start : start + self.batch_size]
             generators = [generator_of(item.seed, 0) for item in some]
             self.codes([item.prompt for item in some], generators, padded=False, at_time=at_time)
+            passed("samples", len(some))
 
     @torch.no_grad()
     def pass_tokens(self, task: Task) -> int:
