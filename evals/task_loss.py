@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from umcompress.extend import (
     Evaluation,
@@ -53,7 +53,7 @@ class TaskLoss(Evaluation):
         description="times at which pictures are noised, from picture (0) to noise (1), before the sampler's shift",
     )
     limit: PositiveInt | None = Field(default=None, description="at most so many items of each task")
-    seed: int = Field(default=0, description="draws the items and the noise")
+    seed: NonNegativeInt = Field(default=0, description="draws the items and the noise")
 
     @model_validator(mode="after")
     def _one_origin(self) -> TaskLoss:

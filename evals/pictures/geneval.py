@@ -192,7 +192,7 @@ class GenEval(Benchmark):
         # What each prompt adds to its tag's share of right pictures.
         grades = [[right * len(part) / sum(n for _, n in part) for right, n in part] for part in groups.values()]
         asked = digest([str(self.seed), *(item.prompt.line for item in judged)])
-        columns = {
+        columns: dict[str, list[float]] = {
             "pictures": [n for _, n in everything], "right": [right for right, _ in everything],
             "any right": [right > 0 for right, _ in everything],
         }  # fmt: skip

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from umcompress import plugins as discover
 from umcompress.errors import UsageError
 from umcompress.extend.pass_base import Pass, SitePass, parse_layers
-from umcompress.extend.registry import all_passes, evaluations, find_evaluation, find_pass, passes
+from umcompress.extend.registry import all_evaluations, all_passes, evaluations, find_evaluation, find_pass, passes
 from umcompress.passes.layer_drop import LayerDrop
 
 
@@ -196,3 +196,12 @@ def test_one_name_with_two_meanings_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_the_same_offer_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, *[("x", "umcompress.passes.layer_drop:LayerDrop")] * 2)
     assert find_pass("x") is LayerDrop
+
+
+def test_no_seed_may_be_negative() -> None:
+    """What draws cannot begin with one; the recipe says so before anything runs."""
+    seeds = {
+        f"{name}.{key}": kind.model_json_schema()["properties"][key].get("minimum")
+        for name, kind in {**all_passes(), **all_evaluations()}.items() for key in kind.model_fields if "seed" in key
+    }  # fmt: skip
+    assert "scenes.seed" in seeds and seeds == dict.fromkeys(seeds, 0)

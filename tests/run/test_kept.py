@@ -58,6 +58,8 @@ def test_only_what_is_asked_for_is_timed(tiny_bagel: Path, tmp_path: Path) -> No
     timed = {speed: [recipe.times(index) for index in range(3)] for speed, recipe in recipes.items()}
     assert timed == {"off": [False] * 3, "last": [True, False, True], "each": [True] * 3}
     assert parse(f"model: m\nsteps:\n{two}").resolved()["measure"] == {"scores": "each", "speed": "each"}
+    untimed = parse(f"model: m\nmeasure: {{speed: false}}\nsteps:\n{two}")
+    assert untimed.resolved()["measure"] == {"scores": "each", "speed": "off"}
     steps = run(tmp_path, tiny_bagel, *STEPS[:1], evaluate=[], measure={"speed": "off"})
     assert [step["speed"] for step in steps] == [{}, {}]
 

@@ -66,11 +66,11 @@ def number_interval(
     """
     now, before = _parts(made, new, groups), _parts(made, old, groups)
     if not made.bottom:
-        tops = [[x for top, _, _ in parts for x in top] for parts in (now, before)]
+        ours, theirs = ([x for top, _, _ in parts for x in top] for parts in (now, before))
         # A column counts what an item has of several things; a grade does not.
         sizes = [len(top) for top, _, _ in now]
         plain = made.top == {ITEMS: 1.0}
-        _, low, high = paired_interval(*tops, sizes, graded and plain)
+        _, low, high = paired_interval(ours, theirs, sizes, graded and plain)
         middle = (low + high) / 2
         extra = _one_item(made, before) if graded and not plain else 0.0
         half = sqrt(((high - low) / 2) ** 2 + student(sum(sizes) - len(sizes)) ** 2 * 2 * extra)

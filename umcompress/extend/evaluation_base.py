@@ -43,7 +43,7 @@ class Evaluation(Document, ABC):
 
     @abstractmethod
     def run(self, runner: Runner, out: Path, progress: Callable[[str], None]) -> dict[Task, Score]:
-        """Score what `runner` answers and generates; leave artifacts (answers, images) in `out`."""
+        """Score what `runner` answers and generates; leave artifacts (answers, images) in `out`, which is there."""
 
     def compare(
         self, runner: Runner, out: Path, progress: Callable[[str], None], reference: Path

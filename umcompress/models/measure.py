@@ -139,26 +139,26 @@ def _watch(model: nn.Module, shares: Shares) -> tuple[set[str], list[torch.utils
         def note(called: nn.Module, inputs: tuple[object, ...], own: list[str] = own) -> None:
             if any(isinstance(value, Tensor) and value.numel() for value in inputs):
                 touched.update(own)
-            if (found := _chosen(called, inputs)) is not None:
-                shares.update(dict.fromkeys(own, found))
+            shares.update(zip(own, _chosen(called, inputs), strict=False))
 
         hooks.append(module.register_forward_pre_hook(note))
     return touched, hooks
 
 
-def _chosen(module: nn.Module, inputs: tuple[object, ...]) -> tuple[int, int] | None:
-    """How many of how many experts a token uses, as a mixture of transformers is called: rows (T, H), the numbers of
-    the experts (T, K), their weights.  The stacked weights are its own, experts first.  None for any other module.
+def _chosen(module: nn.Module, inputs: tuple[object, ...]) -> list[tuple[int, int]]:
+    """Of each own parameter how many of how many experts a token uses, as a mixture of transformers is called: rows
+    (T, H), the numbers of the experts (T, K), their weights.  The stacked weights are its own, experts first; some may
+    have room for experts that compute nothing, so that a token uses K at most.  Nothing for any other module.
     """
     own = list(module.parameters(recurse=False))
     index = inputs[1] if len(inputs) > 2 else None
     if not isinstance(index, Tensor) or index.ndim != 2 or index.is_floating_point():
-        return None
-    experts = {parameter.shape[0] for parameter in own}
-    if len(experts) != 1 or all(parameter.ndim < 3 for parameter in own):
-        return None
-    (count,) = experts
-    return (index.shape[1], count) if index.shape[1] <= count else None
+        return []
+    counts = [parameter.shape[0] for parameter in own if parameter.ndim]
+    experts = {parameter.shape[0] for parameter in own if parameter.ndim > 2}
+    if not experts or len(counts) < len(own) or not experts.issuperset(counts) or index.shape[1] > min(experts):
+        return []
+    return [(index.shape[1], count) for count in counts]
 
 
 def _size(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
 from umcompress.documents.base import TASKS, Component, Document, Ratio, Task
 from umcompress.documents.gate import Gate
@@ -51,13 +51,18 @@ class Calibration(Document):
         return self
 
 
+def _off(value: Any) -> Any:
+    """`speed: false` means what it looks like."""
+    return "off" if value is False else value
+
+
 class Measure(Document):
     """Which steps are scored and timed; sizes are always counted."""
 
     scores: Literal["last", "each"] = Field(
         default="each", description="Score each step; or the unpruned model, the last step and those with a stop_if."
     )
-    speed: Literal["off", "last", "each"] = Field(
+    speed: Annotated[Literal["off", "last", "each"], BeforeValidator(_off)] = Field(
         default="each", description="Time each step; the unpruned model and the last step alone; or nothing."
     )
 

@@ -40,8 +40,9 @@ def scored(
     return _scores(evaluation, "compare", runner, out, say, out / REFERENCE)
 
 
-def _scores(evaluation: Evaluation, method: str, *arguments: Any) -> dict[Task, Score]:
-    return dict(call(evaluation, method, *arguments))
+def _scores(evaluation: Evaluation, method: str, runner: Runner, out: Path, *more: Any) -> dict[Task, Score]:
+    out.mkdir(parents=True, exist_ok=True)
+    return dict(call(evaluation, method, runner, out, *more))
 
 
 def require_reference(evaluation: Evaluation) -> None:

@@ -157,7 +157,8 @@ def _dtype(asked: Asked) -> Literal["float32", "bfloat16"] | None:
 
 def _calibration(asked: Asked, task: Task) -> Calibration:
     source = None if asked.calibration else "scenes"
-    return Calibration(task=task, samples=asked.samples, seed=asked.seed, source=source, data=asked.calibration)
+    data = Path(asked.calibration) if asked.calibration else None
+    return Calibration(task=task, samples=asked.samples, seed=asked.seed, source=source, data=data)
 
 
 def _places(graph: ModelGraph, asked: Asked) -> Iterator[tuple[dict[str, Any], Choice]]:
