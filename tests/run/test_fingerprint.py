@@ -61,13 +61,13 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("own.png").write_bytes(b"a picture")
     steps = [
         {"pass": "a_pass.py:Mine"},
-        {"pass": "channel_prune", "keep_ratio": 0.5, "calibration": {"data": "own.jsonl"}},
-        {"pass": "adapt", "source": "trains.py:Mine"}, {"pass": "router_train", "data": "texts.jsonl"},
-        {"pass": "channel_prune", "keep_ratio": 0.9, "calibration": {"data": "prompts.jsonl"}},
+        {"pass": "channel_prune", "keep_ratio": 0.5, "calibration": {"data": "../own.jsonl"}},
+        {"pass": "adapt", "source": "trains.py:Mine"}, {"pass": "router_train", "data": "../texts.jsonl"},
+        {"pass": "channel_prune", "keep_ratio": 0.9, "calibration": {"data": "../prompts.jsonl"}},
     ]  # fmt: skip
     head = {
         "model": "m", "calibration": {"source": "calibrates.py:Mine"},
-        "evaluate": ["scores.py:Mine", {"perplexity": {"data": "scored.txt"}}, {"agreement": {"data": "texts"}}],
+        "evaluate": ["scores.py:Mine", {"perplexity": {"data": "../scored.txt"}}, {"agreement": {"data": "../texts"}}],
     }  # fmt: skip
     file = folder / "recipe.yaml"
     file.write_text(json.dumps({**head, "steps": steps}), encoding="utf-8")

@@ -44,7 +44,7 @@ def test_it_says_so_and_how_to_go_on(
     assert main(begun) == 2
     capsys.readouterr()
     Path("again").mkdir()
-    other = write_recipe(Path("again"), Path("my run"), halve)
+    other = write_recipe(Path("again"), Path("../my run"), halve)
     ask, init = ["ask", "grey.png", "what?"], ["init", "-o", "x.yaml"]
     wanted = {
         "model": (["inspect"], ["evaluate"], ask, ["generate", "a cat"], init),
