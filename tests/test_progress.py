@@ -125,6 +125,6 @@ def test_timing_counts_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     heard, runner = Heard(monkeypatch), Steady()
     watch = stopwatch.Stopwatch(runner, paired=True)  # type: ignore[arg-type]
-    found = watch.compare(runner, ["understanding"])  # type: ignore[arg-type, list-item]
+    found = watch.compare(runner, ["understanding"])  # type: ignore[arg-type]
     assert isinstance(found["understanding"], Speed) and found["understanding"].ratio == 1
     assert heard.ended == [("measuring understanding", "rounds at most", stopwatch.FEWEST, stopwatch.MOST)]

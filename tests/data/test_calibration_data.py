@@ -87,7 +87,7 @@ def test_a_picture_that_is_none(tmp_path: Path) -> None:
 
 def test_a_source_and_a_file_are_one_too_many() -> None:
     with pytest.raises(ValidationError, match="leave one out"):
-        Calibration(source="scenes", data="x.txt")
+        Calibration(source="scenes", data=Path("x.txt"))
 
 
 # -- overlap ------------------------------------------------------------------------------------------------------

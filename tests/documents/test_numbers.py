@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def f1_change(new: Any, old: Any, true: Any, axis: int = -1) -> Any:
     return found[0] - found[1]
 
 
-def answers(said: Sequence[int], true: Sequence[int], kind: str) -> list[AnsweredQuestion]:
+def answers(said: Any, true: Any, kind: str) -> list[AnsweredQuestion]:
     words = ("no", "yes")
     return [
         AnsweredQuestion(Question(f"{kind}/{place}", "?", (), kind, words[truth]), words[answer].capitalize())
@@ -132,7 +131,8 @@ def test_sums_over_all_kinds_and_scales() -> None:
     for of in right:
         kinds = {"a": list(of[:80] == rows[:80]), "b": list(of[80:] == rows[80:])}
         whole = score_of_grades(kinds, "x", average="kinds")
-        numbers = {"all": mean_score(of / rows), "x 100": mean_score(100 * of / rows)}
+        shares = (of / rows).tolist()
+        numbers = {"all": mean_score(shares), "x 100": mean_score([100 * share for share in shares])}
         values = {"right": of.tolist(), "rows": rows.tolist()}
         scores.append(with_numbers(whole, numbers | {"nothing": numbers["all"]}, made, values))
     found = number_changes(*scores)

@@ -36,7 +36,7 @@ MODELS: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
-T5 = {
+T5: dict[str, Any] = {
     "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
     "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2,
 }  # fmt: skip
@@ -62,7 +62,7 @@ def test_experts_that_are_modules_count_as_many_as_a_token_goes_through(tmp_path
 
 
 def test_a_router_that_picks_twice_picks_two() -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24,
         "decoder_ffn_dim": 24, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_experts": E,
         "encoder_sparse_step": 2, "decoder_sparse_step": 2, "expert_capacity": 64, "max_position_embeddings": 64,

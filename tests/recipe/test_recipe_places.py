@@ -56,11 +56,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def read(file: str, *overrides: str, **more: dict[str, object]) -> Recipe:
+def read(file: str, *overrides: str, cell: dict[str, object] | None = None) -> Recipe:
     def found(kind: type[Document]) -> Callable[[str, Path], type[Document]]:
         return lambda name, base: kind
 
-    return load_recipe(file, found(Cut), found(Shelf), overrides, **more).recipe
+    return load_recipe(file, found(Cut), found(Shelf), overrides, cell=cell).recipe
 
 
 def test_every_path_is_seen_from_the_recipes_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

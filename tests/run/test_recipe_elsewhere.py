@@ -11,7 +11,7 @@ from hf_models import write_folder
 from hf_zoo import TEXT
 
 from umcompress.cli.main import main
-from umcompress.run.folder import read_step
+from umcompress.run.committed import read_step
 
 MINE = '''
 from pathlib import Path
