@@ -14,6 +14,7 @@ from umcompress.documents.file_names import RECIPE, RUN
 from umcompress.errors import RecipeError
 from umcompress.recipe.files import load_recipe
 from umcompress.recipe.recipe import Calibration, Recipe
+from umcompress.recipe.yaml_lines import Override
 
 
 class Shelf(Document):
@@ -56,11 +57,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def read(file: str, *overrides: str, cell: dict[str, object] | None = None) -> Recipe:
+def read(file: str, *overrides: str) -> Recipe:
     def found(kind: type[Document]) -> Callable[[str, Path], type[Document]]:
         return lambda name, base: kind
 
-    return load_recipe(file, found(Cut), found(Shelf), overrides, cell=cell).recipe
+    return load_recipe(file, found(Cut), found(Shelf), overrides).recipe
 
 
 def test_every_path_is_seen_from_the_recipes_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +104,10 @@ def test_options_are_seen_from_the_current_folder(project: Path) -> None:
     assert (shelf.source, shelf.more, shelf.data) == ("mine.py:Quiz", (Path("q.txt"),), "q.txt")
     assert recipe.steps[1].reference == "../mine.py:Cut"
     # Its own grid is the recipe's word, `--axis` an option.
-    cell: dict[str, object] = {"calibration.data": "other.jsonl"}
-    assert read("recipes/r.yaml", cell=cell).calibration.data == Path("recipes/other.jsonl")
-    assert read("recipes/r.yaml", "calibration.data=q.txt", cell=cell).calibration.data == Path("recipes/other.jsonl")
+    cell = Override("calibration.data=other.jsonl", "sweep: calibration.data", own=True)
+    assert read("recipes/r.yaml", cell).calibration.data == Path("recipes/other.jsonl")
+    assert read("recipes/r.yaml", "calibration.data=q.txt", cell).calibration.data == Path("recipes/other.jsonl")
+    assert read("recipes/r.yaml", cell, "calibration.data=q.txt").calibration.data == Path("q.txt")
 
 
 @pytest.mark.parametrize("model", ["bagel-mini", "someone/tiny"])

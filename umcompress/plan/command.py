@@ -10,13 +10,10 @@ from umcompress.models.registry import resolve_folder
 from umcompress.recipe.files import LoadedRecipe, load_recipe
 
 
-def _load(
-    recipe: str, overrides: Sequence[str], settings: Mapping[str, object | None],
-    cell: Mapping[str, object] | None = None,
-) -> LoadedRecipe:  # fmt: skip
+def _load(recipe: str, overrides: Sequence[str], settings: Mapping[str, object | None]) -> LoadedRecipe:
     given = {key: value for key, value in settings.items() if value is not None}
     return load_recipe(
-        recipe, find_pass, find_evaluation, overrides, given, models=resolve_folder, layouts=_layouts, cell=cell
+        recipe, find_pass, find_evaluation, overrides, given, models=resolve_folder, layouts=_layouts
     )
 
 

@@ -68,7 +68,6 @@ def load_recipe(
     settings: Mapping[str, object] | None = None,
     models: Callable[[str], object] | None = None,
     layouts: Callable[[str], Sequence[str]] | None = None,
-    cell: Mapping[str, object] | None = None,
 ) -> LoadedRecipe:
     """Find, read and parse a recipe; its paths are seen from its folder. See `parse_recipe`.
 
@@ -90,6 +89,5 @@ def load_recipe(
         settings=settings,
         layouts=layouts,
         folder=folder,
-        cell=cell,
     )
     return LoadedRecipe(recipe, file, text, tuple(overrides))

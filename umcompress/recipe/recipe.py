@@ -254,7 +254,6 @@ def parse_recipe(
     settings: Mapping[str, object] | None = None,
     layouts: Callable[[str], Sequence[str]] | None = None,
     folder: Path | None = None,
-    cell: Mapping[str, object] | None = None,
 ) -> Recipe:
     """The recipe in `text`. `file` is the name shown in errors.
 
@@ -263,7 +262,6 @@ def parse_recipe(
     passes, evaluations: name (or `file.py:Class`) to class; they raise ValueError (`what is wrong; hint`) or
     UmcompressError.
     overrides: `steps.1.keep_ratio=0.25`; list indices count from 0.
-    cell: values of the recipe's own grid, by such paths.
     settings: top-level keys given as options of their own, such as {"device": "cuda"}.
     models: called with the model's name; a UmcompressError from it joins the other problems.
     layouts: called with the name of a model that is there, where it is to be exported: what it can be written as.
@@ -278,8 +276,6 @@ def parse_recipe(
         source.override(option)
     for key, value in (settings or {}).items():
         source.set(key, value, f"--{key} {value}")
-    for path, given in (cell or {}).items():
-        source.set(path, given, f"sweep: {path}", own=True)
     reader = Reader(source, RecipeHead, Gate, text, folder)
     head = reader.head(models)
     evaluate = reader.evaluations(evaluations)

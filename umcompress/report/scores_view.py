@@ -76,8 +76,11 @@ def change_text(change: Change | None, share: bool, lower_is_better: bool) -> st
     """`-0.042*`; a star: beyond noise, a blank in its place keeps columns straight."""
     if change is None:
         return ""
-    text = f"{_signed(change.value, share)}{'*' if change.beyond_noise else ' '}"
-    return Cell(text, tone_of(change, lower_is_better))
+    return Cell(_starred(change, share), tone_of(change, lower_is_better))
+
+
+def _starred(change: Change, share: bool) -> str:
+    return f"{_signed(change.value, share)}{'*' if change.beyond_noise else ' '}"
 
 
 def change_interval(change: Change | None, share: bool) -> str:
@@ -226,7 +229,7 @@ def _number_changes(changes: Sequence[Change | None], shares: Sequence[bool]) ->
     pairs = list(zip(changes, shares, strict=True))
     ends = [("", "") if one is None else (_signed(one.low, share), _signed(one.high, share)) for one, share in pairs]
     return [
-        ("  change", *(change_text(one, share) for one, share in pairs)),
+        ("  change", *("" if one is None else _starred(one, share) for one, share in pairs)),
         ("    from", *(low for low, _ in ends)), ("    to", *(high for _, high in ends)),
     ]
 
