@@ -316,10 +316,10 @@ def test_merge_keys_bring_what_is_not_said() -> None:
     ],
 )  # fmt: skip
 def test_what_yaml_cannot_hold_is_a_problem_and_soon(written: str, message: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()  # of work: a busy machine is not slow at reading
     assert any(message in problem.message for problem in problems(GOOD + f"seed: {written}\n"))
     assert any(message in problem.message for problem in problems(GOOD, (f"seed={written}",)))
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 @pytest.mark.parametrize("option", ["step.0.keep_ratio=0.5", "calibrate.samples=3", "steps.0.calibration.smples=3"])
