@@ -36,7 +36,8 @@ def resolve_folder(model: str, code: bool = False) -> Path:
     if not there and is_hub_id(model):
         return hub_folder(model, code)
     if not is_folder:
-        close = nearest(model, BUILT_IN)
+        # A name in a recipe has become a path in the recipe's folder.
+        close = nearest(folder.name, BUILT_IN)
         guess = f"did you mean {close!r}? " if close else ""
         raise ModelError(
             asked=f"the model {model}",
