@@ -161,7 +161,8 @@ def test_two_processes_answer_what_one_does(folders: dict[str, Path], tiny_bagel
     assert outputs[2][0] == "" and "share of 2" in outputs[1][1]
     for name in ("mme", "mmvp"):
         assert one[name]["understanding"] | {"seconds": 0} == two[name]["understanding"] | {"seconds": 0}
-        left, right = (tmp_path / folder / name / "answers.jsonl" for folder in ("one", "two"))
-        assert left.read_text() == right.read_text()
-        kept = ["answers.jsonl", "answers.seconds.jsonl", "answers.settings.json"]
-        assert sorted(path.name for path in right.parent.iterdir()) == kept
+        left, right = (tmp_path / folder / name for folder in ("one", "two"))
+        for file in ("answers.jsonl", "graded.jsonl"):
+            assert (left / file).read_text() == (right / file).read_text()
+        kept = ["answers.jsonl", "answers.seconds.jsonl", "answers.settings.json", "graded.jsonl"]
+        assert sorted(path.name for path in right.iterdir()) == kept
