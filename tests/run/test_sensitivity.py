@@ -135,4 +135,4 @@ def test_a_unified_model_has_both_tasks_and_components(tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert "Generation loss, understanding parts" in shown
     assert (out / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "sensitivity.html").read_text().count("<figure>") == 6
+    assert (out / "sensitivity.html").read_text().count('<figure class="plot">') == 6
