@@ -11,8 +11,9 @@ import torch
 from pico import FAMILY, GatedMLP, PicoBlock, unified, unified_inputs
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils.deprecation import deprecate_kwarg
 
-from umcompress.errors import ModelError, UsageError
+from umcompress.errors import ModelError, UmcompressError, UsageError
 from umcompress.graph.lower import lower, lowered, lowered_graph, original_class
 from umcompress.graph.model_graph import trace_model
 from umcompress.graph.printer import print_graph
@@ -217,3 +218,35 @@ def test_a_shape_handed_on_in_pieces_is_not_counted() -> None:
     lower(twin, trace_block(twin))
     for x in (X, X.reshape(2, 2, 6), X.reshape(1, 2, 2, 6)):
         assert torch.equal(twin(x), block(x))
+
+
+class Renamed(nn.Module):
+    """As attentions of transformers are whose arguments have new names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    @deprecate_kwarg("scale", "9.0", new_name="factor")  # type: ignore[untyped-decorator]  # transformers says no types
+    def forward(self, x: Tensor, mask: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        if mask is not None:
+            x = x * mask.to(x.dtype)
+        return x + factor * self.linear(x)
+
+
+class HoldsRenamed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Renamed()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x + self.inner(x, mask)
+
+
+def test_an_argument_with_a_new_name_leaves_checks_for_none_as_they_are() -> None:
+    block = HoldsRenamed()
+    expected = block(X)
+    with lowered(block, trace_block(block)):
+        assert torch.equal(block(X), expected)
+        with pytest.raises(UmcompressError, match="mask"):  # traced without one, the graph says so
+            block(X, torch.ones(6))

@@ -162,6 +162,16 @@ def _helpers(cls: type[nn.Module], forward: FunctionType) -> dict[str, FunctionT
     return found
 
 
+def _only_renamed(forward: Any) -> bool:
+    """Whether a forward runs as it is written: nothing is wrapped round it but transformers' names of old arguments."""
+    while (inner := getattr(forward, "__wrapped__", None)) is not None:
+        code = getattr(forward, "__code__", None)
+        if code is None or not code.co_filename.endswith("transformers/utils/deprecation.py"):
+            return False
+        forward = inner
+    return True
+
+
 @contextmanager
 def traceable_forwards(
     block: nn.Module, is_leaf: Callable[[nn.Module], bool], answers: Mapping[str, Callable[..., Any]]
@@ -176,7 +186,7 @@ def traceable_forwards(
             cls = type(module)
             forward: Any = inspect.unwrap(cls.forward)
             plain = isinstance(forward, FunctionType)
-            if not plain or (module is not block and (forward is not cls.forward or is_leaf(module))):
+            if not plain or (module is not block and (not _only_renamed(cls.forward) or is_leaf(module))):
                 continue
             asking_forward = rewritten_forward(forward, answers)
             asking = {
