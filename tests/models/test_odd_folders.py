@@ -45,6 +45,15 @@ def test_a_quantized_model_is_refused_by_name(method: str, tmp_path: Path) -> No
     assert "quantize the result" in refused.value.do
 
 
+@pytest.mark.parametrize("named", [7, {"a": 1}, "LlamaForCausalLM", [{"a": 1}], [None]])
+def test_what_names_no_class_is_told_of(named: object, tmp_path: Path) -> None:
+    folder = write_folder(ZOO["llama"].build(), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": named}))
+    with pytest.raises(ModelError, match=r"architectures: .*a list of class names"):
+        open_source(str(folder)).skeleton()
+
+
 def test_more_layers_than_any_model_has_are_not_built(tmp_path: Path) -> None:
     folder = write_folder(ZOO["llama"].build(), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

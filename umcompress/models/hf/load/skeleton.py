@@ -59,6 +59,7 @@ def read_config(folder: Path, trust: bool = False) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise _config_error(file, error) from error
     _refuse_depth(content, file)
+    _refuse_class_names(content, file)
     if (own := own_code.own_config(content, file, trust)) is not None:
         return own
     try:
@@ -66,6 +67,14 @@ def read_config(folder: Path, trust: bool = False) -> PreTrainedConfig:
     except CONFIG_ERRORS as error:
         raise _config_error(file, error) from error
     return config
+
+
+def _refuse_class_names(content: Any, file: Path) -> None:
+    """ModelError where what names the model's class is no list of names."""
+    named = content.get("architectures") if isinstance(content, dict) else None
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise ModelError(f"the configuration {file}", f"architectures: {str(named)[:40]}; it is a list of class names",
+                         "look whether the file is damaged")
 
 
 def _refuse_depth(content: Any, file: Path) -> None:
