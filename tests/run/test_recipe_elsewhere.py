@@ -75,6 +75,11 @@ def test_a_run_from_other_folders(
     # The run's own evaluation, with what it reads, is found again.
     assert main(["evaluate", "../project/run", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"][0]["scores"]["understanding"]["value"] == 0.75
+    # What a finished run is exported to changes nothing of where its report says that paths begin.
+    (project / "r.yaml").write_text(json.dumps(recipe | {"export": {"to": "transformers"}}), encoding="utf-8")
+    assert main(["apply", "../project/r.yaml"]) == 0
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert (report["recipe"]["model"], report["recipe"]["export"]["to"]) == ("model", "transformers")
     # Out of core, into a folder that the command names.
     assert main(["apply", "../project/r.yaml", "--out-of-core", "--skip-evaluations", "-o", "mine"]) == 0
     (step_folder,) = (there / "mine" / "steps").glob("*channel_prune")

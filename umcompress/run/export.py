@@ -99,7 +99,7 @@ def exported(loaded: LoadedRecipe, folder: RunFolder, report: Report) -> Report:
         raise loaded.problem(("export",), f"{error.asked}: {error.found}", error.do) from error
     unchecked.rename(output)
     lines[0] = f"export: {EXPORT}/{output.name}{lines[0].removeprefix(str(unchecked))}"
-    recipe = loaded.recipe.resolved()
+    recipe = loaded.recipe.resolved_in()
     report = report.model_copy(update={"recipe": recipe, "notes": (*report.notes, *lines)})
     folder.keep_recipe(loaded)
     write_report(report, folder.path)
