@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import transformers as hf
+from fake_runners import Clock
 from hf_models import write_folder
 from hf_zoo import TEXT
 
@@ -16,7 +17,6 @@ from umcompress import progress
 from umcompress.documents.report import Speed
 from umcompress.models import stopwatch
 from umcompress.models.items import GenerationItem, TextSample
-from umcompress.models.runner import Work
 from umcompress.models.source import open_source
 from umcompress.progress import EVERY, counting, passed, say
 from umcompress.recipe.recipe import Recipe
@@ -117,14 +117,8 @@ def test_pictures_and_calibration_of_bagel_are_counted(tiny_bagel: Path, monkeyp
 
 
 def test_timing_counts_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Steady:
-        tasks = ("understanding",)
-
-        def workload(self, task: str) -> Work:
-            return Work(1.0, {"seconds": 1.0})
-
-    heard, runner = Heard(monkeypatch), Steady()
-    watch = stopwatch.Stopwatch(runner, paired=True)  # type: ignore[arg-type]
-    found = watch.compare(runner, ["understanding"])  # type: ignore[arg-type]
+    heard, runner = Heard(monkeypatch), Clock(1.0)
+    watch = stopwatch.Stopwatch(runner, paired=True)
+    found = watch.compare(runner, ["understanding"])
     assert isinstance(found["understanding"], Speed) and found["understanding"].ratio == 1
     assert heard.ended == [("measuring understanding", "rounds at most", stopwatch.FEWEST, stopwatch.MOST)]

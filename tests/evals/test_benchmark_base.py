@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from benchmark_data import Scripted
+from fake_runners import Scripted
 from report_fakes import report
 from torch import nn
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmark_data import Scripted
+from fake_runners import Scripted
 from PIL import Image
 from places import DOCS
 

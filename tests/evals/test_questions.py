@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import benchmark_data as data
 import pytest
+from fake_runners import Scripted
 from PIL import Image
 from report_fakes import report
 
@@ -44,7 +45,7 @@ def run(benchmark: QuestionBenchmark, runner: Any, out: Path, say: Callable[[str
 @pytest.mark.parametrize("kind", [Mme, Pope, Mmvp, Mmmu, MmBench])
 def test_numbers_are_made_of_the_items(kind: type[QuestionBenchmark], tmp_path: Path) -> None:
     """So that their changes can be made anew of items that are drawn."""
-    runner = data.Scripted(lambda q: ("Yes", "B", "no", "A", "(a)")[sum(q.encode()) % 5])
+    runner = Scripted(lambda q: ("Yes", "B", "no", "A", "(a)")[sum(q.encode()) % 5])
     score = run(kind(data=WRITERS[kind](tmp_path / "data")), runner, tmp_path / "out")
     groups = score.item_groups or (len(score.items),)
     assert score.numbers and score.made.keys() == score.numbers.keys()
@@ -58,7 +59,7 @@ def test_numbers_are_made_of_the_items(kind: type[QuestionBenchmark], tmp_path: 
 
 def test_mme(tmp_path: Path) -> None:
     """Always yes, but in OCR always right: accuracy 1/2, accuracy+ 0, so 50 points a task and 200 for OCR."""
-    runner = data.Scripted(lambda q: "No" if "Is this No in OCR" in q else "Yes, it is.")
+    runner = Scripted(lambda q: "No" if "Is this No in OCR" in q else "Yes, it is.")
     score = run(Mme(data=data.write_mme(tmp_path / "mme")), runner, tmp_path / "out")
     assert score.numbers["MME"].value == pytest.approx(13 * 50 + 200)
     assert score.numbers["Perception"].value == pytest.approx(9 * 50 + 200)
@@ -103,7 +104,7 @@ def test_mmbench(tmp_path: Path) -> None:
             return "the answer is unclear"
         return answers[key] + "."
 
-    runner = data.Scripted(answer)
+    runner = Scripted(answer)
     path = data.write_mmbench(tmp_path / "data" / "mmbench_dev_20230712.tsv", rows)
     score = run(MmBench(data=path.parent), runner, tmp_path / "out")
     assert {name: (part.value, part.n) for name, part in score.numbers.items()} == {
@@ -122,7 +123,7 @@ def test_mmbench_without_answers_only_exports(tmp_path: Path) -> None:
     rows = [{**row, "answer": ""} for row in data.mmbench_rows()]
     path = data.write_mmbench(tmp_path / "mmbench_test.tsv", rows)
     said: list[str] = []
-    assert MmBench(data=path).run(data.Scripted("A"), tmp_path / "out", said.append) == {}
+    assert MmBench(data=path).run(Scripted("A"), tmp_path / "out", said.append) == {}
     assert (tmp_path / "out" / "answers.jsonl").read_text().count("\n") == 9
     assert "no answers to score against" in said[-1]
 
@@ -139,7 +140,7 @@ def test_mmbench_in_chinese_and_with_pictures_by_index(tmp_path: Path) -> None:
 
 def test_pope(tmp_path: Path) -> None:
     """In each category 2 yes and 2 no; the model says no to number 0 and is right otherwise."""
-    runner = data.Scripted(lambda q: "No, there is not." if re.search(r" [013] in", q) else "Yes.")
+    runner = Scripted(lambda q: "No, there is not." if re.search(r" [013] in", q) else "Yes.")
     score = run(Pope(data=data.write_pope(tmp_path / "pope")), runner, tmp_path / "out")
     values = {name: part.value for name, part in score.numbers.items() if name.startswith("random")}
     assert values == {
@@ -153,9 +154,9 @@ def test_pope(tmp_path: Path) -> None:
 def test_mmvp(tmp_path: Path) -> None:
     """Always A is right once a pair, and so never."""
     folder = data.write_mmvp(tmp_path / "mmvp")
-    score = run(Mmvp(data=folder), data.Scripted("A"), tmp_path / "out")
+    score = run(Mmvp(data=folder), Scripted("A"), tmp_path / "out")
     assert score.value == 0 and score.numbers["single"].value == 0.5 and score.n == 2
-    again = data.Scripted("B. Closed", batch=1)
+    again = Scripted("B. Closed", batch=1)
     assert run(Mmvp(data=folder, limit=2), again, tmp_path / "out 2").numbers["single"].n == 2
     assert len(again.asked) == 2 and again.asked[0] == again.asked[1]
 
@@ -168,7 +169,7 @@ def test_mmvp_with_the_other_spelling(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", ["reference", "lm_eval"])
 def test_mmmu(tmp_path: Path, protocol: Literal["reference", "lm_eval"]) -> None:
     """31 questions of letters and one open: "(B)" is a letter to lm-eval alone, "it is twelve" is right to both."""
-    runner = data.Scripted(lambda q: "it is twelve" if q.startswith("How many") else "(B)")
+    runner = Scripted(lambda q: "it is twelve" if q.startswith("How many") else "(B)")
     score = run(Mmmu(data=data.write_mmmu(tmp_path / "mmmu"), protocol=protocol), runner, tmp_path / "out")
     # lm-eval holds the list of answers to be one text, which no phrase contains.
     by_lm_eval, by_reference = 30 / 32, 1 / 32
@@ -202,7 +203,7 @@ def test_mmmu_prompts(tmp_path: Path) -> None:
 def test_mmmu_draws_where_no_letter_is_found_and_says_how_often(tmp_path: Path) -> None:
     folder = data.write_mmmu(tmp_path / "mmmu")
     scores = [
-        run(Mmmu(data=folder, protocol="lm_eval", seed=seed), data.Scripted("no idea"), tmp_path / f"{seed} {turn}")
+        run(Mmmu(data=folder, protocol="lm_eval", seed=seed), Scripted("no idea"), tmp_path / f"{seed} {turn}")
         for seed, turn in ((0, 0), (0, 1), (1, 0))
     ]
     assert scores[0].numbers["answers without a letter"].value == 31 / 32
@@ -213,7 +214,7 @@ def test_mmmu_draws_where_no_letter_is_found_and_says_how_often(tmp_path: Path) 
 def test_mmvet_exports_and_reads_grades(tmp_path: Path) -> None:
     folder, out = data.write_mmvet(tmp_path / "mmvet"), tmp_path / "out"
     said: list[str] = []
-    runner = data.Scripted(lambda q: f"answer to {q}")
+    runner = Scripted(lambda q: f"answer to {q}")
     assert MmVet(data=folder).run(runner, out, said.append) == {}
     exported = json.loads((out / "mmvet.json").read_text())
     assert exported["v1_1"] == "answer to What is x in 1?" and len(exported) == 3
@@ -237,7 +238,7 @@ def test_bad_grades(tmp_path: Path, content: Any, found: str) -> None:
     folder = data.write_mmvet(tmp_path / "mmvet")
     (tmp_path / "grades.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match=found):
-        MmVet(data=folder, grades=tmp_path / "grades.json").run(data.Scripted("x"), tmp_path / "out", QUIET)
+        MmVet(data=folder, grades=tmp_path / "grades.json").run(Scripted("x"), tmp_path / "out", QUIET)
 
 
 # -- answers that a report shows -----------------------------------------------------------------------------------
@@ -252,19 +253,19 @@ def test_which_answers_are_right_adds_up_to_the_score(tmp_path: Path) -> None:
     }  # fmt: skip
     for kind, right in share.items():
         out = tmp_path / kind.name
-        score = run(kind(data=WRITERS[kind](out / "data")), data.Scripted("Yes, A"), out)
+        score = run(kind(data=WRITERS[kind](out / "data")), Scripted("Yes, A"), out)
         rows = [json.loads(line) for line in (out / "graded.jsonl").read_text().splitlines()]
         assert mean(row["correct"] for row in rows) == pytest.approx(right(score)), kind
         assert {bool(row.get("pictures")) for row in rows if not row["correct"]} == {True}
         assert not any("pictures" in row for row in rows if row["correct"])
-    MmVet(data=data.write_mmvet(tmp_path / "vet")).run(data.Scripted("Yes"), tmp_path / "judged", QUIET)
+    MmVet(data=data.write_mmvet(tmp_path / "vet")).run(Scripted("Yes"), tmp_path / "judged", QUIET)
     assert not (tmp_path / "judged" / "graded.jsonl").exists()
 
 
 def test_answers_that_a_step_made_wrong_are_shown_with_their_pictures(tmp_path: Path) -> None:
     folder = data.write_pope(tmp_path / "pope")
     for step, answer in (("00-baseline", "Yes"), ("01-layer_drop", "No")):
-        run(Pope(data=folder), data.Scripted(answer), tmp_path / "run" / "steps" / step / "pope")
+        run(Pope(data=folder), Scripted(answer), tmp_path / "run" / "steps" / step / "pope")
     steps = tuple(one.model_copy(update={"evaluations": {"pope": one.scores}}) for one in report().steps[:2])
     (lost,) = lost_answers(report(steps=steps), tmp_path / "run")
     questions = Pope(data=folder).questions()
@@ -284,7 +285,7 @@ def test_answers_that_a_step_made_wrong_are_shown_with_their_pictures(tmp_path: 
 def test_answers_are_written_as_they_come_and_used_again(kind: type[QuestionBenchmark], tmp_path: Path) -> None:
     benchmark = kind(data=WRITERS[kind](tmp_path / "data"))
     out = tmp_path / "out"
-    whole = data.Scripted("Yes", batch=2)
+    whole = Scripted("Yes", batch=2)
     benchmark.run(whole, tmp_path / "whole", QUIET)
 
     class Killed(BaseException):
@@ -299,11 +300,11 @@ def test_answers_are_written_as_they_come_and_used_again(kind: type[QuestionBenc
     with pytest.raises(Killed):
         benchmark.run(Dying("Yes", batch=2), out, QUIET)
     assert len((out / "answers.jsonl").read_text().splitlines()) == 2
-    rest = data.Scripted("Yes", batch=2)
+    rest = Scripted("Yes", batch=2)
     scores = benchmark.run(rest, out, QUIET)
     assert rest.asked == whole.asked[2:]
     assert (out / "answers.jsonl").read_text() == (tmp_path / "whole" / "answers.jsonl").read_text()
-    done = data.Scripted("never asked")
+    done = Scripted("never asked")
     again = benchmark.run(done, out, QUIET)
     assert not done.asked
     assert [s.value for s in again.values()] == [s.value for s in scores.values()]
@@ -325,14 +326,14 @@ def test_a_missing_picture_is_named(kind: type[QuestionBenchmark], tmp_path: Pat
     gone = sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))[0]
     gone.unlink()
     with pytest.raises(UsageError, match=gone.name):
-        kind(data=folder).run(data.Scripted("Yes"), tmp_path / "out", QUIET)
+        kind(data=folder).run(Scripted("Yes"), tmp_path / "out", QUIET)
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     folder = data.write_pope(tmp_path / "pope")
     (folder / "val2014" / "COCO_val2014_000000000000.jpg").write_bytes(b"no picture")
     with pytest.raises(UsageError, match=r"COCO_val2014_000000000000\.jpg"):
-        Pope(data=folder).run(data.Scripted("Yes"), tmp_path / "out", QUIET)
+        Pope(data=folder).run(Scripted("Yes"), tmp_path / "out", QUIET)
 
 
 def test_no_picture_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,10 +348,10 @@ def test_no_picture_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(StoredPicture, "open", noted)
     rows = data.mmbench_rows(20)
     path = data.write_mmbench(tmp_path / "mmbench.tsv", rows)
-    MmBench(data=path).run(data.Scripted("A", batch=3), tmp_path / "a", QUIET)
+    MmBench(data=path).run(Scripted("A", batch=3), tmp_path / "a", QUIET)
     assert len(opened) == len(set(opened)) == 20
     opened.clear()
-    Mme(data=data.write_mme(tmp_path / "mme")).run(data.Scripted("Yes", batch=3), tmp_path / "b", QUIET)
+    Mme(data=data.write_mme(tmp_path / "mme")).run(Scripted("Yes", batch=3), tmp_path / "b", QUIET)
     assert len(opened) == len(set(opened)) == 28
 
 
@@ -370,7 +371,7 @@ def test_a_limit_is_even_over_the_kinds_keeps_groups_and_follows_the_seed(tmp_pa
 
 def test_raising_the_limit_keeps_what_is_answered(tmp_path: Path) -> None:
     folder, out = data.write_mme(tmp_path / "mme"), tmp_path / "out"
-    first, second = data.Scripted("Yes"), data.Scripted("Yes")
+    first, second = Scripted("Yes"), Scripted("Yes")
     Mme(data=folder, limit=28).run(first, out, QUIET)
     Mme(data=folder, limit=42).run(second, out, QUIET)
     assert len(first.asked) == 28 and len(second.asked) == 14
@@ -378,18 +379,18 @@ def test_raising_the_limit_keeps_what_is_answered(tmp_path: Path) -> None:
 
 def test_other_questions_do_not_mix_with_old_answers(tmp_path: Path) -> None:
     folder, out = data.write_pope(tmp_path / "pope"), tmp_path / "out"
-    run(Pope(data=folder), data.Scripted("Yes"), out)
+    run(Pope(data=folder), Scripted("Yes"), out)
     file = folder / "coco_pope_random.json"
     file.write_text(file.read_text().replace("random 0", "other thing"))
     said: list[str] = []
-    changed = data.Scripted("No")
+    changed = Scripted("No")
     run(Pope(data=folder), changed, out, said.append)
     assert len(changed.asked) == 12
     assert (out / "answers.jsonl.old").is_file() and any("answers.jsonl.old" in line for line in said)
 
 
 def test_a_model_without_understanding_is_refused(tmp_path: Path) -> None:
-    runner = data.Scripted("x")
+    runner = Scripted("x")
     runner.tasks = ("generation",)
     with pytest.raises(UsageError, match="answers no questions"):
         Pope(data=data.write_pope(tmp_path / "pope")).run(runner, tmp_path / "out", QUIET)
@@ -421,7 +422,7 @@ def test_damaged_data_is_explained(
     assert changed != text
     path.write_text(changed, encoding="utf-8")
     with pytest.raises(UsageError, match=found):
-        kind(data=tmp_path / "data").run(data.Scripted("Yes"), tmp_path / "out", QUIET)
+        kind(data=tmp_path / "data").run(Scripted("Yes"), tmp_path / "out", QUIET)
 
 
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import transformers as hf
-from check_here import check_here
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
@@ -17,8 +16,7 @@ CHANNELS = {"pass": "channel_prune", "score": "magnitude", "keep_ratio": 0.5}
 
 
 @pytest.mark.parametrize("layers", ["all", "1"])
-def test_the_error_names_us(layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_here(monkeypatch)
+def test_the_error_names_us(layers: str, tmp_path: Path) -> None:
     model = write_folder(ZOO["gpt2"].build(), tmp_path / "gpt2")
     drop = {"pass": "layer_drop", "unit": "attention", "drop": [1]}
     recipe = write_recipe(tmp_path, model, CHANNELS | {"layers": layers}, drop, evaluate=[])

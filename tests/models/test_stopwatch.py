@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fake_runners import Clock
 from scipy.stats import binom
 
 from umcompress.models import stopwatch
-from umcompress.models.runner import Work
-
-
-class Clock:
-    """A runner whose work takes the seconds given, one after the other, and again."""
-
-    tasks = ("understanding",)
-
-    def __init__(self, *seconds: float) -> None:
-        self.seconds, self.calls = seconds, 0
-
-    def workload(self, task: str) -> Work:
-        self.calls += 1
-        seconds = self.seconds[(self.calls - 1) % len(self.seconds)]
-        return Work(seconds, {"tokens_per_second": 1 / seconds})
 
 
 @pytest.fixture(autouse=True)
@@ -47,17 +33,17 @@ def test_of_few_values_the_noise_is_half_of_their_range() -> None:
 
 def test_a_steady_model_is_timed_three_times_and_a_restless_one_twelve() -> None:
     dense = Clock(1.0)
-    watch = stopwatch.Stopwatch(dense, paired=True)  # type: ignore[arg-type]  # a runner that only works
+    watch = stopwatch.Stopwatch(dense, paired=True)
     steady = Clock(0.5)
-    found = watch.compare(steady, ["understanding"])["understanding"]  # type: ignore[arg-type]
+    found = watch.compare(steady, ["understanding"])["understanding"]
     # The first of each warms up.
     assert (steady.calls, dense.calls) == (4, 4) and found.ratio == 2 and found.noise == 0
     restless = Clock(0.5, 0.8)
-    found = watch.compare(restless, ["understanding"])["understanding"]  # type: ignore[arg-type]
+    found = watch.compare(restless, ["understanding"])["understanding"]
     assert restless.calls == 13 and found.noise is not None and found.noise > 0.1
 
 
 def test_the_unpruned_model_is_one_by_definition() -> None:
     runner = Clock(9.0, 0.25, 0.25, 0.25)
-    found = stopwatch.own_speed(runner, ["understanding"])["understanding"]  # type: ignore[arg-type]
+    found = stopwatch.own_speed(runner, ["understanding"])["understanding"]
     assert found.ratio == 1 and found.measures == {"tokens_per_second": 4.0} and runner.calls == 4

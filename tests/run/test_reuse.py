@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from check_here import check_here
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
@@ -17,13 +16,6 @@ from umcompress.cli.main import main
 
 FILES = ("model/model.safetensors", "model/config.json", "model/README.md", "plan.json")
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _check_here() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        check_here(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

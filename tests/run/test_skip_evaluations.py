@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from check_here import check_here
 from hf_models import write_folder, write_recipe
 from hf_zoo import ZOO
 
@@ -15,10 +14,7 @@ from umcompress.cli.main import main
 CHANNELS = {"pass": "channel_prune", "keep_ratio": 0.5, "calibration": {"samples": 2}}
 
 
-def test_out_of_core_with_a_recipe_that_evaluates(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_here(monkeypatch)
+def test_out_of_core_with_a_recipe_that_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_folder(ZOO["llama"].build(), tmp_path / "llama")
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 300, encoding="utf-8")
     scored = [{"perplexity": {"data": str(tmp_path / "text.txt"), "window": 16, "sample_characters": 40}}]

@@ -6,19 +6,15 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor, nn
 
-from umcompress.documents.base import Task
 from umcompress.evals.answers.mme_rules import TASKS
 from umcompress.evals.answers.mmmu import SUBJECTS
 from umcompress.evals.scenes import world
-from umcompress.models.runner import Runner, Work
 
 
 def picture(seed: int) -> Image.Image:
@@ -156,37 +152,3 @@ def write_mmmu(folder: Path) -> Path:
         table = pa.Table.from_pylist(mmmu_rows(subject, 10 * seed), schema=schema)
         parquet.write_table(table, folder / subject / "validation-00000-of-00001.parquet")
     return folder
-
-
-class Scripted(Runner):
-    """A runner that answers by rule and remembers what it was asked."""
-
-    def __init__(self, answer: Any, batch: int = 4, model: nn.Module | None = None) -> None:
-        self._answer, self._batch = answer, batch
-        self.model = model or nn.Identity()
-        self.tasks: tuple[Task, ...] = ("understanding",)
-        self.asked: list[str] = []
-        self.shown: list[Any] = []
-        self.tokens: set[int] = set()
-
-    @property
-    def batch_size(self) -> int:
-        return self._batch
-
-    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
-        self.asked += questions
-        self.shown += images
-        self.tokens.add(max_new_tokens)
-        return [self._answer(question) if callable(self._answer) else self._answer for question in questions]
-
-    def feed(self, *_: Any) -> None:
-        raise NotImplementedError
-
-    def pass_tokens(self, task: Task) -> int:
-        raise NotImplementedError
-
-    def workload(self, task: Task) -> Work:
-        raise NotImplementedError
-
-    def probe(self) -> dict[str, Tensor]:
-        raise NotImplementedError

@@ -211,7 +211,10 @@ class Counting:
 
 def feed(options: TrainingOptions, shares: dict[Task, float], rank: int, world: int) -> Feed:
     """Of items that are no more than their task, place and seed."""
-    items: Any = lambda task, count, seed: [(task, index, seed) for index in range(count)]  # noqa: E731
+
+    def items(task: Task, count: int, seed: int) -> Any:
+        return [(task, index, seed) for index in range(count)]
+
     trainer: Any = Counting()
     return Feed(options, shares, items, trainer, rank, world)
 

@@ -1,4 +1,4 @@
-"""What the files of a run folder and of a compressed model are called."""
+"""What the files of a run folder, of a compressed model and of others' checkpoints are called."""
 
 # In a compressed model's folder: how it was made, where its own configuration cannot say it.
 RECORD = "umcompress.json"
@@ -12,3 +12,5 @@ REPORT = "report.json"
 SWEEP = "sweep.json"
 # In the folder of a step: what it did and scored.
 STEP = "step.json"
+# In a checkpoint of NeMo AutoModel: the folder of the weights under the model's own names.
+NEMO_WEIGHTS = "model/consolidated"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from umcompress.documents.file_names import RECORD, RUN
+from umcompress.documents.file_names import NEMO_WEIGHTS, RECORD, RUN
 from umcompress.documents.files import read_json
 from umcompress.documents.model_names import BUILT_IN, is_hub_id
 from umcompress.documents.unfinished_run import unfinished
@@ -18,7 +18,6 @@ FAMILIES = "umcompress.families"
 # What peft saves in place of a model.
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
-TRAINED_BY_NEMO = "model/consolidated"
 
 
 def resolve_folder(model: str, code: bool = False) -> Path:
@@ -72,11 +71,11 @@ def find_family(folder: Path) -> Family:
             f"the kind of model in {folder}", f"an adapter ({ADAPTER}), without the model that it changes",
             "merge it into that model first: merge_and_unload() of peft, then save_pretrained()",
         )
-    if (folder / TRAINED_BY_NEMO).is_dir():
+    if (folder / NEMO_WEIGHTS).is_dir():
         raise ModelError(
             f"the kind of model in {folder}", "a checkpoint of NeMo AutoModel",
             f"of a BAGEL: umcompress export {folder} --to bagel -o NEW, and name NEW; of a model of transformers: name "
-            f"{folder / TRAINED_BY_NEMO}",
+            f"{folder / NEMO_WEIGHTS}",
         )  # fmt: skip
     if (problem := _config_problem(folder / CONFIG)) is not None:
         raise ModelError(f"the kind of model in {folder}", *problem)

@@ -253,8 +253,9 @@ class Reader:
 
     def _code(self, name: str, path: Path) -> str:
         """A pass or an evaluation as the recipe names it: code in a file that an option names, from its folder."""
-        given = self._folder is not None and self.source.from_option(path)
-        return seen_from(name, "code", self._folder) if given and self._folder is not None else name
+        if self._folder is None or not self.source.from_option(path):
+            return name
+        return seen_from(name, "code", self._folder)
 
     def _resolve(self, resolve: Resolver, name: str, path: Path) -> type[Document] | None:
         try:

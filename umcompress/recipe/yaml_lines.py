@@ -202,7 +202,9 @@ class YamlText:
                 self._lines = {p: n for p, n in self._lines.items() if p[: len(walked)] != walked}
                 self._overridden = {p: o for p, o in self._overridden.items() if p[: len(walked)] != walked}
                 self._overridden[walked] = origin
-                self._own.add(walked) if own else self._own.discard(walked)
+                self._own.discard(walked)
+                if own:
+                    self._own.add(walked)
             else:
                 if isinstance(container, dict) and container.get(key) is None:
                     container[key] = {}

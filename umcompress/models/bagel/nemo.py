@@ -17,6 +17,7 @@ from torch import nn
 
 from umcompress.checkpoint.disk import DiskTensors, FileTensor, OpenFiles
 from umcompress.checkpoint.index import open_folder, shards_of
+from umcompress.documents.file_names import NEMO_WEIGHTS
 from umcompress.documents.files import read_json
 from umcompress.errors import ModelError
 from umcompress.models.bagel.config import AutoencoderConfig, BagelConfig
@@ -27,7 +28,6 @@ from umcompress.models.plain_folder import Plain
 RECIPE = "nemo_automodel.yaml"
 NOTE = f"to train it: cd FOLDER, put your data into {RECIPE}, automodel {RECIPE} --nproc-per-node 8"
 CHECKPOINTS = "checkpoints"
-CONSOLIDATED = Path("model") / "consolidated"
 # What NeMo takes for a `pad_token_id` that is not said; its embedding table must have the row.
 _PADDING = 151643
 _STORED, _AUTOENCODER = "model.safetensors", "ae.safetensors"
@@ -163,7 +163,7 @@ def checkpoint_of(folder: Path) -> Checkpoint | None:
 
     ModelError where it does not lie in the folder of a BAGEL, whose configuration and tokenizer it needs.
     """
-    weights = folder if folder.parts[-2:] == CONSOLIDATED.parts else folder / CONSOLIDATED
+    weights = folder if folder.parts[-2:] == Path(NEMO_WEIGHTS).parts else folder / NEMO_WEIGHTS
     try:
         there = (weights / CONFIG).is_file() and shards_of(weights, _STORED)[0].is_file()
     except OSError:  # a name that no file can have

@@ -1,4 +1,4 @@
-"""The check of a written model in this process, for tests of other things: starting a fresh one takes seconds."""
+"""The check of a written model in the fork that runs a command: thousands of fresh processes would take hours."""
 
 from __future__ import annotations
 
