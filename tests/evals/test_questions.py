@@ -291,7 +291,7 @@ def test_answers_are_written_as_they_come_and_used_again(kind: type[QuestionBenc
     class Killed(BaseException):
         pass
 
-    class Dying(data.Scripted):
+    class Dying(Scripted):
         def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
             if len(self.asked) >= 2:
                 raise Killed
