@@ -112,6 +112,10 @@ class TaskLoss(Evaluation):
             (out / "losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return scores
 
+    def held_out(self, tasks: Sequence[Task]) -> dict[Task, list[TrainingItem]]:
+        """The items that are scored of each of a model's tasks for which there are any."""
+        return {task: self._found(task) for task in self._scored(tasks)}
+
     def _found(self, task: Task) -> list[TrainingItem]:
         count = self.items if self.limit is None else min(self.items, self.limit)
         found = self.provider.held_out_items(task, count, self.seed)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from pathlib import Path
 
 import pytest
+import torch
 from hf_models import write_folder, write_recipe
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import umcompress
 from umcompress.cli.main import main
 from umcompress.documents.base import Task
 from umcompress.documents.previews import PlanReport
 from umcompress.documents.report import read_report
-from umcompress.documents.scores import Change
+from umcompress.documents.scores import Change, KindScore
 from umcompress.documents.search import ChoiceScore, FrontPoint, Search
 from umcompress.errors import UsageError
 from umcompress.plan.command import _load
@@ -24,6 +27,7 @@ from umcompress.run.budgets import budgets_of
 from umcompress.run.composed import composed_steps, planned_sizes, with_steps
 from umcompress.run.front import priced
 from umcompress.run.knapsack import Option, choose
+from umcompress.run.output_distance import mean_distance
 from umcompress.run.search import _numbers, _to_run
 from umcompress.run.sensitivity import shared_source
 
@@ -99,9 +103,12 @@ def test_sizes_are_those_of_the_runs_and_uniform_is_no_smaller(searched: Path) -
         assert point.uniform.shares["parameters"] == point.uniform.result.parameters.total / whole
 
 
-def test_a_choice_costs_what_its_own_run_costs(recipe: Path, searched: Path, tmp_path: Path) -> None:
+def test_a_choice_scored_by_loss_costs_what_its_own_run_costs(recipe: Path, tmp_path: Path) -> None:
     """Scored on the calibration's items, as the recipe's own judge the result."""
-    found = read(searched)
+    command = ["search", str(recipe), "--budget", "parameters=0.7", "--score", "loss", "-o", str(tmp_path / "by-loss")]
+    assert main(command) == 0
+    found = read(tmp_path / "by-loss" / "parameters=0.7")
+    assert found.score == "loss" and not any(one.distances for one in found.choices)
     choice = next(one for one in found.choices if (one.step, one.layers) == (3, (1,)))
     own = json.loads(recipe.read_text())
     loss = {**found.loss, "limit": None}
@@ -114,6 +121,42 @@ def test_a_choice_costs_what_its_own_run_costs(recipe: Path, searched: Path, tmp
     step = read_report(tmp_path / "run").steps[-1]
     assert step.changes == choice.changes
     assert choice.sizes is not None and choice.sizes.parameters == step.parameters
+
+
+def test_a_choice_costs_how_far_its_outputs_are(recipe: Path, searched: Path, tmp_path: Path) -> None:
+    """Against logits that transformers computes of the folder that the choice alone writes, in float64."""
+    found = read(searched)
+    choice = next(one for one in found.choices if (one.step, one.layers) == (3, (1,)))
+    own = json.loads(recipe.read_text())
+    alone = write_recipe(tmp_path, Path(own["model"]), {**STEPS[3], "layers": "1"}, calibration=own["calibration"])
+    assert main(["apply", str(alone), "-o", str(tmp_path / "run")]) == 0
+    unpruned, changed = (
+        umcompress.load(folder).double() for folder in (own["model"], tmp_path / "run" / "model")
+    )
+    texts = [json.loads(line)["text"] for line in Path(own["calibration"]["data"]).read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(own["model"])
+    rows, losses = list[float](), list[float]()
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            wanted, mine = (model(input_ids=ids).logits[0, :-1].log_softmax(-1) for model in (unpruned, changed))
+        rows.append(float((wanted.exp() * (wanted - mine)).sum(-1).mean()))
+        losses.append(float((wanted - mine).gather(-1, ids[0, 1:, None]).mean()))
+    distance = choice.distances["understanding"]
+    assert distance.n == 2 and distance.value == pytest.approx(sum(rows) / 2, rel=1e-3) and distance.value > 0
+    assert choice.changes["understanding"].value == pytest.approx(sum(losses) / 2, abs=1e-6)
+
+
+def test_distances_by_hand() -> None:
+    """Velocities by their squares; distributions by the divergence from the unpruned model's, not to it."""
+    wanted = {"velocity": torch.zeros(100, 4)}
+    mine = {"velocity": torch.arange(400.0).reshape(100, 4)}
+    assert mean_distance(mine, wanted) == pytest.approx(sum(value**2 for value in range(400)) / 400)
+    unpruned, changed = [[0.5, 0.5], [0.9, 0.1]], [[0.75, 0.25], [0.1, 0.9]]
+    by_hand = sum(p * math.log(p / q) for one, other in zip(unpruned, changed, strict=True)
+                  for p, q in zip(one, other, strict=True)) / 2  # fmt: skip
+    logits = ({"logits": torch.tensor(rows).log() + 3} for rows in (changed, unpruned))
+    assert mean_distance(*logits) == pytest.approx(by_hand)
 
 
 def test_a_search_goes_on_and_shows_the_same(
@@ -210,6 +253,19 @@ def test_a_noisy_score_costs_what_it_may_be() -> None:
 
     noisy, sure, gain = priced([choice(0.01, 0.2), choice(0.05, 0.01), choice(-0.1, 0.05)], {"understanding": 1.0})
     assert noisy > sure > gain > 0 and gain == pytest.approx(1e-6)
+
+
+def test_a_distance_goes_before_a_loss() -> None:
+    """Two choices that change the loss alike by luck, and their outputs unlike."""
+    changed = Change(value=0.0, low=-0.1, high=0.1, beyond_noise=False)
+    near, far = (
+        ChoiceScore(
+            name="c", step=0, component="shared", stack="main", layers=(0,), changes={"understanding": changed},
+            distances={"understanding": KindScore(value=value, low=0, high=1, n=2)},
+        )
+        for value in (0.1, 0.4)
+    )  # fmt: skip
+    assert priced([near, far], {"understanding": 1.0}) == pytest.approx([0.4 + 1e-6, 1.6 + 1e-6])
 
 
 def test_the_middle_weighs_the_tasks_most_alike() -> None:

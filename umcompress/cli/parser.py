@@ -139,7 +139,14 @@ def _search(parser: argparse.ArgumentParser) -> None:
         "active.generation=0.5; repeatable",
     )
     parser.add_argument("--data", metavar="FILE", help="held-out items to score the choices on; default: the recipe's")
-    parser.add_argument("--items", type=_whole, default=64, help="items of each task to score a choice on; default: 64")
+    parser.add_argument(
+        "--items", type=_whole, default=128, help="items of each task to score a choice on; default: 128"
+    )
+    parser.add_argument(
+        "--score", choices=("distance", "loss"), default="distance",
+        help="what a choice costs: the distance of its outputs from the unpruned model's (default), or the rise of the "
+        "loss, which takes many more items",
+    )
     run_help = "recipes of the front to run: all, none, 1,3 or middle, which weighs the tasks most alike"
     parser.add_argument("--run", default="none", metavar="NUMBERS", help=run_help)
     parser.add_argument("--uniform", action="store_true", help="whole blocks go, and all that stay are cut alike")

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from umcompress.documents.base import Component, Document, Task
 from umcompress.documents.report import Size
-from umcompress.documents.scores import Change, Score
+from umcompress.documents.scores import Change, KindScore, Score
 
 Part = Literal["attention", "feed_forward", "block"]
 PARTS: tuple[Part, ...] = ("attention", "feed_forward", "block")
@@ -27,6 +27,7 @@ class AloneScore(Document):
     """The unpruned model with one change, against the unpruned model as it is.
 
     branches: those that are changed, `PATH kind component`; dropped: those of them that are gone.
+    distances: how far the outputs of each task are from the unpruned model's, where a search goes by that.
     refused: why the change cannot be made; nothing was measured then.
     """
 
@@ -34,6 +35,7 @@ class AloneScore(Document):
     branches: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     changes: dict[Task, Change] = {}
+    distances: dict[Task, KindScore] = {}
     parameters: NonNegativeInt = 0
     sizes: Sizes | None = None
     refused: str | None = None

@@ -48,13 +48,14 @@ class FrontPoint(Candidate):
 
 
 class Search(Document):
-    """What `umcompress search` writes and prints."""
+    """What `umcompress search` writes and prints.  score: what the choices were priced by."""
 
     format: Literal[1] = 1
     recipe: str
     model: str
     budgets: dict[str, float]
     loss: dict[str, Any] = {}
+    score: Literal["distance", "loss"] = "loss"
     unpruned: dict[Task, float]
     sizes: Sizes
     choices: tuple[ChoiceScore, ...] = Field(min_length=1)

@@ -45,6 +45,8 @@ def front_table(found: Search) -> Table:
         rows.append((one.name, *shares, *expected, *(_measured(one.result, task) for task in tasks)))
     columns = (*measures, *(f"sum {task[:3]}." for task in tasks), *tasks)
     notes = ["sum: of what the choices change alone; the last columns: what the recipe came to, change of the loss"]
+    if found.score == "distance":
+        notes = ["chosen by the distance of outputs from the unpruned model's", *notes]
     notes += ["± half of the paired 95 % interval, * beyond noise; lower is better"]
     return Table("Front", (text_column("recipe"), *number_columns(*columns)), tuple(rows), tuple(notes))
 

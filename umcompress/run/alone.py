@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from umcompress import processes
 from umcompress.calibrate.collect import collect
@@ -36,6 +36,9 @@ from umcompress.recipe.recipe import Calibration, Recipe
 from umcompress.rewrite.apply import rewrite
 from umcompress.run.in_memory import InMemory
 from umcompress.run.sharing import SharedSource, twin
+
+if TYPE_CHECKING:
+    from umcompress.run.output_distance import OutputDistance
 
 FOLDER = "alone"
 AnyDocument = TypeVar("AnyDocument", bound=Document)
@@ -61,13 +64,15 @@ class Alone:
     """The unpruned model, and what is measured of changes to it.
 
     recipe: says what calibrates.  sized: whether to count sizes and work, timed: whether to time the tasks, too.
+    distant: whether to measure the distance of the outputs on the items of `loss`, and the losses of the same batches,
+    in place of running `loss`.
     """
 
     def __init__(
         self, recipe: Recipe, source: SharedSource, loss: Evaluation, folder: Path, sized: bool = False,
-        timed: bool = False,
+        timed: bool = False, distant: bool = False,
     ) -> None:  # fmt: skip
-        self.recipe, self.source, self.loss = recipe, source, loss
+        self.recipe, self.source, self.loss, self.distant = recipe, source, loss, distant
         self.folder, self.sized, self.timed = folder / FOLDER, sized, timed
         self.evaluations = [seeded(evaluation, recipe.seed) for evaluation in recipe.evaluate]
         self.statistics: dict[Calibration, Statistics] = {}
@@ -82,6 +87,12 @@ class Alone:
         return self.held.graph()
 
     @cached_property
+    def distance(self) -> OutputDistance:
+        from umcompress.run.output_distance import OutputDistance
+
+        return OutputDistance(self.loss, self.source.runner(self.held.model))
+
+    @cached_property
     def unpruned(self) -> UnprunedScore:
         file = self.folder / "unpruned.json"
         if (kept := _kept(file, UnprunedScore)) is not None:
@@ -90,7 +101,8 @@ class Alone:
         model = self.held.model
         runner = self.source.runner(model)
         found = UnprunedScore(
-            scores=self._scores(runner), parameters=_parameters(model), sizes=self._sizes(model, runner, False)
+            scores=self.distance.losses(runner) if self.distant else self._scores(runner),
+            parameters=_parameters(model), sizes=self._sizes(model, runner, False),
         )
         processes.by_first(lambda: _keep(file, found))
         return found
@@ -159,13 +171,14 @@ class Alone:
         plans = [proposal.plan for proposal in proposals]
         rewrite(model, self.source.family, plans, [proposal.tensors for proposal in proposals])
         runner = self.source.runner(model)
-        scores, before = self._scores(runner), self.unpruned.scores
+        scores, distances = self.distance.compared(runner) if self.distant else (self._scores(runner), {})
+        before = self.unpruned.scores
         changed = [branch for plan in plans for branch in changed_branches(self.graph, plan)]
         return AloneScore(
             name=name, branches=tuple(dict.fromkeys(branch for branch, _ in changed)),
             dropped=tuple(dict.fromkeys(branch for branch, gone in changed if gone)),
             changes={task: change(scores[task], before[task]) for task in scores if task in before},
-            parameters=_parameters(model), sizes=self._sizes(model, runner, True),
+            distances=distances, parameters=_parameters(model), sizes=self._sizes(model, runner, True),
         )  # fmt: skip
 
     def _scores(self, runner: Runner) -> dict[Task, Score]:

@@ -35,18 +35,18 @@ class Front:
         weightings: list[dict[Task, float]] = [{tasks[0]: 1.0}]
         if len(tasks) == 2:
             weightings = [{"understanding": share, "generation": round(1 - share, 9)} for share in WEIGHTS]
-        found: dict[tuple[str, ...], FrontPoint] = {}
+        found: dict[tuple[str, ...], tuple[FrontPoint, dict[Task, float]]] = {}
         for weights in weightings:
             picked, shares = self._picked(choices, weights)
             names = tuple(choice.name for choice in picked)
             expected = {
                 task: sum(choice.changes[task].value for choice in picked if task in choice.changes) for task in tasks
             }
-            found.setdefault(names, FrontPoint(
-                name="", recipe="", shares=shares, expected=expected, weights=weights, choices=names
-            ))  # fmt: skip
+            lost = {task: sum(_rise(choice, task) for choice in picked) for task in tasks}
+            point = FrontPoint(name="", recipe="", shares=shares, expected=expected, weights=weights, choices=names)
+            found.setdefault(names, (point, lost))
         points = list(found.values())
-        return [point for point in points if not any(_beats(other, point) for other in points)]
+        return [point for point, lost in points if not any(_beats(other, lost) for _, other in points)]
 
     def _picked(
         self, choices: Sequence[ChoiceScore], weights: Mapping[Task, float]
@@ -139,11 +139,7 @@ class Front:
 
 
 def priced(choices: Sequence[ChoiceScore], weights: Mapping[Task, float]) -> list[float]:
-    """What each choice costs: by how much it may raise the losses, each on the scale of the mean rise, weighted.
-
-    That is the upper end of the interval: of many noisy scores the lowest are mostly luck, and a program that takes the
-    lowest would pick those.
-    """
+    """What each choice costs: by task what it loses, on the scale of the mean over the choices, weighted."""
     scale = {
         task: sum(_rise(choice, task) for choice in choices) / len(choices) or 1.0 for task in weights
     } if choices else {}  # fmt: skip
@@ -153,10 +149,17 @@ def priced(choices: Sequence[ChoiceScore], weights: Mapping[Task, float]) -> lis
 
 
 def _rise(choice: ChoiceScore, task: Task) -> float:
-    return max(0.0, choice.changes[task].high)
+    """The distance of the outputs; where losses were scored, by how much the loss may rise.
+
+    That is the upper end of the interval: of many noisy scores the lowest are mostly luck, and a program that takes the
+    lowest would pick those.
+    """
+    if (distance := choice.distances.get(task)) is not None:
+        return max(0.0, distance.value)
+    return max(0.0, choice.changes[task].high) if task in choice.changes else 0.0
 
 
-def _beats(one: FrontPoint, other: FrontPoint) -> bool:
-    """Whether it is expected to lose less on one task and no more on any."""
-    pairs = [(one.expected[task], other.expected[task]) for task in other.expected]
+def _beats(one: Mapping[Task, float], other: Mapping[Task, float]) -> bool:
+    """Whether it loses less on one task and no more on any."""
+    pairs = [(one[task], other[task]) for task in other]
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -1,8 +1,8 @@
 """`umcompress search`: the choices that lose least within a budget, layer by layer; the front between the tasks.
 
 Each step of the recipe is a choice that every layer may take. Each is made alone on the unpruned model and scored by
-its loss; an integer program then picks, once for each weighting of the tasks. Losses add up only about: the recipes of
-the front are there to be run.
+how far its outputs are from the unpruned model's, or by its loss; an integer program then picks, once for each
+weighting of the tasks. What choices cost adds up only about: the recipes of the front are there to be run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from umcompress import processes
 from umcompress.documents.atomic import write_text_atomic
@@ -42,6 +42,7 @@ class Asked:
 
     run: which recipes of the front to run, `all`, `none`, or `middle`: the one that weighs the tasks most alike.
     uniform: all layers that stay are cut alike.
+    score: what choices are priced by, the distance of outputs or the rise of the loss.
     """
 
     recipe: str
@@ -51,7 +52,8 @@ class Asked:
     device: str | None = None
     dtype: str | None = None
     data: str | None = None
-    items: int = 64
+    items: int = 128
+    score: Literal["distance", "loss"] = "distance"
     run: str = "none"
     uniform: bool = False
 
@@ -74,8 +76,8 @@ def search(asked: Asked) -> tuple[Search, Path]:
     loss.suits(source.runner(source.skeleton()))
     path = Path(asked.output) if asked.output else Path("runs") / f"{loaded.file.stem}-search"
     timed = any(name.startswith("seconds") for name in budgets)
-    with claimed(path, MARK, _depends_on(recipe, loss, source, timed), "search"):
-        searching = _Searching(recipe, loaded, source, loss, budgets, path, asked.uniform)
+    with claimed(path, MARK, _depends_on(recipe, loss, source, timed, asked.score), "search"):
+        searching = _Searching(recipe, loaded, source, loss, budgets, path, asked)
         found, path = searching.run(wanted), searching.place
     text = json.dumps(found.json_values(), indent=1, ensure_ascii=False) + "\n"
     processes.by_first(lambda: write_text_atomic(path / FILE, text))
@@ -135,14 +137,14 @@ def _numbers(wanted: set[int] | str, front: Sequence[FrontPoint]) -> set[int]:
     return {spread.index(min(spread)) + 1} if wanted == "middle" else set(range(1, len(front) + 1))
 
 
-def _depends_on(recipe: Recipe, loss: Evaluation, source: Any, timed: bool) -> dict[str, str]:
+def _depends_on(recipe: Recipe, loss: Evaluation, source: Any, timed: bool, score: str) -> dict[str, str]:
     """What the scores of the choices depend on, in words; budgets may change."""
     from umcompress.run.fingerprint import model_parts
 
     data = [recipe.calibration.data, getattr(loss, "data", None)]
     files = {f"data {name}": file_digest(str(name)) for name in data if name is not None}
     resolved = {key: str(value) for key, value in recipe.resolved_in().items() if key not in ("output", "sweep")}
-    asked = {"loss": str(loss.json_values()), "timed": str(timed)}
+    asked = {"loss": str(loss.json_values()), "timed": str(timed), "score": score}
     return {**model_parts(source), **resolved, **asked, **files, **versions()}
 
 
@@ -151,19 +153,20 @@ class _Searching:
 
     def __init__(
         self, recipe: Recipe, loaded: LoadedRecipe, source: Any, loss: Evaluation, budgets: Mapping[str, float],
-        path: Path, uniform: bool = False,
+        path: Path, asked: Asked,
     ) -> None:  # fmt: skip
         from umcompress.run.alone import Alone
         from umcompress.run.sharing import Shared
 
         self.recipe, self.loaded, self.source = recipe, loaded, source
         # What choices cost alone does not depend on the budgets; all else is kept by budgets.
-        asked = [f"{measure}={share:g}" for measure, share in budgets.items()]
-        self.place = path / "_".join([*asked, "uniform"] if uniform else asked)
-        self.uniform = uniform
+        named = [f"{measure}={share:g}" for measure, share in budgets.items()]
+        self.place = path / "_".join([*named, "uniform"] if asked.uniform else named)
+        self.uniform, self.score = asked.uniform, asked.score
         self.budgets = dict(budgets)
         self.alone: Alone = Alone(
-            recipe, source, loss, path, sized=True, timed=any(name.startswith("seconds") for name in budgets)
+            recipe, source, loss, path, sized=True, timed=any(name.startswith("seconds") for name in budgets),
+            distant=asked.score == "distance",
         )
         self.shared: Shared = Shared()
         self.uniform_sizes: Known = {}
@@ -189,7 +192,8 @@ class _Searching:
         front = [self._ran(point) if number in numbers else point for number, point in enumerate(front, start=1)]
         return Search(
             recipe=self.loaded.file.stem, model=self.recipe.model, budgets=self.budgets,
-            loss=self.alone.loss.json_values(), sizes=sizes, choices=tuple(choices), front=tuple(front),
+            loss=self.alone.loss.json_values(), score=self.score, sizes=sizes,
+            choices=tuple(choices), front=tuple(front),
             unpruned={task: score.value for task, score in self.alone.unpruned.scores.items()},
             notes=tuple(f"no layer takes {name}: {reason}" for name, reason in self._useless(choices).items()),
         )

@@ -210,7 +210,7 @@ class Student(nn.Module):
         parts = {name: loss.float().sum() / totals.rows[name] for name, loss in done.losses.items()}
         weight = dict.fromkeys(parts, self.weights.task)
         for name, teacher in outputs.items():
-            parts[name] = _distance(name, done.outputs[name].float(), teacher.float()) / totals.rows[name]
+            parts[name] = summed_distance(name, done.outputs[name].float(), teacher.float()) / totals.rows[name]
             weight[name] = self.weights.distill_output
         if self.blocks is not None and taught:
             parts["blocks"] = self._blocks(taught, batch, totals)
@@ -253,8 +253,8 @@ class Student(nn.Module):
         return torch.stack(terms).sum() / len(self.teacher.variances)
 
 
-def _distance(name: str, mine: Tensor, wanted: Tensor) -> Tensor:
-    """Summed over rows: divergence of distributions for logits, else the mean squared error of a row."""
+def summed_distance(name: str, mine: Tensor, wanted: Tensor) -> Tensor:
+    """Summed over rows: divergence of distributions for logits, in nats, else the mean squared error of a row."""
     if name.endswith("logits"):
         return functional.kl_div(mine.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
     return (mine - wanted).square().mean(-1).sum()
