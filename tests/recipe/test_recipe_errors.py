@@ -131,6 +131,7 @@ def test_a_layout_that_the_model_cannot_be_written_in() -> None:
         ("steps:\n  - pass: a\n- pass: b\n", 3, "indented otherwise than those it belongs to"),
         ("steps:\n- pass: a\n  keep_ratio 0.5\n  x: 1\n", 4, "a key without `: `"),
         ("model: m\n---\nmodel: n\n", 2, "not valid YAML"),
+        ('model: m\nsteps:\n- {pass: "\\U00110000"}\n', 3, "U00110000 is no character"),
         ("model: *nothing\n", 1, "undefined alias"),
         ("model: &x [*x]\n", 1, "contains itself"),
         ("model: \x00\n", None, "not valid YAML"),
@@ -308,7 +309,7 @@ def test_merge_keys_bring_what_is_not_said() -> None:
     ("written", "message"),
     [
         ("!!int ''", "not a whole number: ''"), ("!!bool x", "not true or false: 'x'"), ("!!float ''", "not a number"),
-        ('"\\UFFFFFFFF"', "stands for nothing"), ("9" * 5000, "not a whole number: '999"),
+        ('"\\UFFFFFFFF"', "is no character"), ("9" * 5000, "not a whole number: '999"),
         ("0x" + "f" * 5000, "too large a number: '0xfff"), (str(2**63), "too large a number"),
         ('"a\\0b"', "a character that no text has: 'a\\x00b'"), ('"\\ud800"', "a character that no text has"),
         ("[" * 4000, "more than 50 levels"), ("{" * 50_000, "more than 50 levels"), ("[" * 60 + "]" * 60, "50 levels"),

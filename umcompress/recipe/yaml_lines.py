@@ -28,6 +28,8 @@ _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticErro
 _LARGEST = 2**63
 # No file name holds a NUL, and half of a surrogate pair cannot be printed.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
+# An escape of 8 digits past the last character that there is.
+_NO_CHARACTER = re.compile(r"\\U(?!000[0-9a-f]|0010)[0-9a-f]{8}", re.IGNORECASE)
 _MERGE = "tag:yaml.org,2002:merge"
 _KINDS = {"null": "null", "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in _KINDS)
@@ -81,9 +83,15 @@ class YamlText:
             message = f"not valid YAML: {_first_line(error)}"
             raise RecipeError([Problem(self.file, None, "", message)]) from error
         except _MALFORMED as error:
-            message = f"not valid YAML: an escape or a directive that stands for nothing ({_first_line(error)})"
-            raise RecipeError([Problem(self.file, None, "", message)]) from error
+            raise RecipeError([self._malformed(text, error)]) from error
         return None if root is None else self._build(root, (), ())
+
+    def _malformed(self, text: str, error: Exception) -> Problem:
+        """What the parser could not make a value of: an escape past the last character, or what it says itself."""
+        if (escape := _NO_CHARACTER.search(text)) is None:
+            return Problem(self.file, None, "", f"not valid YAML: {_first_line(error)}")
+        message = f"not valid YAML: {escape[0]} is no character"
+        return Problem(self.file, text.count("\n", 0, escape.start()) + 1, "", message, "the last one is \\U0010FFFF")
 
     def _look_at_size(self, text: str) -> None:
         """RecipeError for what is no recipe by its size or depth, before nodes are made: that goes down into it."""
