@@ -204,7 +204,7 @@ def test_a_file_is_sought_beside_the_recipe(
     folder.mkdir()
     here.mkdir()
     for file in (folder / "mine.jsonl", here / "other.jsonl"):
-        file.write_text('{"prompt": "a red circle"}\n' * 2)
+        file.write_text(f'{{"{"text" if key == "training" else "prompt"}": "a red circle"}}\n' * 2)
     monkeypatch.chdir(here)
 
     def said(data: str, code: int) -> str:

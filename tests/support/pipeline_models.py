@@ -33,6 +33,61 @@ def qwen_image(folder: Path, blocks: int = 3, layers: int = 4, seed: int = 0) ->
     return folder
 
 
+def pixart(folder: Path, scheduler: str = "DDPMScheduler", **options: Any) -> Path:
+    """A PixArt: an encoder of T5, a transformer that predicts noise (and a variance beside it), an autoencoder."""
+    import transformers as hf
+
+    diffusers = _diffusers()
+    torch.manual_seed(0)
+    transformer = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
+        cross_attention_dim=16, caption_channels=24, sample_size=32, norm_elementwise_affine=False,
+        norm_type="ada_norm_single",
+    )  # fmt: skip
+    config = hf.T5Config(vocab_size=264, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=256)
+    pipeline = diffusers.PixArtSigmaPipeline(
+        scheduler=getattr(diffusers, scheduler)(**options), vae=_pictures(shift=0.0), transformer=transformer.eval(),
+        text_encoder=hf.T5EncoderModel(config), tokenizer=_tokenizer(),
+    )  # fmt: skip
+    awaken(transformer)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def z_image(folder: Path) -> Path:
+    """A Z-Image: an encoder of Qwen3, and a transformer whose time and velocity run the other way."""
+    import transformers as hf
+
+    diffusers = _diffusers()
+    torch.manual_seed(0)
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=48, n_layers=2, n_refiner_layers=1, n_heads=3, n_kv_heads=3, cap_feat_dim=32,
+        axes_dims=[4, 4, 8], axes_lens=[1024, 32, 32],
+    )  # fmt: skip
+    awaken(transformer)
+    tokenizer = _tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    text = hf.Qwen3Config(
+        vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=1024,
+    )  # fmt: skip
+    pipeline = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=_pictures(shift=0.1, levels=2),
+        text_encoder=hf.Qwen3Model(text), tokenizer=tokenizer, transformer=transformer.eval(),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _pictures(shift: float, levels: int = 4) -> Any:
+    """An autoencoder of pictures, 4 channels; it halves a picture at each level but the last."""
+    return _diffusers().AutoencoderKL(
+        latent_channels=4, block_out_channels=[8] * levels, norm_num_groups=4, layers_per_block=1,
+        down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
+        scaling_factor=0.4, shift_factor=shift,
+    )  # fmt: skip
+
+
 def _diffusers() -> Any:
     """The library, which has no types."""
     return importlib.import_module("diffusers")

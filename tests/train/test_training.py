@@ -19,7 +19,7 @@ from umcompress.documents.plan import DropBlock, Plan
 from umcompress.documents.training_options import LossWeights, TrainingOptions
 from umcompress.errors import UsageError
 from umcompress.evals.scenes.evaluation import Scenes
-from umcompress.models.items import ImageText, TextSample, UnderstandingItem
+from umcompress.models.items import ImageText, UnderstandingItem
 from umcompress.models.source import open_source
 from umcompress.models.trainer import TrainingBatch
 from umcompress.passes.router_train import RouterTrain
@@ -262,7 +262,7 @@ def test_training_data_is_none_of_the_evaluation() -> None:
     held = {np.asarray(world.render(scene)).tobytes() for scene in asked}
     assert len(held) > 50
     assert all(world.is_evaluation(scene) for scene in asked)
-    shown = [item.image for item in (*painted, *read) if not isinstance(item, TextSample)]
+    shown = [item.image for item in (*painted, *read) if isinstance(item, ImageText | UnderstandingItem)]
     assert len(shown) == 240 and not held & {np.asarray(image).tobytes() for image in shown}
     assert all(isinstance(item, UnderstandingItem) for item in read)
     other = scenes.training_items("generation", 120, 8)

@@ -17,7 +17,7 @@ from training_models import names_of, quick, split
 
 from umcompress.data.training_file import TrainingFile
 from umcompress.errors import UsageError
-from umcompress.models.items import ImageText, TextSample, UnderstandingItem
+from umcompress.models.items import GenerationItem, ImageText, TextSample, UnderstandingItem
 from umcompress.models.source import open_source
 from umcompress.train.progress import CURVE, Curve
 from umcompress.train.step import run_training
@@ -81,7 +81,11 @@ def test_rows_of_a_file_by_task(tmp_path: Path) -> None:
     assert {type(item) for item in read} == {TextSample, UnderstandingItem}
     painted = data.training_items("generation", 3, 0)
     assert all(isinstance(item, ImageText) and item.prompt == "red" for item in painted) and len(painted) == 3
+    # Where none has a picture, prompts alone are what some models learn from.
     (tmp_path / "data.jsonl").write_text('{"prompt": "no picture"}\n')
+    (alone,) = TrainingFile(data=tmp_path / "data.jsonl").training_items("generation", 1, 0)
+    assert isinstance(alone, GenerationItem) and alone.prompt == "no picture"
+    (tmp_path / "data.jsonl").write_text('{"text": "one"}\n')
     with pytest.raises(UsageError, match="no row of it"):
         TrainingFile(data=tmp_path / "data.jsonl").training_items("generation", 1, 0)
 

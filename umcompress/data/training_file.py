@@ -16,7 +16,10 @@ from umcompress.models.pictures import open_picture
 if TYPE_CHECKING:
     from umcompress.models.items import TrainingItem
 
-FORMS = "JSON lines with `text`, with `image`, `question` and `answer`, or with `image` and `prompt`"
+FORMS = (
+    "JSON lines with `text`, with `image`, `question` and `answer`, with `image` and `prompt`, or with `prompt` alone, "
+    "which the unpruned model paints"
+)
 _KINDS: dict[Task, tuple[Callable[[Row], bool], ...]] = {
     "understanding": (
         lambda row: "text" in row,
@@ -27,7 +30,10 @@ _KINDS: dict[Task, tuple[Callable[[Row], bool], ...]] = {
 
 
 class TrainingFile(CalibrationFile):
-    """A source of training items: texts, questions about pictures with answers, pictures with prompts."""
+    """A source of training items: texts, questions about pictures with answers, pictures with prompts.
+
+    Prompts alone are taken where no row has a picture with its prompt.
+    """
 
     name: ClassVar[str] = "training file"
     key: ClassVar[str] = "training data"
@@ -35,7 +41,10 @@ class TrainingFile(CalibrationFile):
     @cached_property
     def _by_task(self) -> dict[Task, list[Row]]:
         rows = self._rows()
-        return {task: [row for row in rows if any(fits(row) for fits in kinds)] for task, kinds in _KINDS.items()}
+        found = {task: [row for row in rows if any(fits(row) for fits in kinds)] for task, kinds in _KINDS.items()}
+        if not found["generation"]:
+            found["generation"] = [row for row in rows if "prompt" in row and "image" not in row]
+        return found
 
     def check(self) -> None:
         """Rows, and whether their pictures are there."""
@@ -56,7 +65,12 @@ class TrainingFile(CalibrationFile):
 
     def held_out_items(self, task: Task, count: int, seed: int) -> list[TrainingItem]:
         """Of a file that is not trained on: `count` of its rows, or all of them where there are fewer."""
-        return self.training_items(task, min(count, len(self._found(task))), seed)
+        rows = self._found(task)
+        if task == "generation" and "image" not in rows[0]:
+            raise UsageError(
+                f"the loss of pictures of {self.data}", "its prompts have no pictures", "give rows `image` and `prompt`"
+            )
+        return self.training_items(task, min(count, len(rows)), seed)
 
     def offers(self, task: Task) -> bool:
         """Whether any row is for it."""
@@ -65,8 +79,8 @@ class TrainingFile(CalibrationFile):
     def examples(self, task: Task) -> list[TrainingItem]:
         """One of each kind of row."""
         rows = self._found(task)
-        firsts = (next((row for row in rows if fits(row)), None) for fits in _KINDS[task])
-        return [self._item(row, task) for row in firsts if row is not None]
+        firsts = [next((row for row in rows if fits(row)), None) for fits in _KINDS[task]]
+        return [self._item(row, task) for row in firsts if row is not None] or [self._item(rows[0], task)]
 
     def _found(self, task: Task) -> list[Row]:
         if not self._by_task[task]:
@@ -74,8 +88,10 @@ class TrainingFile(CalibrationFile):
         return self._by_task[task]
 
     def _item(self, row: Row, task: Task) -> TrainingItem:
-        from umcompress.models.items import ImageText, TextSample, UnderstandingItem
+        from umcompress.models.items import GenerationItem, ImageText, TextSample, UnderstandingItem
 
+        if "image" not in row and "prompt" in row:
+            return GenerationItem(row["prompt"], 0)
         if task == "understanding" and "text" in row:
             return TextSample(row["text"])
         file = self.data.parent / row["image"]

@@ -18,7 +18,8 @@ class LossWeights(Document):
         description="the model's own: flow matching on latents, cross-entropy on answers; noisier than a teacher",
     )
     distill_output: NonNegativeFloat = Field(
-        default=1.0, description="to the unpruned model's velocity (squared error) and logits (divergence)"
+        default=1.0,
+        description="to the unpruned model's velocity or noise (squared error) and logits (divergence)",
     )
     distill_blocks: NonNegativeFloat = Field(
         default=1.0,
@@ -79,7 +80,7 @@ class TrainingOptions(Document):
     data: Path | None = Field(
         default=None,
         description="a file of training items instead: JSON lines with `text`, with `image`, `question` and `answer`, "
-        "or with `image` and `prompt`",
+        "with `image` and `prompt`, or of pipelines prompts alone",
     )
     seed: NonNegativeInt = Field(default=0, description="draws items, noise and times")
 

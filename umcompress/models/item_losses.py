@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 
 def trainer_of(runner: Runner) -> Trainer:
     """The trainer of a runner's model.  ModelError where its family does not train it."""
-    return find_family(runner.folder).trainer(runner.model, runner.folder)
+    return runner.trainer(find_family(runner.folder))

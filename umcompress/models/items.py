@@ -22,7 +22,11 @@ class UnderstandingItem:
 
 @dataclass(frozen=True)
 class GenerationItem:
-    """Calibration data: a prompt; the whole sampling run is fed, every step and every guidance branch."""
+    """A prompt without a picture.
+
+    Calibration feeds the whole sampling run, every step and every guidance branch.  Training stops in some steps of it,
+    where the unpruned model says what is right.
+    """
 
     prompt: str
     seed: int
@@ -43,4 +47,4 @@ class TextSample:
     text: str
 
 
-TrainingItem: TypeAlias = ImageText | UnderstandingItem | TextSample
+TrainingItem: TypeAlias = ImageText | UnderstandingItem | TextSample | GenerationItem

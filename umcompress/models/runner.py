@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from torch import Tensor
 from umcompress.documents.base import Task
 from umcompress.errors import UncountedError, UsageError
 from umcompress.models.items import GenerationItem, Picture, UnderstandingItem
+
+if TYPE_CHECKING:
+    from umcompress.models.family import Family
+    from umcompress.models.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,10 @@ class Runner(ABC):
     def settings(self, steps: int | None = None, guidance: float | None = None) -> None:
         """Paint with other denoising steps or another guidance scale than the folder's."""
         raise self._cannot("choose steps or guidance")
+
+    def trainer(self, family: Family) -> Trainer:
+        """Trains the model, with the settings of this runner where they matter.  ModelError where it cannot be."""
+        return family.trainer(self.model, self.folder)
 
     # -- tasks ---------------------------------------------------------------------------------------------
 

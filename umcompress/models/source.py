@@ -21,6 +21,7 @@ from umcompress.models.registry import find_family, resolve_folder
 from umcompress.models.remote_code import code_files
 from umcompress.models.runner import Runner
 from umcompress.models.save import is_compressed, load_compressed, read_record
+from umcompress.models.trainer import Trainer
 from umcompress.rewrite.apply import shapes_only
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -75,6 +76,12 @@ class Source:
                 )
             settings(**given)
         return made
+
+    def trainer(self, model: nn.Module) -> Trainer:
+        """Trains the model, on pictures of the size that `sampling` says.  ModelError where it cannot be trained."""
+        return self.runner(model).trainer(self.family) if self.sampling.given() else self.family.trainer(
+            model, self.folder
+        )
 
 
 def located(source: Source) -> tuple[nn.Module, DiskTensors]:

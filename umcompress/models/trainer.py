@@ -19,7 +19,7 @@ class TrainingBatch:
 
     rows: how many rows each loss and each distilled output has in this batch.
     block_rows: how many rows each tensor has that a block of the main stack returns, all but its last dimension
-    flattened.
+    flattened; after them, if the model has another stack with other rows, how many those are.
     kept: (rows,) of those which are no padding, over all calls of a block in their order; None: all.  `block_rows`
     counts no padding.
     """
@@ -35,7 +35,8 @@ class TrainingForward:
     """`losses`: the task's own, one number a row, (rows,).  `outputs`: what is distilled, (rows, width).
 
     Named alike in every family: losses `flow`, `cross_entropy` and, where pictures are tokens, `codes`; outputs
-    `velocity`, `logits` and `code_logits`.
+    `velocity`, `logits` and `code_logits`.  What denoises and predicts no velocity has the loss `denoising` and the
+    output `prediction` instead.
     """
 
     losses: Mapping[str, Tensor]

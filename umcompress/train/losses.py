@@ -160,6 +160,16 @@ def _whole(tokens: int, batch: TrainingBatch, totals: StepTotals) -> float:
     return tokens * sum(totals.block_rows) / max(1, sum(batch.block_rows))
 
 
+def _rows_of_step(place: int, rows: Tensor, batch: TrainingBatch, totals: StepTotals) -> float:
+    """The rows in the whole step of the tensor that a block returns in this place.
+
+    A last block may return fewer tensors than the others: of those the rows are looked up by their number.
+    """
+    if batch.block_rows[place] == len(rows):
+        return totals.block_rows[place]
+    return _whole(len(rows), batch, totals)
+
+
 @dataclass
 class Teacher:
     """The unpruned model as a teacher: its outputs for a batch, and the variance of its blocks' outputs."""
@@ -247,9 +257,9 @@ class Student(nn.Module):
         terms = []
         for index, tensors in self.blocks.take(batch).items():
             spreads = self.teacher.variances[index]
-            for mine, wanted, rows, spread in zip(tensors, taught[index], totals.block_rows, spreads, strict=True):
+            for place, (mine, wanted, spread) in enumerate(zip(tensors, taught[index], spreads, strict=True)):
                 error = (mine.float() - wanted.float()).square().sum() / mine.shape[-1]
-                terms.append(error / (spread * max(rows, 1)))
+                terms.append(error / (spread * max(_rows_of_step(place, mine, batch, totals), 1)))
         return torch.stack(terms).sum() / len(self.teacher.variances)
 
 

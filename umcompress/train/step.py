@@ -20,7 +20,7 @@ from umcompress.errors import ModelError, PlanError
 from umcompress.extend.evaluation_base import Evaluation
 from umcompress.extend.pass_base import TrainingPass
 from umcompress.models.family import Family
-from umcompress.models.items import TrainingItem
+from umcompress.models.items import GenerationItem, TrainingItem
 from umcompress.models.runner import Runner
 from umcompress.models.source import Source
 from umcompress.rewrite.nn.experts import SparseFeedForward
@@ -45,7 +45,7 @@ def check_learning(
     planner: TrainingPass, names: Sequence[str], model: nn.Module, source: Source, data: Evaluation
 ) -> None:
     """PlanError or UsageError where `names` cannot learn from this data.  `model`: a skeleton, as it will be then."""
-    trainer = source.family.trainer(model, source.folder)
+    trainer = source.trainer(model)
     tasks: Iterable[Task]
     try:
         tasks = _shares(planner, names, model, source.runner(model), trainer.tasks)
@@ -56,6 +56,11 @@ def check_learning(
     for task in _offered(planner, data, tasks):
         items += data.examples(task) if isinstance(data, TrainingFile) else data.training_items(task, 1, planner.seed)
     trainer.check(items)
+    if not planner.losses.distills and any(isinstance(item, GenerationItem) for item in items):
+        raise PlanError(
+            f"{planner.name}: train on prompts without pictures", "only the unpruned model says what is right there",
+            "leave losses.distill_output above 0, or give pictures with their prompts",
+        )
     for name in names:
         if reason := trainer.blocked(name, items):
             raise PlanError(
@@ -125,7 +130,7 @@ def feed_experts(
 def _subject(model: nn.Module, source: Source) -> TrainableModel:
     stack = model.get_submodule(source.family.stacks(model)[source.family.main_stack])
     assert isinstance(stack, nn.ModuleList)
-    return TrainableModel(model, source.family.trainer(model, source.folder), list(stack))
+    return TrainableModel(model, source.trainer(model), list(stack))
 
 
 def _many(names: Sequence[str], model: nn.Module) -> str:

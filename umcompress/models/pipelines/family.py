@@ -17,6 +17,7 @@ from umcompress.models.family import Family
 from umcompress.models.parts_of_folder import INDEX
 from umcompress.models.pipelines.index import read_index, require_diffusers
 from umcompress.models.runner import Runner
+from umcompress.models.trainer import Trainer
 
 if TYPE_CHECKING:
     from umcompress.checkpoint.disk import DiskTensors
@@ -145,6 +146,10 @@ class PipelineFamily(Family):
         from umcompress.models.pipelines.runner import PipelineRunner
 
         return PipelineRunner(_pipeline(model), folder)
+
+    def trainer(self, model: nn.Module, folder: Path) -> Trainer:
+        """Trains encoders of text and what denoises."""
+        return self.runner(model, folder).trainer(self)
 
     def opened(self, model: nn.Module, folder: Path) -> Any:
         """A pipeline object of diffusers around the model's parts."""

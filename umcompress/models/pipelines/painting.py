@@ -10,7 +10,7 @@ import copy
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ from umcompress.models.pipelines.stacks import PAINTS
 
 # What a negative prompt is where none is given: pipelines that guide by one say so, and leave it out otherwise.
 NEGATIVE = " "
+# The scale of pipelines that guide by a negative prompt, and may have another number that goes into what denoises.
+TRUE_SCALE = "true_cfg_scale"
 
 
 @dataclass(frozen=True)
@@ -109,30 +111,61 @@ class Painter:
 
         UsageError for settings that the pipeline refuses.
         """
-        pipeline = self.pipeline()
         options = self.options(settings) | {"prompt": prompt, "generator": generator, "output_type": output}
+        found = self.invoked(self.pipeline(), options)
+        return found[0] if output == "np" else found
+
+    def invoked(self, pipeline: Any, options: Mapping[str, Any], gradients: bool = False) -> Any:
+        """What a call of a pipeline object makes.  Options that it does not take are left out.
+
+        UsageError for options that it refuses.  gradients: its own code keeps none; then what lies below it is called.
+        """
         takes = inspect.signature(self.kind.__call__).parameters
+        call: Any = self.kind.__call__
+        call = getattr(call, "__wrapped__", call) if gradients else call
         try:
-            with torch.no_grad():
-                made = pipeline(**{name: value for name, value in options.items() if name in takes})
+            with nullcontext() if gradients else torch.no_grad():
+                made = call(pipeline, **{name: value for name, value in options.items() if name in takes})
         except (ValueError, TypeError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
             raise UsageError(
                 f"paint with {self.model.index.kind}", lines[0][:300],
                 "look at `sampling` of the recipe, and at what the pipeline takes",
             ) from error
-        found = made.images if hasattr(made, "images") else made[0]
-        return found[0] if output == "np" else found
+        return made.images if hasattr(made, "images") else made[0]
+
+    @property
+    def guidance_name(self) -> str | None:
+        """What the pipeline calls the scale by which it guides; None where it has none."""
+        takes = inspect.signature(self.kind.__call__).parameters
+        return next((name for name in (TRUE_SCALE, "guidance_scale") if name in takes), None)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the scale goes into what denoises as a number, and no second branch is computed."""
+        parts = (child for name, child in self.model.named_children() if name.startswith(PAINTS))
+        embedded = any(getattr(getattr(part, "config", None), "guidance_embeds", False) for part in parts)
+        return embedded and self.guidance_name != TRUE_SCALE
+
+    @cached_property
+    def unguided_scale(self) -> float:
+        """The scale at which no second branch is computed: mostly 1, and 0 for pipelines that add the scale to one."""
+        made = self.pipeline()
+        for scale in (1.0, 0.0):
+            made._guidance_scale = scale
+            if not getattr(made, "do_classifier_free_guidance", False):
+                return scale
+        return 1.0
 
     def options(self, settings: PaintingSettings) -> dict[str, Any]:
         """The settings under the names that the pipeline has for them."""
         takes = inspect.signature(self.kind.__call__).parameters
         options: dict[str, Any] = {
             "num_inference_steps": settings.steps, "height": settings.height, "width": settings.width,
-            "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale": settings.guidance,
+            self.guidance_name or "guidance_scale": settings.guidance,
         }
         options = {name: value for name, value in options.items() if value is not None}
-        if "true_cfg_scale" in takes:
+        if TRUE_SCALE in takes:
             options["negative_prompt"] = settings.negative_prompt
         if "num_frames" in takes:
             options["num_frames"] = 1
@@ -140,9 +173,13 @@ class Painter:
 
     @contextmanager
     def before_denoiser(self, heard: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
-        """Inside, `heard` is called with the arguments of each call of what denoises, before it runs."""
+        """Inside, `heard` is called with the arguments of each call of what denoises, by name, before it runs."""
+
+        def hear(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            heard(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+
         hooks = [
-            child.register_forward_pre_hook(lambda _, args, kwargs: heard(kwargs), with_kwargs=True)
+            child.register_forward_pre_hook(hear, with_kwargs=True)
             for name, child in self.model.named_children() if name.startswith(PAINTS)
         ]  # fmt: skip
         try:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,15 @@ from umcompress.models.hf.paint.sampling import generator_of
 from umcompress.models.items import GenerationItem, Picture
 from umcompress.models.pipelines.painting import Painter, PaintingSettings, Stop, small, to_pixels
 from umcompress.models.pipelines.parts import PipelineModel
+from umcompress.models.pipelines.prediction import first_step
 from umcompress.models.pipelines.reading import reader
 from umcompress.models.pipelines.stacks import PAINTS, READS
 from umcompress.models.runner import Likelihood, Runner, Work
 from umcompress.progress import passed
+
+if TYPE_CHECKING:
+    from umcompress.models.family import Family
+    from umcompress.models.pipelines.trainer import PipelineTrainer
 
 PROMPT = "a picture"
 # Of what is timed, counted and compared: few steps of a small picture.
@@ -61,6 +66,11 @@ class PipelineRunner(Runner):
             "steps": steps, "guidance": guidance, "height": height, "width": width, "negative_prompt": negative_prompt,
         }
         self.sampling = replace(self.sampling, **{name: one for name, one in given.items() if one is not None})
+
+    def trainer(self, family: Family) -> PipelineTrainer:
+        from umcompress.models.pipelines.trainer import PipelineTrainer
+
+        return PipelineTrainer(self)
 
     # -- understanding ---------------------------------------------------------------------------------------
 
@@ -164,9 +174,8 @@ class PipelineRunner(Runner):
                 stack.callback(hook.remove)
             if is_shapes_only(self.model):
                 stack.enter_context(OnShapes())
-            settings = replace(self.measured, steps=1)
             try:
-                self.painter.call(PROMPT, generator_of(0, 0), settings, output="latent")
+                first_step(self.painter, PROMPT, generator_of(0, 0), self.measured)
             except (NotImplementedError, RuntimeError) as error:
                 found = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UncountedError(f"count the work of {self.model.index.kind} without values", found) from error
