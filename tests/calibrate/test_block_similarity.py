@@ -1,7 +1,8 @@
 """A block's score is the cosine between what goes into it and what comes out, whatever it does inside.
 
 The reference are hooks on the block; what is inside differs: residuals added in modules (BLOOM), states (RWKV), norms
-behind the last addition (BERT, OLMo 2), streams that are scaled (MiniMax, Granite, Doge), parallel branches (GPT-NeoX).
+behind the last addition (BERT, OLMo 2), streams that are scaled (MiniMax, Granite, Doge), parallel branches (GPT-NeoX),
+routers that hand something on (ZAYA).
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ TYPES: dict[str, Callable[[], Any]] = {
     "doge": lambda: hf.DogeForCausalLM(hf.DogeConfig(**SIZES, num_key_value_heads=2)),
     "granite": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**SIZES, residual_multiplier=0.5)),
     "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SIZES)),
-}
+    # Its routers hand something on from block to block that is as wide as the stream.
+    "zaya": lambda: hf.ZayaForCausalLM(hf.ZayaConfig(
+        **SIZES, num_key_value_heads=2, head_dim=8, moe_intermediate_size=48, num_experts=4, router_hidden_size=32,
+    )),
+}  # fmt: skip
 
 
 def by_hooks(model: Any, blocks: list[nn.Module]) -> list[float]:

@@ -16,6 +16,8 @@ from torch import nn
 from umcompress.graph.lower import original_class
 
 _STREAM = "hidden_states"
+# What the routers of ZAYA hand on from block to block is named like a stream and is none.
+_NO_STREAM = "router"
 
 
 def streams_of(block: nn.Module) -> dict[str, int]:
@@ -43,7 +45,10 @@ def _streams(cls: Any) -> tuple[tuple[str, int], ...]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
             names = [one.id if isinstance(one, ast.Name) else "" for one in node.value.elts]
-            places = [(name, place) for place, name in enumerate(names) if name in arguments and _STREAM in name]
+            places = [
+                (name, place) for place, name in enumerate(names)
+                if name in arguments and _STREAM in name and _NO_STREAM not in name
+            ]  # fmt: skip
             found.append(tuple(places))
     several = [places for places in found if len(places) > 1]
     return several[0] if several else ()
