@@ -73,6 +73,10 @@ CASES = [
     Case("BAGEL's language part: layers that differ (with the plug-in)", "bagel-mini", [
         *({**step, "component": "understanding"} for step in RAGGED),
     ]),
+    Case("BAGEL specialized for understanding, its language model: a block and channels less", "bagel-mini", [
+        {"pass": "specialize", "task": "understanding"},
+        *({**step, "component": "understanding"} for step in (BLOCK, CHANNELS)),
+    ], "transformers"),
 ]
 
 
@@ -116,7 +120,8 @@ def compressed(case: Case, work: Path) -> tuple[Path, Any]:
     save_plain(plain, out, source.folder, replace=True)
     if case.steps == [EXPERTS]:
         _train_routers(out)
-    return (language_part(out, out.with_name(f"{out.name}-language")) if case.kind == "bagel-mini" else out), model
+    is_bagel = (out / "ema.safetensors").is_file()
+    return (language_part(out, out.with_name(f"{out.name}-language")) if is_bagel else out), model
 
 
 def _train_routers(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Remove everything that one task never reads, for those who deploy that task alone.  What it computes stays.
 
-What is read is found by running the task once, with every module watched: parts of the model that no token of it
-reaches go, and so do feed-forwards whose output reaches nothing.  Parts that are there for the task stay, also those
-that one run does not need (the encoder of its pictures, to train on).
+What is read is found by running the task once: parts of the model that none of its tokens goes through and none of its
+results depends on go, and so do heads and feed-forwards whose output reaches nothing.  What a family says is there for
+the task stays, also where that run has no need of it (the encoder of the pictures that it paints, to train on).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Specialize(Pass):
 
     def plan(self, graph: ModelGraph, statistics: Statistics) -> Proposal:
         unread = graph.unread(self.task)
-        mine = {name for name in unread if graph.family.component_of(name) == self.task}
-        edits: list[Edit] = [*self._branches(graph, unread - mine), *self._modules(graph, unread - mine)]
+        modules = self._modules(graph, unread.names, unread.runs_in_vain)
+        edits: list[Edit] = [*self._branches(graph, unread.names), *modules]
         if not any(isinstance(edit, DropModule) for edit in edits):
             raise PlanError(
                 f"{self.name}: task {self.task}", "no part of the model is there for another task only",
@@ -65,17 +65,24 @@ class Specialize(Pass):
                         part = cast(Component, component)
                         yield DropBranch(block=block.path, branch=branch.kind, component=part)
 
-    def _modules(self, graph: ModelGraph, unread: frozenset[str]) -> Iterator[DropModule]:
+    def _modules(
+        self, graph: ModelGraph, unread: frozenset[str], runs_in_vain: frozenset[str]
+    ) -> Iterator[DropModule]:
         """The largest modules of which nothing is read; blocks of a stack that is read stay."""
+        from torch import nn
+
         blocks = {block.path for block in graph.blocks(stack="all")}
 
         def walk(path: str, module: nn.Module) -> Iterator[DropModule]:
             names = {f"{path}.{name}" if path else name for name, _ in module.named_parameters(remove_duplicate=False)}
-            if path and names and names <= unread:
-                yield DropModule(module=path, task=self.task)
-            elif names & unread and path not in blocks:
-                for name, child in module.named_children():
-                    yield from walk(f"{path}.{name}" if path else name, child)
+            if path in blocks or not names & unread:
+                return
+            # A list is asked for its modules, which what stands in its place would not have.
+            if path and names <= unread and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                yield DropModule(module=path, task=self.task, runs=path in runs_in_vain)
+                return
+            for name, child in module.named_children():
+                yield from walk(f"{path}.{name}" if path else name, child)
 
         yield from walk("", graph.model)
 

@@ -121,11 +121,15 @@ class SplitExperts(Document):
 
 
 class DropModule(Document):
-    """Remove a module outside of blocks, with its weights: the kept `task` never reads it, and the other is refused."""
+    """Remove a module outside of blocks, with its weights: the kept `task` never reads it, and the other is refused.
+
+    runs: the task sends tokens through it, and reads nothing of what comes out.
+    """
 
     kind: Literal["drop_module"] = "drop_module"
     module: str
     task: Task
+    runs: bool = False
 
 
 class SetTensors(Document):

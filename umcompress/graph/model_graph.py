@@ -173,13 +173,15 @@ class ModelGraph:
         """The weight as (out, in), whatever the layout of the module."""
         return value.t() if leaf == "weight" and is_conv1d(self.model.get_submodule(path)) else value
 
-    def unread(self, task: Task) -> frozenset[str]:
-        """The parameters that a task does not depend on, found by running it. ModelError where its family cannot."""
+    def unread(self, task: Task) -> Unread:
+        """What a task does not depend on, found by running it on shapes.  ModelError where its family cannot."""
         if not isinstance(self.family, TaskReadingFamily):
-            raise ModelError(f"find what {task} reads", "known of BAGEL models only", "leave the step out")
+            raise ModelError(f"find what {task} reads", "this family of models has no run for it", "leave the step out")
         names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        idle = tuple(f"{path}." for path, of in self.family.not_read(self.model).items() if of == task)
-        return frozenset(names - self.family.read_in(self.model, task) | {n for n in names if n.startswith(idle)})
+        read = self.family.read_in(self.model, task)
+        idle = {path for path, of in self.family.not_read(self.model).items() if of == task} | read.runs_in_vain
+        behind = tuple(f"{path}." for path in idle)
+        return Unread(frozenset(names - read.names | {n for n in names if n.startswith(behind)}), read.runs_in_vain)
 
     def block_graph(self, path: str) -> fx.Graph:
         """A copy of a block's graph, free to be instrumented. ModelError where it could not be traced."""
@@ -314,12 +316,29 @@ def _expert_sites(
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TaskReads:
+    """What a task reads.  names: parameters.  runs_in_vain: modules outside of blocks that run, and can be taken away
+    all the same, as nothing looks at what comes out of them."""
+
+    names: frozenset[str]
+    runs_in_vain: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Parameters that a task does not depend on; of these, the modules that run, see `TaskReads`."""
+
+    names: frozenset[str]
+    runs_in_vain: frozenset[str] = frozenset()
+
+
 @runtime_checkable
 class TaskReadingFamily(Protocol):
     """A family that can run a task without its words and values, to see what it reads."""
 
-    def read_in(self, model: nn.Module, task: Task) -> Set[str]:
-        """Names of the parameters whose own module a token of the task goes through."""
+    def read_in(self, model: nn.Module, task: Task) -> TaskReads:
+        """What a task depends on.  ModelError where the model does not do the task, or nothing but the task."""
 
     def not_read(self, model: nn.Module) -> Mapping[str, Task]:
         """Module path -> the task whose result does not depend on what the module computes, though it runs."""

@@ -88,14 +88,20 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
 
 def read_by(model: nn.Module, runner: Runner, task: Task) -> frozenset[str]:
     """Names of the parameters whose own module a token of the task goes through."""
+    with called_in(model) as names, torch.no_grad():
+        runner.pass_tokens(task)
+    return frozenset(names)
+
+
+@contextmanager
+def called_in(model: nn.Module) -> Iterator[set[str]]:
+    """Names of the parameters whose own module receives a token inside, filled as it goes."""
     names, hooks = _watch(model, _experts(model))
     try:
-        with torch.no_grad():
-            runner.pass_tokens(task)
+        yield names
     finally:
         for hook in hooks:
             hook.remove()
-    return frozenset(names)
 
 
 @contextmanager

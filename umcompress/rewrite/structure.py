@@ -101,7 +101,7 @@ class _StructureEdits:
 
     def drop_module(self, edit: DropModule) -> None:
         owner, _, name = edit.module.rpartition(".")
-        setattr(self.model.get_submodule(owner), name, Absent(edit.module, edit.task))
+        setattr(self.model.get_submodule(owner), name, Absent(edit.module, edit.task, edit.runs))
         self.tensors.forget(edit.module)
 
     @staticmethod

@@ -14,8 +14,10 @@ from umcompress.checkpoint.layout import WeightFiles
 from umcompress.checkpoint.writer import TensorToWrite
 from umcompress.documents.base import Component, Task
 from umcompress.documents.plan import Plan
+from umcompress.graph.model_graph import TaskReads
 from umcompress.models.bagel.config import BagelConfig
 from umcompress.models.bagel.expert_layout import NOTES
+from umcompress.models.bagel.language_part import language_folder
 from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.moe_folder import has_experts, plain_folder
@@ -43,7 +45,7 @@ class BagelFamily(Family):
 
     name: ClassVar[str] = "bagel"
     main_stack: ClassVar[str] = "decoder"
-    layouts: ClassVar[tuple[str, ...]] = ("bagel", "vllm", "nemo", "pad")
+    layouts: ClassVar[tuple[str, ...]] = ("bagel", "transformers", "vllm", "nemo", "pad")
 
     def matches(self, folder: Path) -> bool:
         return (folder / "llm_config.json").is_file() and (folder / "vit_config.json").is_file()
@@ -81,9 +83,14 @@ class BagelFamily(Family):
         self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None,
         pad: bool = False,
     ) -> Plain | str:
-        """`pad` makes a plain BAGEL of streams or blocks that differ in width; vLLM reads only what understands."""
+        """`pad` makes a plain BAGEL of streams or blocks that differ in width.
+
+        vLLM reads only what understands, and transformers of that the language model.
+        """
         if layout == "vllm" and not pad:
             return served_folder(model, folder, values)
+        if layout == "transformers":
+            return "filled up it is a plain BAGEL (pad)" if pad else language_folder(model, folder, values)
         if (task := kept_task(model)) is not None:
             return f"it is specialized for {task}, and a plain BAGEL does both"
         if has_experts(model):
@@ -110,9 +117,12 @@ class BagelFamily(Family):
         path = f"{self.stacks(model)['decoder']}.{last}.mlp"
         return {path: "generation"} if any(name == path for name, _ in model.named_modules()) else {}
 
-    def read_in(self, model: nn.Module, task: Task) -> frozenset[str]:
+    def read_in(self, model: nn.Module, task: Task) -> TaskReads:
+        """What the task's tokens go through, and what is there for it beside: the encoder of pictures to train on."""
         assert isinstance(model, Bagel)
-        return read_by(model, BagelRunner(model, Path()), task)
+        names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+        own = frozenset(name for name in names if self.component_of(name) == task)
+        return TaskReads(read_by(model, BagelRunner(model, Path()), task) | own)
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         assert isinstance(model, Bagel)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from umcompress.documents.base import TASKS, Task
-from umcompress.errors import ModelError
 from umcompress.models.bagel.context import Cache
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.preprocess import normalise, resize, vision_input
@@ -35,7 +34,7 @@ from umcompress.models.items import GenerationItem, Picture, UnderstandingItem
 from umcompress.models.pictures import to_image
 from umcompress.models.runner import Likelihood, Runner, Work, likelihood
 from umcompress.progress import passed
-from umcompress.rewrite.nn.absent import kept_task
+from umcompress.rewrite.nn.absent import kept_task, require_task
 
 # Tokens that may stand in one batch: small models run many samples at once, the released one one by one.
 BATCH_TOKENS = 4096
@@ -78,14 +77,6 @@ class BagelRunner(Runner):
         """The tokenizer; sizes and workloads need none."""
         return FolderTokenizer(self.folder)
 
-    def _needs(self, task: Task) -> None:
-        """ModelError where the model was specialized for the other task."""
-        if task not in self.tasks:
-            raise ModelError(
-                f"{task} with this model", f"it is specialized for {self.tasks[0]}, and has no weights for {task}",
-                "take the model as it was before `specialize`",
-            )  # fmt: skip
-
     def _batches(self, count: int) -> Iterator[slice]:
         for start in range(0, count, self.batch_size):
             yield slice(start, min(start + self.batch_size, count))
@@ -95,7 +86,7 @@ class BagelRunner(Runner):
     @torch.no_grad()
     def _absorb(self, images: Sequence[Any], questions: Sequence[Tensor] | None) -> Cache:
         """Pictures, then questions as token ids.  An entry may be several pictures, all entries equally many."""
-        self._needs("understanding")
+        require_task(self.model, "understanding")
         cache = Cache(len(images))
         for shown in zip(*(_picture_list(entry) for entry in images), strict=True):
             self.model.absorb_vision(cache, [vision_input(image, self.model.config) for image in shown])
@@ -164,7 +155,7 @@ class BagelRunner(Runner):
         self, prompts: Sequence[Tensor], noise: Sequence[Tensor], at_time: Callable[[float], None] | None = None
     ) -> Tensor:
         """Prompts as token ids -> latent tokens of all their pictures."""
-        self._needs("generation")
+        require_task(self.model, "generation")
         contexts = Contexts.empty(len(prompts), image_guidance=False)
         contexts.add_text(self.model, prompts)
         return denoise(
@@ -189,7 +180,7 @@ class BagelRunner(Runner):
     @torch.no_grad()
     def latents(self, pictures: Sequence[Any]) -> list[Tensor]:
         """(z, h, w) of each picture: where the autoencoder puts it."""
-        self._needs("generation")
+        require_task(self.model, "generation")
         dtype = self.model.vae.decoder.conv_in.weight.dtype
         found = []
         for picture in pictures:

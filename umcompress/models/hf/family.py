@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from umcompress.documents.base import Component
+from umcompress.documents.base import Component, Task
 from umcompress.documents.files import read_json
 from umcompress.models.family import Family
 from umcompress.models.hf.anatomy.components import check_globs, component_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from umcompress.checkpoint.layout import WeightFiles
     from umcompress.checkpoint.writer import TensorToWrite
     from umcompress.documents.plan import Plan
+    from umcompress.graph.model_graph import TaskReads
     from umcompress.models.plain_folder import Plain
 
 _STACKS = "umcompress_stacks"
@@ -127,6 +128,8 @@ class TransformersFamily(Family):
         from umcompress.models.hf.export import mixtures, ordinary
 
         of_transformers = _of_transformers(model)
+        if (reason := _why_not_whole(of_transformers)) is not None:
+            return f"model/ needs umcompress: {reason}"
         if mixtures.is_split(of_transformers):
             return mixtures.plain_folder(of_transformers, self, folder, values)
         return ordinary.plain_folder(of_transformers, self, folder, values)
@@ -139,6 +142,8 @@ class TransformersFamily(Family):
         from umcompress.models.hf.export import decilm, filled
 
         of_transformers = _of_transformers(model)
+        if (reason := _why_not_whole(of_transformers)) is not None:
+            return reason
         if layout == "deci":
             unpadded = "DeciLM has a width for each layer, and nothing to fill up: leave `pad` out"
             return unpadded if pad else decilm.decilm_folder(of_transformers, values)
@@ -157,7 +162,15 @@ class TransformersFamily(Family):
         from umcompress.models.hf.anatomy import stacks
 
         kept = getattr(model, _STACKS, None)
-        return dict(kept) if isinstance(kept, dict) else stacks.find_stacks(_of_transformers(model))
+        if not isinstance(kept, dict):
+            return stacks.find_stacks(_of_transformers(model))
+        there = {path for path, _ in model.named_modules()}
+        return {name: path for name, path in kept.items() if path in there}
+
+    def read_in(self, model: nn.Module, task: Task) -> TaskReads:
+        from umcompress.models.hf.paint import one_task
+
+        return one_task.read_in(_of_transformers(model), task)
 
     def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         from umcompress.models.hf.layers.rules import check_removable
@@ -198,6 +211,16 @@ class TransformersFamily(Family):
 
         found: Trainer = unified_trainer.trainer(model, folder)
         return own_code.guarded(found, folder) if _of_transformers(model).is_custom_code() else found
+
+
+def _why_not_whole(model: Any) -> str | None:
+    """Why a specialized model is no ordinary one of its architecture; None of any other."""
+    from umcompress.rewrite.nn.absent import kept_task
+
+    task = kept_task(model)
+    if task is None:
+        return None
+    return f"it is specialized for {task}, and transformers builds {type(model).__name__} with all of its parts"
 
 
 def _of_transformers(model: nn.Module) -> Any:

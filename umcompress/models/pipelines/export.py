@@ -20,12 +20,15 @@ from umcompress.graph.lower import lowered_graph, original_class
 from umcompress.models.hf.export import ordinary, per_layer
 from umcompress.models.hf.load.skeleton import BASE_CONFIG, CONFIG_ERRORS, config_file
 from umcompress.models.hf.names import CONFIG
+from umcompress.models.hf.names import WEIGHTS as TRANSFORMERS_WEIGHTS
 from umcompress.models.parts_of_folder import BASE_INDEX, INDEX
 from umcompress.models.pipelines.files import sources, values_of
 from umcompress.models.pipelines.index import OURS, Part
+from umcompress.models.pipelines.one_task import language_model
 from umcompress.models.pipelines.parts import PipelineModel, build_diffusers, build_part, text_family
 from umcompress.models.pipelines.stacks import component_of
 from umcompress.models.plain_folder import Plain
+from umcompress.rewrite.nn.absent import kept_task
 
 _SETTING = (int, float, bool, str, tuple)
 # Settings of a module that tracing and torch keep, or that only number it.
@@ -39,17 +42,40 @@ def plain_folder(
     """A folder that diffusers loads by itself, or why there is none."""
     texts: dict[str, str] = {}
     reasons: list[str] = []
+    index, note = dict(model.index.content), ""
+    weights: dict[str, Mapping[str, TensorToWrite]] = dict(sources(model, values))
     for part in model.index.parts:
-        if is_changed(part, model, source):
+        if not is_changed(part, model, source):
+            continue
+        if (alone := language_model(model.of(part))) is not None:
+            config, why, tensors = _by_itself(part, model, alone, source, values)
+            weights[f"{part.name}/{TRANSFORMERS_WEIGHTS}"] = tensors
+            index[part.name] = [part.library, original_class(alone).__name__]
+            note = f"{part.name}/ is a {original_class(alone).__name__}, without {part.kind} around it"
+        else:
             config, why = plain_config(part, model, source, values_of(part, values))
-            texts[f"{part.name}/{CONFIG}"] = config
-            reasons += [f"{part.name}: {reason}" for reason in why]
+        texts[f"{part.name}/{CONFIG}"] = config
+        reasons += [f"{part.name}: {reason}" for reason in why]
     if reasons:
         return "; ".join(reasons)
-    if (source / BASE_INDEX).is_file():
-        texts[INDEX] = _as_text(model.index.content)
+    if (source / BASE_INDEX).is_file() or index != model.index.content:
+        texts[INDEX] = _as_text(index)
     dropped = {BASE_INDEX, *(f"{part.name}/{BASE_CONFIG}" for part in model.index.parts)}
-    return Plain(sources(model, values), texts, frozenset(dropped), loads_with="diffusers")
+    return Plain(weights, texts, frozenset(dropped), loads_with="diffusers", note=note)
+
+
+def _by_itself(
+    part: Part, model: PipelineModel, alone: Any, source: Path, values: Mapping[str, TensorToWrite] | None
+) -> tuple[str, list[str], Mapping[str, TensorToWrite]]:
+    """Of a language model that takes its encoder's place: configuration, what that does not say, and weights."""
+    path = next(name for name, inner in model.named_modules() if inner is alone)
+    inside = None
+    if values is not None:
+        inside = {name.removeprefix(f"{path}."): one for name, one in values.items() if name.startswith(f"{path}.")}
+    made = ordinary.plain_folder(alone, text_family(component_of(part.name)), source / part.name, inside)
+    if isinstance(made, str):
+        return "", [made], {}
+    return made.texts[CONFIG], [], made.weights[TRANSFORMERS_WEIGHTS]
 
 
 def own_texts(model: PipelineModel, source: Path) -> dict[str, str]:
@@ -96,6 +122,10 @@ def plain_config(
     """The text of the configuration of a part as it is now, and why it does not say all."""
     module, own = model.of(part), source / part.name
     if part.library == "transformers":
+        if (task := kept_task(module)) is not None:
+            config = ordinary.content_of(ordinary.plain_config(module, _family(part))[0])
+            reason = f"it is specialized for {task}, and transformers builds {part.kind} with all of its parts"
+            return ordinary.as_text(config), [reason]
         made = ordinary.plain_folder(module, text_family(component_of(part.name)), own, values)
         if isinstance(made, str):
             return ordinary.as_text(ordinary.content_of(ordinary.plain_config(module, _family(part))[0])), [made]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from umcompress.checkpoint.layout import WeightFiles
     from umcompress.checkpoint.writer import TensorToWrite
     from umcompress.documents.plan import Plan
+    from umcompress.graph.model_graph import TaskReads
     from umcompress.models.pipelines.parts import PipelineModel
     from umcompress.models.plain_folder import Plain
 
@@ -43,7 +44,7 @@ class PipelineFamily(Family):
         from umcompress.models.pipelines import parts, stacks
 
         built = {part.name: parts.build_part(part, folder, self.component_of(part.name)) for part in index.parts}
-        model = parts.PipelineModel(index, built, stacks.find_stacks(index, built))
+        model = parts.PipelineModel(index, built, stacks.find_stacks(index, built), folder)
         for path in self.stacks(model).values():
             blocks = model.get_submodule(path)
             assert isinstance(blocks, nn.ModuleList)
@@ -107,7 +108,8 @@ class PipelineFamily(Family):
         return export.plain_folder(_pipeline(model), folder, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
-        return dict(_pipeline(model).stacks)
+        there = {path for path, _ in model.named_modules()}
+        return {name: path for name, path in _pipeline(model).stacks.items() if path in there}
 
     def main_stacks(self, model: nn.Module) -> Collection[str]:
         """Of the encoder of text its language model, and every stack of what denoises."""
@@ -124,6 +126,11 @@ class PipelineFamily(Family):
         from umcompress.models.pipelines.depth import not_read
 
         return not_read(_pipeline(model))
+
+    def read_in(self, model: nn.Module, task: Task) -> TaskReads:
+        from umcompress.models.pipelines.one_task import read_in
+
+        return read_in(_pipeline(model), task)
 
     def check_removable(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> None:
         from umcompress.models.pipelines.depth import check_removable

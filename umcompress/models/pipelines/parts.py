@@ -20,11 +20,16 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class PipelineModel(nn.Module):
-    """The parts of a pipeline that have weights, as children by the names that its index gives them."""
+    """The parts of a pipeline that have weights, as children by the names that its index gives them.
 
-    def __init__(self, index: PipelineIndex, parts: Mapping[str, nn.Module], stacks: Mapping[str, str]) -> None:
+    folder: where its tokenizers and schedulers lie.
+    """
+
+    def __init__(
+        self, index: PipelineIndex, parts: Mapping[str, nn.Module], stacks: Mapping[str, str], folder: Path
+    ) -> None:
         super().__init__()
-        self.index, self.stacks = index, dict(stacks)
+        self.index, self.stacks, self.folder = index, dict(stacks), folder
         for name, module in parts.items():
             self.add_module(name, module)
 

@@ -28,6 +28,7 @@ from umcompress.models.pipelines.reading import reader
 from umcompress.models.pipelines.stacks import PAINTS, READS
 from umcompress.models.runner import Likelihood, Runner, Work
 from umcompress.progress import passed
+from umcompress.rewrite.nn.absent import kept_task, require_task
 
 if TYPE_CHECKING:
     from umcompress.models.family import Family
@@ -51,7 +52,8 @@ class PipelineRunner(Runner):
     @cached_property
     def reader(self) -> TransformersRunner | None:
         """Runs the text encoder, where it continues text."""
-        return reader(getattr(self.model, READS, None), self.folder)
+        only_paints = kept_task(self.model) == "generation"
+        return None if only_paints else reader(getattr(self.model, READS, None), self.folder)
 
     @property
     def sampling_settings(self) -> str:
@@ -111,6 +113,7 @@ class PipelineRunner(Runner):
         return self._reading("count").pass_text()
 
     def _reading(self, what: str) -> TransformersRunner:
+        require_task(self.model, "understanding")
         if self.reader is None:
             raise UsageError(what, "the text encoder of this pipeline continues no text", "leave the task out")
         return self.reader

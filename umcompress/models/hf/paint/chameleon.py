@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from umcompress.models.hf.inputs import picture
@@ -39,9 +38,8 @@ class ChameleonPictureCodes(PictureCodes):
         if self.device.type != "meta":
             found: Tensor = self.model.model.get_image_features(**call).pooler_output
             return found
-        self.model.model.vqmodel.encode(call["pixel_values"])
-        height, width = self.grid
-        shapes: Tensor = self.embed(torch.zeros(1, height * width, dtype=torch.long, device=self.device))
+        codes = self.model.model.vqmodel.encode(call["pixel_values"]).image_tokens
+        shapes: Tensor = self.embed(codes.view(1, -1))
         return shapes
 
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:

@@ -57,9 +57,9 @@ class Emu3PictureCodes(PictureCodes):
             found: tuple[Tensor, ...] = self.model.model.get_image_features(**call).pooler_output
             return found[0][None]
         height, width = call["pixel_values"].shape[-2:]
-        self.model.model.vqmodel.encode(call["pixel_values"], [[height, width]])
-        rows = height // self.factor * (width // self.factor + 1)
-        shapes: Tensor = self.embed(torch.zeros(1, rows, dtype=torch.long, device=self.device))
+        (codes,) = self.model.model.vqmodel.encode(call["pixel_values"], [[height, width]]).image_tokens
+        with_ends = torch.cat([codes, codes[:, :1]], dim=1)
+        shapes: Tensor = self.embed(with_ends.view(1, -1))
         return shapes
 
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:

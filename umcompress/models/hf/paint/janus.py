@@ -21,12 +21,12 @@ class JanusPictureCodes(PictureCodes):
 
     @property
     def grid(self) -> tuple[int, int]:
-        side = int(self.model.model.vqmodel.config.num_patches)
+        side = int(self.model.config.vq_config.num_patches)
         return side, side
 
     @property
     def factor(self) -> int:
-        return int(2 ** (len(self.model.model.vqmodel.config.channel_multiplier) - 1))
+        return int(2 ** (len(self.model.config.vq_config.channel_multiplier) - 1))
 
     def fixed_picture(self, fill: float | None = None) -> Inputs:
         found = picture(self.model, fill)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +38,9 @@ from umcompress.models.hf.paint.janus import JanusPictureCodes
 from umcompress.models.hf.paint.picture_codes import PictureCodes
 from umcompress.models.hf.paint.sampling import Sampling, generator_of, paint
 from umcompress.models.items import GenerationItem, Picture, TextSample, UnderstandingItem
-from umcompress.models.runner import Work
+from umcompress.models.runner import Likelihood, Work
 from umcompress.progress import passed
+from umcompress.rewrite.nn.absent import kept_task, require_task
 
 # Codes that are painted in one batch, over all of its branches.
 PAINTED_TOKENS = 16384
@@ -79,7 +81,30 @@ class UnifiedRunner(PictureQuestionRunner):
         self.tasks: tuple[Task, ...] = ("understanding",)
         if kind.no_decoder is None:
             self.tasks = ("understanding", "generation")
+        if (only := kept_task(model)) is not None:
+            self.tasks = self.calibrates = (only,)
+        self.reads_pictures = self.reads_texts = "understanding" in self.tasks
         self.sampling = Sampling(kind.guidance, top_k=kind.top_k).of(getattr(model, "generation_config", None))
+
+    @property
+    def generates_text(self) -> bool:
+        return self.reads_texts and super().generates_text
+
+    # -- understanding ---------------------------------------------------------------------------------------
+
+    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
+        require_task(self.model, "understanding")
+        return super().answer(images, questions, max_new_tokens)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        require_task(self.model, "understanding")
+        return super().logits(ids)
+
+    def score(
+        self, images: Sequence[Any], prompts: Sequence[str | None], continuations: Sequence[Sequence[str]]
+    ) -> list[list[Likelihood]]:
+        require_task(self.model, "understanding")
+        return super().score(images, prompts, continuations)
 
     def settings(self, steps: int | None = None, guidance: float | None = None) -> None:
         """Another guidance than the folder's."""
@@ -120,6 +145,7 @@ class UnifiedRunner(PictureQuestionRunner):
         at_time: Callable[[float], None] | None = None,
     ) -> Tensor:
         """(B, h * w) codes of the pictures, row by row."""
+        require_task(self.model, "generation")
         rows = [self.pictures.prompt_ids(prompt) for prompt in prompts]
         return paint(
             self.pictures, [asked for asked, _ in rows], [without for _, without in rows], self.sampling, generators,
@@ -153,18 +179,39 @@ class UnifiedRunner(PictureQuestionRunner):
 
         The decoder, which runs once a picture and not once a token, is left out.
         """
+        with self._run_on_shapes():
+            return self._pass(task)[0]
+
+    @torch.no_grad()
+    def results(self, task: Task) -> list[Tensor]:
+        """All that one pass of a task gives, the decoder's picture among it."""
+        with self._run_on_shapes():
+            found = [self._pass(task)[1]]
+            if task == "generation":
+                height, width = self.pictures.small_grid
+                codes = torch.zeros(1, height * width, dtype=torch.long, device=self.device)
+                found.append(self._decode(codes, (height, width)))
+            return found
+
+    @contextmanager
+    def _run_on_shapes(self) -> Iterator[None]:
+        """Inside, a model without values can be run; one with values as always."""
         with ExitStack() as shapes:
             if is_shapes_only(self.model):
                 shapes.enter_context(buffers_on_meta(self.model))
                 shapes.enter_context(batched_experts(self.model))
-            embedded = self._embedded_question(1) if task == "understanding" else self._embedded_prompt_and_codes()
-            # Without a cache positions are looked at, which shapes have none of.
-            out = self.pictures.language_model(inputs_embeds=embedded, use_cache=True).last_hidden_state
-            if task == "understanding":
-                self.model.lm_head(out[:, -1:])
-            else:
-                self.pictures.code_logits(out[:, PROMPT_TOKENS - 1 :])
-            return embedded.shape[:2].numel()
+            yield
+
+    def _pass(self, task: Task) -> tuple[int, Tensor]:
+        """How many tokens went through, and the logits of the last one (of a picture: of its codes)."""
+        embedded = self._embedded_question(1) if task == "understanding" else self._embedded_prompt_and_codes()
+        # Without a cache positions are looked at, which shapes have none of.
+        out = self.pictures.language_model(inputs_embeds=embedded, use_cache=True).last_hidden_state
+        if task == "understanding":
+            logits = self.model.lm_head(out[:, -1:])
+        else:
+            logits = self.pictures.code_logits(out[:, PROMPT_TOKENS - 1 :])
+        return embedded.shape[:2].numel(), logits
 
     def _embedded_question(self, count: int, fill: float = 0.0) -> Tensor:
         """(B, P + t, H): pictures and questions of no particular words."""
@@ -221,12 +268,15 @@ class UnifiedRunner(PictureQuestionRunner):
 
     @torch.no_grad()
     def probe(self) -> dict[str, Tensor]:
-        """Two texts; a question about a ramp; the first codes of a picture, and that picture."""
-        found = super().probe()
-        call = {name: self._to_device(value) for name, value in self.pictures.fixed_picture().items()}
-        seen = self.pictures.embeddings_of_picture(call)
-        out = self.pictures.language_model(inputs_embeds=torch.cat([seen, seen[:, :3]], 1))
-        found["question.hidden"] = out.last_hidden_state
+        """Two texts; a question about a ramp; the first codes of a picture, and that picture; for the tasks it does."""
+        found = super().probe() if self.reads_texts else {}
+        if self.reads_texts:
+            call = {name: self._to_device(value) for name, value in self.pictures.fixed_picture().items()}
+            seen = self.pictures.embeddings_of_picture(call)
+            out = self.pictures.language_model(inputs_embeds=torch.cat([seen, seen[:, :3]], 1))
+            found["question.hidden"] = out.last_hidden_state
+        if "generation" not in self.calibrates:
+            return found
         logits: list[Tensor] = []
         codes = self._first_codes(PROBE_CODES, logits.append)
         found["generation.logits"] = torch.cat(logits)

@@ -1,0 +1,118 @@
+"""specialize on a pipeline: its text encoder loses what a painted prompt never reads, and paints the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pipeline_models import config_of, qwen_image
+from torch import nn
+
+import umcompress
+from umcompress.documents.base import Task
+from umcompress.documents.plan import CompressionRecord, DropBranch, DropModule, Plan
+from umcompress.errors import ModelError
+from umcompress.extend import Statistics, find_pass
+from umcompress.graph.model_graph import trace_model
+from umcompress.models.plain_folder import Plain
+from umcompress.models.save import save_compressed, save_plain
+from umcompress.models.source import Source, open_source
+from umcompress.rewrite.apply import rewrite
+from umcompress.run.out_of_core import open_on_disk
+
+diffusers: Any = pytest.importorskip("diffusers")
+
+CALL = {
+    "prompt": ["a red cat on a mat", "dog"], "negative_prompt": [" ", "ugly"], "height": 16, "width": 16,
+    "num_inference_steps": 2, "true_cfg_scale": 4.0, "output_type": "np",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return open_source(str(qwen_image(tmp_path_factory.mktemp("pipelines") / "qwen-image")))
+
+
+def proposed(source: Source, model: nn.Module, task: Task = "generation") -> Plan:
+    chosen = find_pass("specialize").model_validate({"task": task})
+    plan: Plan = chosen.plan(trace_model(model, source.family), Statistics(dry=True)).plan
+    return plan
+
+
+def painted(pipeline: Any) -> Any:
+    """Two prompts of different lengths, of which the shorter one is padded."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(**CALL, generator=torch.Generator().manual_seed(0)).images
+
+
+def test_the_tower_and_the_head_of_the_text_encoder_go_and_diffusers_paints_the_same(
+    source: Source, tmp_path: Path
+) -> None:
+    model = source.load()
+    plan = proposed(source, model)
+    assert plan == proposed(source, source.skeleton())
+    assert {(edit.module, edit.runs) for edit in plan.edits if isinstance(edit, DropModule)} == {
+        ("text_encoder.model.visual", False), ("text_encoder.lm_head", True),
+    }  # fmt: skip
+    before = source.runner(source.load()).probe()
+    rewrite(model, source.family, [plan])
+    after = source.runner(model).probe()
+    assert after.keys() == {"generation.latents", "generation.image"}
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    plain = source.family.plain(model, source.folder, [plan])
+    assert isinstance(plain, Plain) and plain.loads_with == "diffusers"
+    save_plain(plain, tmp_path / "out", source.folder)
+    assert config_of(tmp_path / "out", "text_encoder")["architectures"] == ["Qwen2_5_VLTextModel"]
+    pipelines = [diffusers.DiffusionPipeline.from_pretrained(folder) for folder in (source.folder, tmp_path / "out")]
+    assert np.array_equal(painted(pipelines[0]), painted(pipelines[1]))
+    sizes = [sum(p.numel() for p in pipeline.text_encoder.parameters()) for pipeline in pipelines]
+    assert sizes[0] - sizes[1] == sum(
+        p.numel() for name in ("visual", "lm_head")
+        for p in (pipelines[0].text_encoder.model.visual if name == "visual" else pipelines[0].text_encoder.lm_head
+                  ).parameters()
+    )  # fmt: skip
+    again = open_source(str(tmp_path / "out"))
+    assert again.runner(again.load()).tasks == ("generation",)
+
+
+def test_out_of_core_writes_the_same_files(source: Source, tmp_path: Path) -> None:
+    model, held = source.load(), open_on_disk(source)
+    plan = proposed(source, model)
+    rewrite(model, source.family, [plan])
+    plain = source.family.plain(model, source.folder, [plan])
+    assert isinstance(plain, Plain)
+    save_plain(plain, tmp_path / "whole", source.folder)
+    held.apply(plan, {})
+    held.write(tmp_path / "disk", CompressionRecord(base=source.name, family=source.family.name, plans=(plan,)))
+    for file in (file for file in (tmp_path / "whole").rglob("*") if file.is_file()):
+        assert (tmp_path / "disk" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
+
+
+def test_beside_another_cut_that_is_not_plain_it_is_ours(source: Source, tmp_path: Path) -> None:
+    model = source.load()
+    branch = DropBranch(
+        block="transformer.transformer_blocks.0", branch="feed_forward", component="generation", part="txt_mlp.net"
+    )
+    plans = [Plan(pass_name="test", edits=(branch,)), proposed(source, model)]
+    rewrite(model, source.family, plans)
+    assert isinstance(source.family.plain(model, source.folder, plans), str)
+    record = CompressionRecord(base=source.name, family=source.family.name, plans=tuple(plans))
+    save_compressed(model, source.family, tmp_path / "out", record, source.folder)
+    again = open_source(str(tmp_path / "out"))
+    ours, theirs = source.runner(model).probe(), again.runner(again.load()).probe()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert painted(umcompress.load(tmp_path / "out")).shape == (2, 16, 16, 3)
+
+
+def test_the_other_task_is_refused_in_words(source: Source) -> None:
+    model = source.load()
+    with pytest.raises(ModelError, match="a model by itself already"):
+        proposed(source, model, "understanding")
+    rewrite(model, source.family, [proposed(source, model)])
+    with pytest.raises(ModelError, match="specialized for generation"):
+        source.runner(model).answer([None], ["what is it?"])
+    with pytest.raises(ModelError, match="no weights for understanding"):
+        proposed(source, model, "understanding")
