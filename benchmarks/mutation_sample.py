@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,6 +219,21 @@ def _run(package: Path, tests: list[str]) -> None:
     os._exit(int(code))
 
 
+def outcomes(
+    sample: Sequence[Mutant], package: Path, tests: dict[Line, list[str]], seconds: float, kept: Path | None
+) -> dict[str, str]:
+    """Mutant -> outcome, printed as they come.  What `kept` has is taken from there, but for what was not done."""
+    found: dict[str, str] = json.loads(kept.read_text()) if kept is not None and kept.is_file() else {}
+    for mutant in sample:
+        name = f"{mutant.file.relative_to(ROOT)}:{mutant.line} {mutant.what} ({mutant.number})"
+        if found.get(name, "not done") == "not done":
+            found[name] = outcome(mutant, package, tests, seconds)
+            print(f"{found[name]}: {name}", flush=True)
+            if kept is not None:
+                kept.write_text(json.dumps(found, indent=1))
+    return found
+
+
 def import_libraries() -> None:
     """What every test needs, once; none of our modules, which a mutant changes."""
     for name in ("torch.fx", "transformers.models.qwen2", "pydantic", "hypothesis", "scipy.stats"):
@@ -235,19 +250,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="for the tests of one mutant")
     parser.add_argument("--rooms", nargs="*", default=ROOMS)
     parser.add_argument("--covered", type=Path, default=Path("mutation_coverage.json"), help="tests by line, kept")
+    parser.add_argument("--outcomes", type=Path, help="kept as they come; a second call tries only what was not done")
     asked = parser.parse_args()
     rooms = tuple(asked.rooms)
     every = mutants(rooms)
-    counts: Counter[str] = Counter()
     import_libraries()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder)
         installed(package)
         tests = tests_by_line(rooms, package, asked.covered)
-        for mutant in random.Random(asked.seed).sample(every, min(asked.count, len(every))):
-            found = outcome(mutant, package, tests, asked.seconds)
-            counts[found] += 1
-            print(f"{found}: {mutant.file.relative_to(ROOT)}:{mutant.line} {mutant.what}", flush=True)
+        sample = random.Random(asked.seed).sample(every, min(asked.count, len(every)))
+        found = outcomes(sample, package, tests, asked.seconds, asked.outcomes)
+    counts = Counter(found.values())
     decided = counts["killed"] + counts["survived"]
     share = f"{counts['survived'] / decided:.0%}" if decided else "unknown"
     print(f"{len(every)} places; {counts['killed']} killed, {counts['survived']} survived ({share} of those decided), "
