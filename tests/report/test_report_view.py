@@ -21,12 +21,12 @@ from umcompress.documents.plan import (
 from umcompress.documents.previews import Inspection, PlanReport, PlanStep, SiteChange, SiteInfo
 from umcompress.documents.removed import site_results
 from umcompress.documents.report import CheckpointResult, Report, Size, Stopped, step_report
-from umcompress.documents.scores import Change
+from umcompress.documents.scores import Change, Score, change, mean_score
 from umcompress.report import markdown, terminal
 from umcompress.report.plan_view import inspection_view, plan_view
 from umcompress.report.removed_view import removed_tables
 from umcompress.report.report_view import report_view
-from umcompress.report.scores_view import tone_of
+from umcompress.report.scores_view import scores_tables, tone_of
 from umcompress.report.table import Cell, Column, Table, seconds, short_number
 
 
@@ -54,6 +54,30 @@ def test_report_says_scores_changes_sizes_and_speeds() -> None:
     assert "! less work than the step that it started from, yet no faster beyond noise" in text
     assert "samples: runs/quickstart/steps/baseline/samples.png and " in text
     assert text.rstrip().endswith("next: umcompress compare runs/quickstart")
+
+
+def loss(*items: float) -> Score:
+    return Score(**mean_score(items).model_dump(), lower_is_better=True, items=items, items_of="the same")
+
+
+def test_losses_with_relative_changes_fit_80_columns() -> None:
+    """Where names leave no room, the intervals of the losses go, never those of the changes."""
+    start, end = loss(0.01, 0.02, 0.06123), loss(0.02, 0.05, 0.11456)
+    steps = [
+        step("baseline", None, (0.9, 0.9), 10, (1.0, 1.0)).model_copy(update={
+            "evaluations": {"task_loss": {"understanding": start}},
+        }),
+        step("01-x", "x", (0.9, 0.9), 8, (1.0, 1.0)).model_copy(update={
+            "evaluations": {"task_loss": {"understanding": end}},
+            "evaluation_changes": {"task_loss": {"understanding": change(end, start)}},
+        }),
+    ]  # fmt: skip
+    short, *_ = scores_tables(steps, ["baseline", "└ half"])
+    long, *_ = scores_tables(steps, ["baseline", "└ generation-half-refit"])
+    assert [column.name for column in short.columns].count("95 % interval") == 2
+    assert [column.name for column in long.columns] == ["step", "loss", "change", "95 % interval", "relative"]
+    assert long.rows[1][-2] == short.rows[1][-2] and any("report.json" in note for note in long.notes)
+    assert max(map(len, terminal.text((short, long)).splitlines())) <= 80
 
 
 def test_kinds_have_a_column_a_step() -> None:

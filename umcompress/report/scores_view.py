@@ -9,6 +9,7 @@ from umcompress.documents.report import StepReport
 from umcompress.documents.scores import Change, KindScore, Score, printed
 from umcompress.report.table import Cell, Table, Tone, number_columns, seconds, text_column
 
+WIDTH = 80
 MOST_STEPS = 6  # that stand beside each other in 80 columns
 Entry = tuple[str | None, Task]  # an evaluation (null: a report that does not name it), and a task that it scores
 
@@ -143,8 +144,18 @@ def _scores(steps: Sequence[StepReport], names: Sequence[str], entry: Entry, tim
         rows, heads = [row[:5] for row in rows], heads[:4]
     if not any(row[3] for row in rows):
         rows, heads = [row[:3] for row in rows], heads[:2]
+    notes = _notes(steps, entry, first, timed)
+    if len(heads) == 5 and _width([("step", *heads), *rows]) > WIDTH:
+        # The intervals of the changes are those that decide.
+        rows, heads = [(row[0], row[1], *row[3:]) for row in rows], [heads[0], *heads[2:]]
+        notes.append(f"report.json has the intervals of each {heads[0]}")
     columns = (text_column("step"), *number_columns(*heads))
-    return Table(entry_name(entry), columns, tuple(rows), tuple(_notes(steps, entry, first, timed)))
+    return Table(entry_name(entry), columns, tuple(rows), tuple(notes))
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Of rows as a table prints them, two blanks between columns."""
+    return sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 2 * (len(rows[0]) - 1)
 
 
 def _notes(steps: Sequence[StepReport], entry: Entry, first: Score, timed: bool) -> list[str]:
