@@ -149,3 +149,114 @@ def test_parallel_branches_are_dropped_one_at_a_time() -> None:
             parameter.data.zero_()
         torch.testing.assert_close(edited.blocks[0](x), reference.blocks[0](x), rtol=1e-12, atol=1e-12)
         assert len(list(edited.blocks[0].parameters())) < len(list(first.parameters()))
+
+
+class WeightsAttention(nn.Module):
+    """An attention that gives its weights as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 6, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.out(x.mean(1, keepdim=True).expand_as(x)), x.softmax(-1)
+
+
+class AsksForWeights(nn.Module):
+    """x + attention(x), and a feed-forward; the weights behind it, if they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = WeightsAttention()
+        self.first, self.last = nn.Linear(6, 8, dtype=torch.float64), nn.Linear(8, 6, dtype=torch.float64)
+
+    def forward(self, x: Tensor, output_attentions: bool = False) -> Any:
+        mixed, weights = self.attention(x)
+        x = x + mixed
+        outputs = (x + self.last(nn.functional.relu(self.first(x))),)
+        if output_attentions:
+            outputs += (weights,)
+        return outputs
+
+
+def test_what_is_given_when_asked_for_is_none_once_its_branch_is_gone() -> None:
+    torch.manual_seed(0)
+    model = stacked(AsksForWeights())
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    first: Any = model.get_submodule("blocks.0")
+    wanted = first(x, output_attentions=True)
+    twin: Any = copy.deepcopy(first)
+    lower(twin, trace_block(first))
+    assert len(twin(x)) == 1 and len(twin(x, output_attentions=True)) == 2
+    assert all(map(torch.equal, twin(x, output_attentions=True), wanted))
+    plan = Plan(pass_name="test", edits=(DropBranch(block="blocks.0", branch="attention", component="shared"),))
+    edited: Any = rewrite(model, Family(), [plan])
+    stream, weights = edited.blocks[0](x, output_attentions=True)
+    assert torch.equal(stream, x + first.last(nn.functional.relu(first.first(x)))) and weights is None
+
+
+class Weighted(nn.Module):
+    """x + W relu(V x); a sum of the inner channels, weighted by a tensor as wide as they are, is added to it."""
+
+    def __init__(self, fixed: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8, dtype=torch.float64), nn.Linear(8, 6, dtype=torch.float64)
+        self.fixed = fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = nn.functional.relu(self.first(x))
+        if self.fixed:
+            return x + self.last(inner) + (inner * x.new_ones(8)).sum(-1, keepdim=True)
+        return x + self.last(inner * 2)
+
+
+def test_channels_that_meet_a_tensor_of_their_width_stay() -> None:
+    assert [site.width for site in trace_model(stacked(Weighted(False)), Family()).feed_forwards()] == [8, 8]
+    assert trace_model(stacked(Weighted(True)), Family()).feed_forwards() == ()
+
+
+class Asks(nn.Module):
+    """Doubles a stream, but for those that it makes an exception for."""
+
+    def __init__(self, asks: str) -> None:
+        super().__init__()
+        self.asks = asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.asks == "four" and x.ndim == 4:
+            return x
+        if self.asks == "not two" and x.ndim != 2:
+            return x * 2
+        if self.asks == "mps" and x.device.type == "mps":
+            return x
+        if self.asks == "other" and x.device.type == "tpu":
+            return x
+        return x * 2
+
+
+@pytest.mark.parametrize("asks", ["four", "mps"])
+def test_exceptions_for_other_shapes_and_devices_are_guarded(asks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Asks, "__module__", "diffusers.models.asks")
+    block = Asks(asks)
+    graph = trace_block(block)
+    assert len([node for node in graph.nodes if is_guard(node)]) == 1
+    lower(block, graph)
+    x = torch.ones(1, 2, 3)
+    assert torch.equal(block(x), x * 2)
+    if asks == "four":
+        with pytest.raises(ModelError):
+            block(x[None])
+
+
+def test_dimensions_are_assumed_of_blocks_of_diffusers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asks in ("four", "other"):
+        with pytest.raises(ModelError):
+            trace_block(Asks(asks))
+    monkeypatch.setattr(Asks, "__module__", "diffusers.models.asks")
+    with pytest.raises(ModelError):
+        trace_block(Asks("other"))
+    # `not two` is taken for what a stream is not: it has to be refused once it is met.
+    block = Asks("not two")
+    lower(block, trace_block(block))
+    with pytest.raises(ModelError):
+        block(torch.ones(1, 2, 3))

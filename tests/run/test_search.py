@@ -275,3 +275,6 @@ def test_the_middle_weighs_the_tasks_most_alike() -> None:
     front = [FrontPoint(name="", recipe="", weights=one, choices=()) for one in weights]
     assert _numbers(_to_run("middle"), front) == {2}
     assert _numbers(_to_run("all"), front) == {1, 2} and _numbers(_to_run("2"), front) == {2}
+    for wrong in ("0", "1,0", "-1", "first", "1,"):
+        with pytest.raises(UsageError, match="numbers of the front"):
+            _to_run(wrong)
