@@ -63,6 +63,7 @@ def only(text: str, overrides: tuple[str, ...] = (), **more: object) -> Problem:
         ("[quiz]", "[quizz]", 2, "evaluate.0", "no evaluation 'quizz'", "did you mean 'quiz'?"),
         ("[quiz]", "[quiz, quiz]", 2, "evaluate.1", "named twice", ""),
         ("[quiz]", "[[quiz]]", 2, "evaluate.0", "should be a name", "- scenes"),
+        ("[quiz]", "[quiz: 7]", 2, "evaluate.0.quiz", "should be a mapping, found 7", "limit"),
         ("[quiz]", "[quiz: {limit: 0}]", 2, "evaluate.0.quiz.limit", "greater than 0", "above 0"),
         ("[quiz]", "[quiz: {limt: 1}]", 2, "evaluate.0.quiz.limt", "unknown key", "'limit'"),
         ("pass: cut", "pass: cutt", 4, "steps.0.pass", "there is no pass 'cutt'", "did you mean 'cut'?"),
