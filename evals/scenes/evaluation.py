@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from umcompress.evals._benchmark import digest
 from umcompress.evals.scenes import prompts, questions, world
 from umcompress.evals.scenes.prompts import Prompt
-from umcompress.extend import Evaluation, Score, ScoredItem, Task, counting, processes, score_of_grades
+from umcompress.extend import Evaluation, Score, ScoredItem, Task, UsageError, counting, processes, score_of_grades
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +117,13 @@ class Scenes(Evaluation):
 
         asked = self.asked_prompts()
         pictures = self._paint(runner, [prompt.text for prompt in asked], progress)
+        side = world.IMAGE_SIZE
+        if odd := next((picture.shape for picture in pictures if picture.shape[:2] != (side, side)), None):
+            raise UsageError(
+                "score generation with scenes",
+                f"the model paints {odd[0]} x {odd[1]} pixels, and the scenes are {side} x {side}",
+                f"set `sampling: {{height: {side}, width: {side}}}` if it paints other sizes, or leave scenes out",
+            )  # fmt: skip
         grades: dict[str, list[float]] = {kind: [] for kind in prompts.KINDS}
         rows = []
         for prompt, picture in zip(asked, pictures, strict=True):

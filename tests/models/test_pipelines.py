@@ -35,6 +35,7 @@ from umcompress.models.pipelines.painting import PaintingSettings
 from umcompress.models.plain_folder import Plain
 from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source, open_source
+from umcompress.passes.layer_drop import LayerDrop
 from umcompress.rewrite.apply import rewrite
 from umcompress.run.out_of_core import open_on_disk
 
@@ -98,6 +99,13 @@ def test_stacks_components_and_sites_are_found(source: Source) -> None:
     assert found[:2] == [f"{PAINT}.0.img_mlp.net", f"{PAINT}.0.txt_mlp.net"] and len(found) == 6
     # Without a stack steps mean the text encoder's language model and the transformer; not the vision tower.
     assert {site.stack for site in graph.blocks()} == {"text_encoder", "transformer"}
+
+
+def test_inner_layers_are_those_of_the_own_component(source: Source) -> None:
+    graph = trace_model(source.skeleton(), source.family)
+    for component, layers in (("understanding", {1, 2}), ("generation", {1})):
+        wanted = LayerDrop(component=component, layers="inner", drop_count=1)  # type: ignore[arg-type]
+        assert wanted.resolve(graph).layers == frozenset(layers)
 
 
 def test_a_skeleton_counts_what_the_model_counts(source: Source) -> None:

@@ -145,7 +145,7 @@ class ScopedPass(Pass):
                 do=self._other_stacks(graph)
                 + (f"component: {here[0]}" if len(here) == 1 else f"name one of {', '.join(here)}"),
             )
-        return Scope(component=component, stack=self.stack, layers=self._resolved_layers(graph))
+        return Scope(component=component, stack=self.stack, layers=self._resolved_layers(graph, component))
 
     def _check_stack(self, graph: ModelGraph) -> None:
         if self.stack not in (None, "all") and self.stack not in graph.stacks:
@@ -168,8 +168,11 @@ class ScopedPass(Pass):
         self._check_stack(graph)
         return Scope(component=self.component, stack=self.stack, layers=self._resolved_layers(graph))
 
-    def _resolved_layers(self, graph: ModelGraph) -> frozenset[int] | None:
-        present = {block.index for block in graph.blocks(stack=self.stack)}
+    def _resolved_layers(self, graph: ModelGraph, component: str | None = None) -> frozenset[int] | None:
+        """Stacks of one component do not say where those of another begin and end."""
+        blocks = graph.blocks(stack=self.stack)
+        mine = [block for block in blocks if component in block.components] or blocks
+        present = {block.index for block in mine}
         if self.layers == INNER:
             if self.stack == "all" or len(present) < 3:
                 what = "all stacks" if self.stack == "all" else f"a stack of {len(present)} blocks"
