@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from umcompress.extend.evaluation_base import Evaluation
     from umcompress.models.items import TrainingItem
     from umcompress.models.runner import Runner
-    from umcompress.models.trainer import TrainingForward
+    from umcompress.models.trainer import Trainer, TrainingForward
 
 BATCH = 8
 # Rows whose distance is computed together in float64: of a large vocabulary each takes megabytes.
@@ -41,30 +41,31 @@ class OutputDistance:
 
     def __init__(self, loss: Evaluation, unpruned: Runner) -> None:
         options: Any = loss
-        self.unpruned, self.seed = unpruned, int(options.seed)
+        self.unpruned, self.seed = trainer_of(unpruned), int(options.seed)
         self.mark = f"{loss.json_values()} in batches"
-        trainer = trainer_of(unpruned)
+        most = min(BATCH, unpruned.batch_size or BATCH)
+        held_out = options.held_out([task for task in self.unpruned.tasks if task in unpruned.tasks])
         self.batches: dict[Task, list[list[TrainingItem]]] = {
-            task: _batched(items, min(BATCH, unpruned.batch_size or BATCH))
-            for task, items in options.held_out([task for task in trainer.tasks if task in unpruned.tasks]).items()
+            task: _batched(items, most) for task, items in held_out.items()
         }
         self._outputs: dict[tuple[Task, int], Mapping[str, Tensor]] = {}
         self._bytes = 0
 
     def losses(self, runner: Runner) -> dict[Task, Score]:
         """The mean loss of each batch, so that two models are compared batch by batch."""
-        return {
-            task: _score([_mean_loss(self._forward(runner, task, number)) for number in range(len(batches))], self.mark)
-            for task, batches in self.batches.items()
-        }
+        trainer, found = trainer_of(runner), dict[Task, Score]()
+        for task, batches in self.batches.items():
+            own = [_mean_loss(self._forward(trainer, task, number)) for number in range(len(batches))]
+            found[task] = _score(own, self.mark)
+        return found
 
     def compared(self, runner: Runner) -> tuple[dict[Task, Score], dict[Task, KindScore]]:
         """By task the losses, and the distances with the interval of their batches."""
-        losses, distances = dict[Task, Score](), dict[Task, KindScore]()
+        trainer, losses, distances = trainer_of(runner), dict[Task, Score](), dict[Task, KindScore]()
         for task, batches in self.batches.items():
             own, apart = list[float](), list[float]()
             for number in range(len(batches)):
-                found = self._forward(runner, task, number)
+                found = self._forward(trainer, task, number)
                 own.append(_mean_loss(found))
                 apart.append(mean_distance(found.outputs, self._reference(task, number)))
             losses[task], distances[task] = _score(own, self.mark), mean_score(apart)
@@ -81,9 +82,8 @@ class OutputDistance:
         return outputs
 
     @torch.no_grad()
-    def _forward(self, runner: Runner, task: Task, number: int) -> TrainingForward:
+    def _forward(self, trainer: Trainer, task: Task, number: int) -> TrainingForward:
         items = self.batches[task][number]
-        trainer = trainer_of(runner)
         draws = [np.random.default_rng((self.seed, 29, number, place)) for place in range(len(items))]
         return trainer.forward(trainer.batch(items, draws))
 
