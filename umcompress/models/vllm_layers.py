@@ -11,6 +11,7 @@ from torch import Tensor
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.model_executor.models.utils import extract_layer_index
 
+from umcompress.models.bagel.served_experts import ServedExperts
 from umcompress.models.vllm_plugin import LAYERS
 
 
@@ -23,6 +24,8 @@ class Layer(qwen2.Qwen2DecoderLayer):  # type: ignore[misc]  # vLLM may be absen
         own.intermediate_size = said["channels"] or 1
         super().__init__(own, cache_config, quant_config, prefix)
         self.has_attention, self.has_feed_forward = bool(said["attention"]), bool(said["channels"])
+        if "experts" in said:
+            self.mlp, self.has_feed_forward = ServedExperts(config.hidden_size, said["experts"]), True
         if not self.has_attention:
             # Else vLLM would keep keys and values for it.
             get_current_vllm_config().compilation_config.static_forward_context.pop(f"{prefix}.self_attn.attn")

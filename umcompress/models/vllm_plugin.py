@@ -1,21 +1,27 @@
 """vLLM's plug-in: `pip install umcompress` beside vLLM, and it serves results that it has no number for.
 
-vLLM calls `register` as it starts, in each of its processes (entry points `vllm.general_plugins` and
-`vllm_omni.general_plugins`).  Importing this needs no vLLM.  What it adds:
+vLLM calls `register` as it starts, vLLM-Omni `register_omni`, in each of their processes (entry points
+`vllm.general_plugins` and `vllm_omni.general_plugins`).  Importing this needs neither.  What it adds:
 
 * DeciLM folders (Llama, Mistral and Qwen2 whose layers differ) without `--trust-remote-code`;
 * Qwen2 language models, and with them BAGEL, whose configuration lists `umcompress_layers`: for each layer whether it
-  has an attention, and how many channels its feed-forward has (0: none).  Without the list they are built as ever.
+  has an attention, how many channels its feed-forward has (0: none), or which experts;
+* in vLLM-Omni, BAGEL whose list says so of both streams.
+
+Without a list all of them are built as ever.
 """
 
 from __future__ import annotations
 
 ARCHITECTURE = "Qwen2ForCausalLM"
+PIPELINE = "BagelPipeline"
 LAYERS = "umcompress_layers"
+# In an entry of the list: what the stream that generates has.
+GENERATION = "generation"
 
 
 def register() -> None:
-    """Make the two known to vLLM."""
+    """Make DeciLM's configuration and the Qwen2 of such layers known to vLLM."""
     from transformers import AutoConfig
     from vllm import ModelRegistry
 
@@ -23,3 +29,11 @@ def register() -> None:
 
     AutoConfig.register(DeciLMConfig.model_type, DeciLMConfig, exist_ok=True)
     ModelRegistry.register_model(ARCHITECTURE, "umcompress.models.vllm_layers:LayeredQwen2ForCausalLM")
+
+
+def register_omni() -> None:
+    """What `register` does, and the BAGEL of such layers for vLLM-Omni."""
+    from vllm_omni.diffusion.registry import register_diffusion_model
+
+    register()
+    register_diffusion_model(PIPELINE, "umcompress.models.omni_layers", "LayeredBagelPipeline")

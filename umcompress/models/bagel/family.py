@@ -22,6 +22,7 @@ from umcompress.models.bagel.load import assign_weights, disk_names, skeleton
 from umcompress.models.bagel.model import Bagel
 from umcompress.models.bagel.moe_folder import has_experts, plain_folder
 from umcompress.models.bagel.nemo import with_recipe
+from umcompress.models.bagel.omni import omni_folder
 from umcompress.models.bagel.ordinary import filled_folder, ordinary_folder
 from umcompress.models.bagel.runner import BagelRunner
 from umcompress.models.bagel.served import served_folder
@@ -45,7 +46,7 @@ class BagelFamily(Family):
 
     name: ClassVar[str] = "bagel"
     main_stack: ClassVar[str] = "decoder"
-    layouts: ClassVar[tuple[str, ...]] = ("bagel", "transformers", "vllm", "nemo", "pad")
+    layouts: ClassVar[tuple[str, ...]] = ("bagel", "transformers", "vllm", "vllm-omni", "nemo", "pad")
 
     def matches(self, folder: Path) -> bool:
         return (folder / "llm_config.json").is_file() and (folder / "vit_config.json").is_file()
@@ -89,6 +90,8 @@ class BagelFamily(Family):
         """
         if layout == "vllm" and not pad:
             return served_folder(model, folder, values)
+        if layout == "vllm-omni" and not pad:
+            return omni_folder(model, folder, values)
         if layout == "transformers":
             return "filled up it is a plain BAGEL (pad)" if pad else language_folder(model, folder, values)
         if (task := kept_task(model)) is not None:

@@ -16,14 +16,14 @@ from torch import nn
 
 from umcompress.checkpoint.fill import sources
 from umcompress.checkpoint.writer import TensorToWrite
-from umcompress.models.bagel.attention import BagelAttention
 from umcompress.models.bagel.config import BagelConfig
-from umcompress.models.bagel.load import disk_names, skeleton
+from umcompress.models.bagel.layer_list import layer_entry
+from umcompress.models.bagel.load import skeleton
 from umcompress.models.bagel.ordinary import CONFIG, TEXT_CONFIG, config_texts
+from umcompress.models.bagel.served_experts import name_in_folder
 from umcompress.models.plain_folder import Plain
 from umcompress.models.vllm_plugin import LAYERS
 from umcompress.rewrite.nn.absent import kept_task
-from umcompress.rewrite.nn.experts import SparseFeedForward
 
 BLOCKS = "language_model.model.layers"
 WEIGHTS = "ema.safetensors"
@@ -37,12 +37,13 @@ def served_folder(model: nn.Module, folder: Path, values: Mapping[str, TensorToW
     before = BagelConfig.from_folder(folder)
     if kept_task(model) == "generation":
         return "vLLM's BAGEL answers questions, and this one is specialized for generation"
-    layers = [_layer(block) for block in model.get_submodule(BLOCKS).children()]
+    layers = [layer_entry(block, "understanding") for block in model.get_submodule(BLOCKS).children()]
     if reason := _unlike_the_layout(model, before, layers):
         return reason
     assert all(isinstance(layer, dict) for layer in layers)
     found: list[dict[str, Any]] = [layer for layer in layers if isinstance(layer, dict)]
-    width = max(layer["channels"] for layer in found)
+    # Where all have experts: any width, as none is built.
+    width = max(layer["channels"] for layer in found) or before.text.intermediate_size
     alike = all(layer == {"attention": True, "channels": width} for layer in found)
     texts = dict(config_texts(folder, before, len(found), width))
     config, text = json.loads(texts[CONFIG]), json.loads(texts[TEXT_CONFIG])
@@ -50,7 +51,10 @@ def served_folder(model: nn.Module, folder: Path, values: Mapping[str, TensorToW
         text[LAYERS] = found
     config |= {"llm_config": config["llm_config"] | text, "visual_gen": False}
     texts = {CONFIG: json.dumps(config, indent=2) + "\n", TEXT_CONFIG: json.dumps(text, indent=2) + "\n"}
-    names = {name: disk for name, disk in disk_names(model)[WEIGHTS].items() if _is_read(name)}
+    names = {
+        name_in_folder(name): name for name in model.state_dict(keep_vars=True)
+        if _is_read(name) and not name.startswith("vae.")
+    }  # fmt: skip
     note = NOTE + ("" if alike else PLUG_IN)
     plain = Plain(sources(model, {WEIGHTS: names}, values), texts, sharded=False, note=note)
     return dataclasses.replace(plain, opens_here=False)
@@ -58,16 +62,6 @@ def served_folder(model: nn.Module, folder: Path, values: Mapping[str, TensorToW
 
 def _is_read(name: str) -> bool:
     return "_moe_gen" not in name and not name.startswith(_OF_GENERATION)
-
-
-def _layer(block: nn.Module) -> dict[str, Any] | str:
-    """What a block has of the understanding stream; a reason where vLLM has no such layer."""
-    attention, feed_forward = getattr(block, "self_attn", None), getattr(block, "mlp", None)
-    if any(isinstance(module, SparseFeedForward) for module in block.modules() if module is feed_forward):
-        return "the understanding stream has experts"
-    there = isinstance(attention, BagelAttention) and attention.stream("understanding") is not None
-    gate = getattr(feed_forward, "gate_proj", None)
-    return {"attention": there, "channels": gate.weight.shape[0] if isinstance(gate, nn.Linear) else 0}
 
 
 def _unlike_the_layout(model: nn.Module, before: BagelConfig, layers: list[dict[str, Any] | str]) -> str:
