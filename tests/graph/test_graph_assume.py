@@ -79,12 +79,13 @@ def test_an_assignment_to_a_part_is_kept_and_comes_before_later_uses() -> None:
 class Fused(nn.Module):
     """x + W(silu(gate) * up), both from one linear; and a second user of a part in `leak`."""
 
-    def __init__(self, leak: bool = False) -> None:
+    def __init__(self, leak: bool = False, named: bool = True) -> None:
         super().__init__()
         self.both, self.last, self.leak = nn.Linear(6, 16, dtype=torch.float64), nn.Linear(8, 6).double(), leak
+        self.named = named
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.both(x).chunk(2, dim=-1)
+        gate, up = self.both(x).chunk(2, dim=-1) if self.named else self.both(x).chunk(2, -1)
         y = x + self.last(nn.functional.silu(gate) * up)
         return y + gate.sum() if self.leak else y
 
@@ -132,6 +133,7 @@ def test_parts_of_one_linear_are_narrowed_alike_or_not_at_all() -> None:
     torch.testing.assert_close(edited.blocks[0](x), reference.blocks[0](x), rtol=1e-12, atol=1e-12)
     assert edited.blocks[0].both.weight.shape == (6, 6)
     assert trace_model(stacked(Fused(leak=True)), Family()).feed_forwards() == ()
+    assert [one.width for one in trace_model(stacked(Fused(named=False)), Family()).feed_forwards()] == [8, 8]
 
 
 def test_parallel_branches_are_dropped_one_at_a_time() -> None:

@@ -15,6 +15,7 @@ from umcompress.cli.main import main
 from umcompress.documents.alone import PartScore, Sensitivity
 from umcompress.documents.report import read_report
 from umcompress.run.alone import Alone
+from umcompress.run.sensitivity import Asked, _recipe
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,10 @@ def test_a_killed_one_resumes_to_the_same_bytes(
 def test_other_options_do_not_mix(llama: Path, measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command(llama, measured), "--seed", "1"]) == 2
     assert "seed" in capsys.readouterr().err
+
+
+def test_what_calibrates_is_loaded_as_asked() -> None:
+    assert [_recipe(Asked(model="bagel-mini", dtype=dtype)).dtype for dtype in (None, "bfloat16")] == [None, "bfloat16"]
 
 
 def test_held_out_data_alone_are_refused(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
