@@ -54,7 +54,7 @@ def omni_folder(model: nn.Module, folder: Path, values: Mapping[str, TensorToWri
     texts = config_texts(folder, before, len(layers), max(widths) or before.text.intermediate_size)
     if not alike:
         texts = _with_layers(texts, layers)
-    names = {MAIN: {}, AUTOENCODER: {}}  # type: dict[str, dict[str, str]]
+    names: dict[str, dict[str, str]] = {MAIN: {}, AUTOENCODER: {}}
     for name in model.state_dict(keep_vars=True):
         file = AUTOENCODER if name.startswith("vae.") else MAIN
         names[file][name_in_folder(name.removeprefix(WEIGHT_FILES[file]))] = name
