@@ -95,6 +95,8 @@ def test_sizes_are_those_of_the_runs_and_uniform_is_no_smaller(searched: Path) -
         report = read_report(searched / "runs" / point.name)
         assert point.shares == {"parameters": report.result.parameters.total / whole}
         assert point.shares["parameters"] <= 0.7
+        alone = [choice for choice in found.choices if choice.name in point.choices]
+        assert point.expected == {"understanding": sum(choice.changes["understanding"].value for choice in alone)}
         assert point.result == report.result and point.result.changes["understanding"].paired
         assert point.uniform is not None and point.uniform.result is not None
         # One channel of three layers is 3 * 3 * 32 parameters.
@@ -232,6 +234,9 @@ def test_plain_results_have_all_layers_alike(
     plan = PlanReport.model_validate_json(capsys.readouterr().out)
     assert plan.loads_with == "transformers"
     assert plan.steps[-1].after.total == round(point.shares["parameters"] * found.sizes.parameters.total)
+    beyond = ["--budget", "parameters=0.01", "--uniform"]
+    assert main(["search", str(recipe), *steps, *beyond, "-o", str(out)]) == 2
+    assert "reach parameters=0." in capsys.readouterr().err
     assert main(["search", str(recipe), *budget, "-o", str(tmp_path / "parts")]) == 2
     assert "no-attention" in capsys.readouterr().err
 

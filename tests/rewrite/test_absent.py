@@ -1,0 +1,16 @@
+"""What stands where a specialized model has nothing left."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from umcompress.errors import ModelError
+from umcompress.rewrite.nn.absent import Absent
+
+
+def test_a_stream_without_rows_passes_and_a_token_does_not() -> None:
+    gone = Absent("layers.0.mlp_moe_gen", "understanding")
+    assert gone(torch.zeros(0, 4)).shape == (0, 4)
+    with pytest.raises(ModelError, match=r"run layers\.0\.mlp_moe_gen"):
+        gone(torch.zeros(1, 4))
