@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from umcompress.documents.base import TASKS, Task
 from umcompress.documents.report import StepReport
@@ -12,7 +13,7 @@ from umcompress.report.pictures import NO_PICTURES
 from umcompress.report.scores_view import tone_of
 from umcompress.report.table import Cell, Table, View, number_columns, text_column
 
-LOSS = "task_loss"
+SECONDS = "seconds."
 
 
 def search_view(found: Search, folder: str, written: Sequence[str]) -> View:
@@ -40,7 +41,7 @@ def front_table(found: Search) -> Table:
     measures = list(found.budgets)
     rows = []
     for one in candidates(found):
-        shares = [f"{one.shares[measure]:.4f}" if measure in one.shares else "-" for measure in measures]
+        shares = [_share(one, measure) for measure in measures]
         expected = [f"{one.expected[task]:+.3g}" if task in one.expected else "" for task in tasks]
         rows.append((one.name, *shares, *expected, *(_measured(one.result, task) for task in tasks)))
     columns = (*measures, *(f"sum {task[:3]}." for task in tasks), *tasks)
@@ -48,7 +49,23 @@ def front_table(found: Search) -> Table:
     if found.score == "distance":
         notes = ["chosen by the distance of outputs from the unpruned model's", *notes]
     notes += ["± half of the paired 95 % interval, * beyond noise; lower is better"]
+    if any(measure.startswith(SECONDS) for measure in measures):
+        notes.append("seconds: by what each choice saved alone; then as measured of the recipe, where it was run")
     return Table("Front", (text_column("recipe"), *number_columns(*columns)), tuple(rows), tuple(notes))
+
+
+def _share(one: Candidate, measure: str) -> str:
+    """What is left of a measure as a share; of times also what the recipe itself was measured at."""
+    if measure not in one.shares:
+        return "-"
+    speed = one.result.speed.get(_task_of(measure)) if one.result is not None else None
+    measured = f", {1 / speed.ratio:.4f}" if speed is not None and measure.startswith(SECONDS) else ""
+    return f"{one.shares[measure]:.4f}{measured}"
+
+
+def _task_of(measure: str) -> Any:
+    """`seconds.generation` -> `generation`."""
+    return measure.partition(".")[2]
 
 
 def _measured(result: StepReport | None, task: Task) -> str:
