@@ -175,7 +175,7 @@ class AsksForWeights(nn.Module):
     def forward(self, x: Tensor, output_attentions: bool = False) -> Any:
         mixed, weights = self.attention(x)
         x = x + mixed
-        outputs = (x + self.last(nn.functional.relu(self.first(x))),)
+        outputs: tuple[Any, ...] = (x + self.last(nn.functional.relu(self.first(x))),)
         if output_attentions:
             outputs += (weights,)
         return outputs

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pipeline_models import config_of, qwen_image
+import transformers
+from pipeline_models import config_of, pixart, qwen_image, z_image
 from torch import nn
 
 import umcompress
 from umcompress.documents.base import Task
 from umcompress.documents.plan import CompressionRecord, DropBranch, DropModule, Plan
-from umcompress.errors import ModelError
+from umcompress.errors import ModelError, PlanError
 from umcompress.extend import Statistics, find_pass
 from umcompress.graph.model_graph import trace_model
+from umcompress.models.hf.load.run_on_shapes import OnShapes
+from umcompress.models.pipelines.one_task import _paint
 from umcompress.models.plain_folder import Plain
+from umcompress.models.reached import read_in_run
 from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source, open_source
 from umcompress.rewrite.apply import rewrite
@@ -116,3 +121,45 @@ def test_the_other_task_is_refused_in_words(source: Source) -> None:
         source.runner(model).answer([None], ["what is it?"])
     with pytest.raises(ModelError, match="no weights for understanding"):
         proposed(source, model, "understanding")
+
+
+def with_head(folder: Path) -> Path:
+    """Its text encoder as a whole causal language model."""
+    before: Any = transformers.Qwen3Model.from_pretrained(folder / "text_encoder")
+    before.config.tie_word_embeddings = False
+    whole: Any = transformers.Qwen3ForCausalLM(before.config)
+    whole.model.load_state_dict(before.state_dict())
+    whole.save_pretrained(folder / "text_encoder")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "Qwen3ForCausalLM"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_a_causal_language_model_keeps_its_base_and_is_followed_on_shapes_as_with_values(tmp_path: Path) -> None:
+    """Z-Image writes what it computes into places that no weight has touched, and reads the last state but one."""
+    source = open_source(str(with_head(z_image(tmp_path / "z"))))
+    model, shapes = source.load(), source.skeleton()
+    reached, called = read_in_run(shapes, _paint, around=OnShapes())
+    assert (reached, called) == read_in_run(model, _paint, on_shapes=False)
+    assert "text_encoder.model.layers.1.mlp.up_proj.weight" in reached
+    assert not any(name.startswith("text_encoder.model.layers.2.") for name in reached)
+    plan = proposed(source, shapes)
+    assert [edit.module for edit in plan.edits if isinstance(edit, DropModule)] == ["text_encoder.lm_head"]
+    rewrite(model, source.family, [plan])
+    plain = source.family.plain(model, source.folder, [plan])
+    assert isinstance(plain, Plain) and "Qwen3Model" in plain.note
+    save_plain(plain, tmp_path / "out", source.folder)
+    pictures = []
+    for folder in (source.folder, tmp_path / "out"):
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        call = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "np"}
+        pictures.append(pipeline("a red cat", generator=torch.Generator().manual_seed(0), **call).images)
+    assert np.array_equal(*pictures)
+
+
+def test_an_encoder_of_which_all_is_read_is_left_alone(tmp_path: Path) -> None:
+    source = open_source(str(pixart(tmp_path / "pixart")))
+    with pytest.raises(PlanError, match="leave the step out"):
+        proposed(source, source.skeleton())

@@ -1,12 +1,13 @@
 """Which parameters the results of a run depend on: every operation of it is followed, from weights to results.
 
-It runs on shapes, so it costs the same for every size, and finds the same for a model in memory, on disk and planned.
+On shapes it costs the same for every size, and finds the same for a model in memory, on disk and planned.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,16 +20,19 @@ from umcompress.models.measure import called_in
 Run = Callable[[nn.Module], Iterable[Tensor]]
 
 
-def read_in_run(model: nn.Module, run: Run) -> tuple[frozenset[str], frozenset[str]]:
+def read_in_run(
+    model: nn.Module, run: Run, on_shapes: bool = True, around: AbstractContextManager[object] | None = None
+) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the parameters that the results of a run depend on, and of those whose modules it calls.
 
-    run: given a copy of the model without values, runs it and returns all results.
+    run: given a copy of the model without values, runs it and returns all results; without `on_shapes`, the model.
+    around: what it runs in. Operations are followed as the model calls them, whatever that context makes of them.
     """
-    shapes = without_values(model)
-    following = _Following(shapes)
-    with called_in(shapes) as called, torch.no_grad():
+    runs = without_values(model) if on_shapes else model
+    following = _Following(runs)
+    with called_in(runs) as called, torch.no_grad(), around or nullcontext():
         with following:
-            results = list(run(shapes))
+            results = list(run(runs))
         reached = following.reached(results)
     return reached, frozenset(called)
 

@@ -14,6 +14,7 @@ from umcompress.errors import ModelError, UsageError
 from umcompress.graph.lower import original_class
 from umcompress.graph.model_graph import TaskReads
 from umcompress.models.hf.load.run_on_shapes import OnShapes
+from umcompress.models.hf.load.skeleton import is_shapes_only
 from umcompress.models.hf.paint.sampling import generator_of
 from umcompress.models.pipelines.painting import Painter, PaintingSettings, small
 from umcompress.models.pipelines.parts import PipelineModel
@@ -22,7 +23,7 @@ from umcompress.models.reached import read_in_run
 from umcompress.rewrite.nn.absent import Absent, require_task
 
 PROMPT = "a picture"
-# Classes whose language model alone gives a pipeline the same states, and where it lies in them.
+# Classes, beside causal language models, whose inner model alone gives the same states, and where it lies in them.
 _LANGUAGE_MODELS = {"Qwen2_5_VLForConditionalGeneration": "model.language_model"}
 
 
@@ -35,11 +36,7 @@ def read_in(model: PipelineModel, task: Task) -> TaskReads:
             asked, f"of a pipeline that is its {READS}/ alone, which is a model by itself already",
             f"name {model.folder / READS} as the model, or leave the step out",
         )
-    try:
-        reached, called = read_in_run(model, _paint)
-    except (NotImplementedError, RuntimeError, UsageError) as error:
-        found = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(asked, f"it does not run on shapes: {found}", "leave the step out") from error
+    reached, called = _read(model, asked)
     heads = dict(_heads(model))
     in_vain = frozenset(path for path, names in heads.items() if not names & reached)
     idle = frozenset[str]().union(*(heads[path] for path in in_vain))
@@ -48,13 +45,25 @@ def read_in(model: PipelineModel, task: Task) -> TaskReads:
     return TaskReads((reached | called | theirs) - idle, in_vain)
 
 
-def _paint(shapes: nn.Module) -> Iterable[Tensor]:
+def _read(model: PipelineModel, asked: str) -> tuple[frozenset[str], frozenset[str]]:
+    """On shapes; of a pipeline that looks at values on its way (Z-Image), with those of the model if it has them."""
+    try:
+        return read_in_run(model, _paint, around=OnShapes())
+    except (NotImplementedError, RuntimeError, UsageError) as error:
+        if not is_shapes_only(model):
+            return read_in_run(model, _paint, on_shapes=False)
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            asked, f"it does not run without values: {found}", "apply it in memory, without --out-of-core"
+        ) from error
+
+
+def _paint(model: nn.Module) -> Iterable[Tensor]:
     """A small picture of a prompt in one step, decoded."""
-    assert isinstance(shapes, PipelineModel)
-    painter = Painter(shapes, shapes.folder)
+    assert isinstance(model, PipelineModel)
+    painter = Painter(model, model.folder)
     settings = small(PaintingSettings(), painter.smallest, 1)
-    with OnShapes():
-        picture: Tensor = painter.call(PROMPT, generator_of(0, 0), settings, output="pt")
+    picture: Tensor = painter.call(PROMPT, generator_of(0, 0), settings, output="pt")
     return [picture]
 
 
@@ -68,11 +77,12 @@ def _heads(model: PipelineModel) -> Iterator[tuple[str, frozenset[str]]]:
         yield path, frozenset(f"{path}.{name}" for name, _ in head.named_parameters())
 
 
-def language_model(module: nn.Module) -> Any:
+def language_model(module: Any) -> Any:
     """The language model inside an encoder of which nothing else is left, where it is one by itself; else None."""
     if not any(isinstance(inner, Absent) for inner in module.modules()):
         return None
-    path = _LANGUAGE_MODELS.get(original_class(module).__name__)
+    kind = original_class(module).__name__
+    path = module.base_model_prefix if kind.endswith("ForCausalLM") else _LANGUAGE_MODELS.get(kind)
     if path is None or not all(name.startswith(f"{path}.") for name in module.state_dict(keep_vars=True)):
         return None
     found = module.get_submodule(path)

@@ -34,6 +34,9 @@ class OnShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args, kwargs = tree_map(_shape, (args, kwargs))
         elif not any(on_meta) and kwargs.get("device") == _META:
             kwargs = kwargs | {"device": torch.device("cpu")}
+        elif any(on_meta) and getattr(func, "overloadpacket", None) is torch.ops.aten._to_copy:
+            # Made like something that has values (`type_as`): it stays a shape.
+            kwargs = kwargs | {"device": _META}
         return func(*args, **kwargs)
 
 
