@@ -143,3 +143,13 @@ class RoutedFeedForward(Protocol):
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (T, hidden) -> (weights (T, active), chosen experts (T, active), logits (T, experts))."""
+
+
+def has_streams(module: object) -> bool:
+    """`isinstance(module, StreamAttention)`, which looks at every attribute, after a look at one method."""
+    return hasattr(type(module), "keep_heads") and isinstance(module, StreamAttention)
+
+
+def is_routed(module: object) -> bool:
+    """The same for `RoutedFeedForward`."""
+    return hasattr(type(module), "route") and isinstance(module, RoutedFeedForward)

@@ -24,7 +24,8 @@ from umcompress.errors import ModelError
 from umcompress.graph.forward_source import traceable_forwards
 from umcompress.graph.guards import AssumedAnswers, SymbolicAnswers, hoist_guards
 from umcompress.graph.lower import EXTRA, lowered_graph
-from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
+from umcompress.graph.protocol import has_streams, is_routed
+from umcompress.graph.shared_traces import shared
 
 _HERE = Path(__file__).parent
 LEAF = re.compile(r"Attention|Attn|Norm|Rotary|RoPE|Router|Experts")
@@ -34,7 +35,7 @@ _CACHE = re.compile(r"^(past|layer_past|kv_cache|cache_params|cache$|use_cache$)
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is a leaf. One that merely wraps another module that mixes tokens is not."""
-    if isinstance(module, StreamAttention | RoutedFeedForward) or not any(True for _ in module.children()):
+    if has_streams(module) or is_routed(module) or not any(True for _ in module.children()):
         return True
     name = type(module).__name__
     if ATTENTION.search(name):
@@ -44,7 +45,7 @@ def is_leaf(module: nn.Module) -> bool:
 
 def is_attention(module: nn.Module) -> bool:
     """Whether a leaf mixes tokens: an attention, or a state-space or convolution layer in its place."""
-    named = isinstance(module, StreamAttention) or ATTENTION.search(type(module).__name__) is not None
+    named = has_streams(module) or ATTENTION.search(type(module).__name__) is not None
     return named or is_mixer(module)
 
 
@@ -133,6 +134,10 @@ def trace_block(block: nn.Module, path: str = "") -> fx.Graph:
     known = lowered_graph(block)
     if known is not None:
         return copy.deepcopy(known)
+    return shared(block, is_leaf, lambda: _traced_anew(block, path))
+
+
+def _traced_anew(block: nn.Module, path: str) -> fx.Graph:
     graph: fx.Graph | None = None
     asked = f"trace the block {path or '(unnamed)'} ({type(block).__module__}.{type(block).__qualname__})"
     refusals: list[str] = []

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils._pytree import tree_leaves
+
+from umcompress.graph.lower import lowered_graph, original_class, python_source
 
 # What a module says of its place among the others, not of what it computes.
 _NUMBERS = ("idx", "index", "layer_id", "layer_number")
@@ -98,12 +101,24 @@ def _structure(block: nn.Module) -> Hashable:
     for path, module in block.named_modules():
         tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors)
-        parts.append((path, type(module), shapes, _settings(module)))
+        parts.append((path, _kind(module), shapes, _settings(module)))
     return tuple(parts)
 
 
+def _kind(module: nn.Module) -> Hashable:
+    """The class; of what was rewritten, which has a class of its own, what it was and the code that it runs."""
+    of_graph = isinstance(module, fx.GraphModule)
+    graph = module.graph if isinstance(module, fx.GraphModule) else lowered_graph(module)
+    kind: Any = type(module)
+    if graph is None:
+        return cast(Hashable, kind)
+    source, space = python_source(graph)
+    names = tuple(sorted((name, id(value)) for name, value in space.items()))
+    return fx.GraphModule if of_graph else original_class(module), source, names
+
+
 def _settings(module: nn.Module) -> Hashable:
-    """What a module's attributes say, but for its number; numbers, texts, and collections of them."""
+    """What a module's attributes say, but for its number; numbers, texts, collections and records of them."""
     found = []
     for name, value in sorted(vars(module).items()):
         if not name.startswith("_") and not any(word in name for word in _NUMBERS) and _is_plain(value):
@@ -112,6 +127,8 @@ def _settings(module: nn.Module) -> Hashable:
 
 
 def _is_plain(value: object) -> bool:
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(_is_plain(getattr(value, field.name)) for field in fields(value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
     return all(map(_is_plain, value)) if isinstance(value, tuple | list | set) else isinstance(value, _PLAIN)

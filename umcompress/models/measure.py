@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from umcompress.checkpoint.layout import tied_names
 from umcompress.documents.base import Component, Task
 from umcompress.documents.report import Size
 from umcompress.errors import UncountedError
-from umcompress.graph.protocol import RoutedFeedForward
+from umcompress.graph.protocol import RoutedFeedForward, is_routed
 from umcompress.models.chosen_experts import ChosenExperts
 from umcompress.models.equal_blocks import EqualBlocks
 from umcompress.models.family import Family
@@ -135,9 +135,9 @@ def _watch(model: nn.Module, shares: Shares) -> tuple[set[str], list[torch.utils
     touched: set[str] = set()
     hooks = []
     # Experts are run by the module that routes to them, which need not call their own modules.
-    routed = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, RoutedFeedForward))
+    routed = tuple(f"{path}." for path, module in model.named_modules() if is_routed(module))
     for path, module in model.named_modules():
-        whole = isinstance(module, RoutedFeedForward)
+        whole = is_routed(module)
         own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=whole)]
         if not own or path.startswith(routed):
             continue
@@ -193,10 +193,10 @@ def _experts(model: nn.Module) -> Shares:
     """Each stacked parameter of experts of ours -> how many of how many a token uses."""
     shares: Shares = {}
     for path, module in model.named_modules():
-        if isinstance(module, RoutedFeedForward):
-            stack = f"{path}.experts." if path else "experts."
-            names = (name for name, _ in model.named_parameters() if name.startswith(stack))
-            shares |= dict.fromkeys(names, (module.shape.active, module.shape.experts))
+        if is_routed(module):
+            start, routed = f"{path}." if path else "", cast(RoutedFeedForward, module)
+            names = (start + name for name, _ in module.named_parameters() if name.startswith("experts."))
+            shares |= dict.fromkeys(names, (routed.shape.active, routed.shape.experts))
     return shares
 
 

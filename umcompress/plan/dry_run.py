@@ -9,6 +9,7 @@ from umcompress.documents.plan import Plan
 from umcompress.documents.previews import PlanReport, PlanStep
 from umcompress.errors import ModelError
 from umcompress.extend.pass_base import Pass
+from umcompress.graph.shared_traces import traces_shared
 from umcompress.models.measure import Weight, weigh
 from umcompress.models.source import Source, as_stored, located, open_source
 from umcompress.plan.changes import shapes_of, site_changes, tensor_changes
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 def plan_recipe(recipe: Recipe, name: str) -> PlanReport:
     """Every step on the shapes that the one before leaves; one that cannot be planned leaves them alone."""
+    with traces_shared():
+        return _planned(recipe, name)
+
+
+def _planned(recipe: Recipe, name: str) -> PlanReport:
     # The recipe's device is for weights: planning needs none.
     source = open_source(
         recipe.model, recipe.dtype, components=recipe.component_globs(), trust_remote_code=recipe.trust_remote_code,

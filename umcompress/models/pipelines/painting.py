@@ -165,7 +165,8 @@ class Painter:
             self.guidance_name or "guidance_scale": settings.guidance,
         }
         options = {name: value for name, value in options.items() if value is not None}
-        if TRUE_SCALE in takes:
+        # Without guidance it is not read, and pipelines say so each time.
+        if TRUE_SCALE in takes and (settings.guidance is None or settings.guidance > 1):
             options["negative_prompt"] = settings.negative_prompt
         if "num_frames" in takes:
             options["num_frames"] = 1
