@@ -30,6 +30,7 @@ from umcompress.run.knapsack import Option, choose
 from umcompress.run.output_distance import mean_distance
 from umcompress.run.search import _numbers, _to_run
 from umcompress.run.sensitivity import shared_source
+from umcompress.run.uniform import uniform_recipe
 
 STEPS = [
     {"pass": "layer_drop", "name": "no-attention", "unit": "attention", "drop_count": 1},
@@ -173,6 +174,27 @@ def test_a_search_goes_on_and_shows_the_same(
     assert "front-1" in shown and "uniform-1" in shown and "next: umcompress compare" in shown
     assert before == {name: (searched / name).read_bytes() for name in before}
     assert (searched / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_uniform_widths_are_those_of_the_stack_that_is_cut(tmp_path: Path) -> None:
+    """Other stacks may be wider: a share of their widths may be none of these."""
+    path = write_recipe(tmp_path, Path("bagel-mini"), STEPS[3])
+    recipe = _load(str(path), (), {}).recipe
+    source = shared_source(recipe.model, None, "cpu", False)
+    graph = Alone(recipe, source, recipe.evaluate[0] if recipe.evaluate else None, tmp_path).graph  # type: ignore[arg-type]
+    own = {site.width for site in graph.feed_forwards()}
+    assert len(own) == 1 and {site.width for site in graph.feed_forwards(stack="all")} != own
+    choices = [
+        ChoiceScore(name=component, step=0, component=component, stack="decoder", layers=(0,),
+                    branches=(f"x feed_forward {component}",))
+        for component in ("understanding", "generation")
+    ]  # fmt: skip
+    for share in (0.999, 0.99, 0.9):
+        made = uniform_recipe(recipe, source, graph, choices, "parameters", share)
+        assert made is not None
+        steps, shares = made
+        ratios = {getattr(step.pass_, "keep_ratio") for step in steps}  # noqa: B009
+        assert all((ratio * min(own)).is_integer() for ratio in ratios) and shares["parameters"] >= share
 
 
 def test_blocks_that_go_renumber_later_steps(recipe: Path) -> None:

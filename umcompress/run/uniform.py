@@ -27,7 +27,7 @@ def uniform_recipe(
 ) -> Made | None:  # fmt: skip
     """Steps that leave at least `share` of a measure, by less than a channel a layer more; None where none can.
 
-    One width for all feed-forwards that the recipe may narrow. Where the narrowest are too large, heads go as well, by
+    A channel is one of the narrowest layer, and as many of wider ones as are the same share. One width for all feed-forwards that the recipe may narrow. Where the narrowest are too large, heads go as well, by
     the recipe's own steps, the mildest first.  known: sizes that earlier calls found, for the same recipe.
     """
     widths, heads = _cuts(recipe, "feed_forward", choices), _cuts(recipe, "attention", choices)
@@ -36,7 +36,11 @@ def uniform_recipe(
         return None
     first = {component: next(step for own, step in widths if own == component) for component in components}
     levels: list[float | None] = [None, *sorted({_ratio(step) for _, step in heads}, reverse=True)]
-    widest = max(site.width for site in graph.feed_forwards(stack="all") if site.component in components)
+    # Of layers of unlike widths by the narrowest: a ratio that takes a channel of it takes one of all.
+    full = min(
+        site.width for component, step in first.items()
+        for site in graph.feed_forwards(component=component, stack=_stack(step))
+    )  # fmt: skip
     sizes: Known = {} if known is None else known
 
     def size(level: float | None, width: int) -> float:
@@ -45,11 +49,11 @@ def uniform_recipe(
         return amount(sizes[level, width], measure)
 
     def left(level: float | None, width: int) -> float:
-        return size(level, width) / size(None, widest)
+        return size(level, width) / size(None, full)
 
     def steps(level: float | None, width: int) -> tuple[Step, ...]:
         cut = [step for component, step in heads if _ratio(step) == level]
-        narrowed = [_with_ratio(step, width / widest) for step in first.values()] if width < widest else []
+        narrowed = [_with_ratio(step, width / full) for step in first.values()] if width < full else []
         return tuple(
             step.model_copy(update={"name": f"{number:02d}-{step.pass_.name}", "after": None})  # type: ignore[attr-defined]
             for number, step in enumerate([*cut, *narrowed], start=1)
@@ -58,7 +62,7 @@ def uniform_recipe(
     for level in levels:
         if left(level, 1) > share:
             continue
-        low, high = 1, widest  # left(low) <= share; high is enough
+        low, high = 1, full  # left(low) <= share; high is enough
         while high - low > 1:
             # Sizes are linear in the width, or nearly.
             at_low, at_high = left(level, low), left(level, high) if steps(level, high) else 1.0
@@ -84,6 +88,11 @@ def _cuts(recipe: Recipe, kind: str, choices: Sequence[ChoiceScore]) -> list[tup
             placed = step.pass_.model_copy(update={"component": component})
             found.append((component, step.model_copy(update={"pass_": placed})))
     return found
+
+
+def _stack(step: Step) -> str | None:
+    assert isinstance(step.pass_, ScopedPass)
+    return step.pass_.stack
 
 
 def _ratio(step: Step) -> float:
