@@ -27,8 +27,9 @@ def uniform_recipe(
 ) -> Made | None:  # fmt: skip
     """Steps that leave at least `share` of a measure, by less than a channel a layer more; None where none can.
 
-    A channel is one of the narrowest layer, and as many of wider ones as are the same share. One width for all feed-forwards that the recipe may narrow. Where the narrowest are too large, heads go as well, by
-    the recipe's own steps, the mildest first.  known: sizes that earlier calls found, for the same recipe.
+    A channel is one of the narrowest layer, and as many of wider ones as are the same share. One width for all
+    feed-forwards that the recipe may narrow. Where the narrowest are too large, heads go as well, by the recipe's own
+    steps, the mildest first.  known: sizes that earlier calls found, for the same recipe.
     """
     widths, heads = _cuts(recipe, "feed_forward", choices), _cuts(recipe, "attention", choices)
     components = {component for component, _ in widths}
