@@ -56,6 +56,8 @@ def model_files(folder: Path, code: bool) -> list[Path]:
         inside = file.relative_to(folder)
         if file.suffix == ".py":
             return code
+        if "__pycache__" in inside.parts:  # what Python makes of those, anew at each installation
+            return False
         return file.suffix.lower() not in _NOT_READ and not any(p.startswith("checkpoint-") for p in inside.parts[:-1])
 
     return [file for file in files_under(folder) if read(file)]
