@@ -24,7 +24,7 @@ from _results import record
 from umcompress.models.source import open_source
 from umcompress.plan.command import plan as plan_command
 
-LAYERS, BLOCK, LAYER, REST = 4, 0.68, 0.466, 0.8  # gigabytes of a block, of a layer, of everything else
+LAYERS, BLOCK, LAYER, REST = 4, 0.68, 0.466, 0.5  # gigabytes of a block, of a layer, of everything else
 TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
           "<|video_pad|>")  # fmt: skip
 SHARD = 1_000_000_000  # bytes
