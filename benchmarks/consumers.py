@@ -72,6 +72,7 @@ CASES = [
     Case("Qwen3: layers that differ, filled up", "Qwen3", [RAGGED[-1]], "pad"),
     Case("Llama: experts, as Mixtral", "Llama", [EXPERTS]),
     Case("Qwen3: experts, as Qwen3-MoE", "Qwen3", [EXPERTS]),
+    Case("OLMo 2: experts, as FlexOlmo", "Olmo2", [EXPERTS]),
     Case("BAGEL's language part: a block and channels less in both streams", "bagel-mini", [
         BLOCK | {"component": "shared"}, CHANNELS | {"component": "shared"},
     ]),
