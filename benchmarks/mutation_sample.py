@@ -29,6 +29,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from _results import record
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("graph", "rewrite", "passes", "recipe", "run")
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -251,6 +253,7 @@ def main() -> None:
     parser.add_argument("--rooms", nargs="*", default=ROOMS)
     parser.add_argument("--covered", type=Path, default=Path("mutation_coverage.json"), help="tests by line, kept")
     parser.add_argument("--outcomes", type=Path, help="kept as they come; a second call tries only what was not done")
+    parser.add_argument("--record", action="store_true", help="append to results.md")
     asked = parser.parse_args()
     rooms = tuple(asked.rooms)
     every = mutants(rooms)
@@ -266,6 +269,10 @@ def main() -> None:
     share = f"{counts['survived'] / decided:.0%}" if decided else "unknown"
     print(f"{len(every)} places; {counts['killed']} killed, {counts['survived']} survived ({share} of those decided), "
           f"{counts['not done']} not done in time, {counts['not run']} on lines that no test runs in its own process")
+    if asked.record:
+        row: dict[str, float] = {"places": len(every)}
+        row |= {name: counts[name] for name in ("killed", "survived", "not done", "not run")}
+        record("mutation_sample", {"seed": asked.seed, "seconds": asked.seconds}, {" ".join(rooms): row})
 
 
 if __name__ == "__main__":
