@@ -90,8 +90,8 @@ def write_page(found: Mapping[str, Mapping[str, Mapping[str, float]]], given: ar
         "# What a search finds", "",
         "Written by `python benchmarks/search.py --all --record`: recipes of `umcompress search`, and beside each the",
         "one that cuts every layer alike to the same size. Changes are of the held-out loss of each task, paired over",
-        f"at most {given.judged} items that scored no choice (as many as there are), ± half of the 95 % interval; at most",
-        f"{given.items} items of each task scored the choices. How it works: [sweeps.md](sweeps.md).",
+        f"at most {given.judged} items that scored no choice (as many as there are), ± half of the 95 % interval;",
+        f"at most {given.items} items of each task scored the choices. How it works: [sweeps.md](sweeps.md).",
     ]
     for model, rows in found.items():
         tasks = [key.removesuffix(" loss") for key in next(iter(rows.values())) if key.endswith(" loss")]
