@@ -128,7 +128,9 @@ def _settings(module: nn.Module) -> Hashable:
 
 def _is_plain(value: object) -> bool:
     if is_dataclass(value) and not isinstance(value, type):
-        return all(_is_plain(getattr(value, field.name)) for field in fields(value))
+        # Configurations are dataclasses as well: they say the same to all layers, and some cannot be read as a whole.
+        fixed = bool(getattr(type(value), "__dataclass_params__").frozen)  # noqa: B009
+        return fixed and all(_is_plain(getattr(value, field.name)) for field in fields(value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
     return all(map(_is_plain, value)) if isinstance(value, tuple | list | set) else isinstance(value, _PLAIN)
