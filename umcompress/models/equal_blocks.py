@@ -129,7 +129,8 @@ def _settings(module: nn.Module) -> Hashable:
 def _is_plain(value: object) -> bool:
     if is_dataclass(value) and not isinstance(value, type):
         # Configurations are dataclasses as well: they say the same to all layers, and some cannot be read as a whole.
-        fixed = bool(getattr(type(value), "__dataclass_params__").frozen)  # noqa: B009
+        kind: Any = type(value)
+        fixed = bool(kind.__dataclass_params__.frozen)
         return fixed and all(_is_plain(getattr(value, field.name)) for field in fields(value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))

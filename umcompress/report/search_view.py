@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from umcompress.documents.base import TASKS, Task
@@ -23,8 +23,9 @@ def search_view(found: Search, folder: str, written: Sequence[str]) -> View:
     ends = [*found.notes, *(f"written: {folder}/{name}" for name in written)] if written else [NO_PICTURES]
     first = found.front[0]
     todo = f"umcompress apply {shlex.quote(f'{folder}/{first.recipe}')}"
-    if first.result is not None:
-        runs = [f"{folder}/runs/{name}" for name in (first.name, *([first.uniform.name] if first.uniform else []))]
+    ran = next((point for point in found.front if point.result is not None), None)
+    if ran is not None:
+        runs = [f"{folder}/runs/{name}" for name in (ran.name, *([ran.uniform.name] if ran.uniform else []))]
         todo = f"umcompress compare {' '.join(map(shlex.quote, runs))}"
     return (title, front_table(found), chosen_table(found), "", *ends, f"next: {todo}")
 
@@ -44,7 +45,9 @@ def front_table(found: Search) -> Table:
         shares = [_share(one, measure) for measure in measures]
         expected = [f"{one.expected[task]:+.3g}" if task in one.expected else "" for task in tasks]
         rows.append((one.name, *shares, *expected, *(_measured(one.result, task) for task in tasks)))
-    columns = (*measures, *(f"sum {task[:3]}." for task in tasks), *tasks)
+    # The title names a single budget; its name would take the room of the figures.
+    heads = measures if len(measures) > 1 else ["left"]
+    columns = (*heads, *(f"sum {task[:3]}." for task in tasks), *tasks)
     notes = ["sum: of what the choices change alone; the last columns: what the recipe came to, change of the loss"]
     if found.score == "distance":
         notes = ["chosen by the distance of outputs from the unpruned model's", *notes]
@@ -81,27 +84,31 @@ def _measured(result: StepReport | None, task: Task) -> str:
 def chosen_table(found: Search) -> Table:
     """A row a layer of a component, a column a recipe of the front: what is taken there."""
     by_name = {choice.name: choice for choice in found.choices}
-    places: dict[tuple[str, str, int], dict[str, list[str]]] = {}
+    places: dict[tuple[str, str, int], dict[str, dict[str, str]]] = {}
     for point in found.front:
         for name in point.choices:
             choice = by_name[name]
             for layer in choice.layers:
                 row = places.setdefault((choice.component, choice.stack, layer), {})
-                row.setdefault(point.name, []).append(short_choice(choice))
+                kinds = {branch.split(" ")[1] for branch in choice.branches}
+                row.setdefault(point.name, {}).update(dict.fromkeys(kinds, _kept(choice)))
     order = {"understanding": 0, "shared": 1, "all": 1, "generation": 2}
     rows = [
-        (f"{component} {layer}", *("; ".join(own.get(point.name, ["-"])) for point in found.front))
+        (f"{component} {layer}", *(_both(own.get(point.name, {})) for point in found.front))
         for (component, _, layer), own in sorted(places.items(), key=lambda item: (order[item[0][0]], *item[0][1:]))
     ]
     columns = tuple(text_column(name) for name in ("layer", *(point.name for point in found.front)))
-    return Table("Chosen", columns, tuple(rows), ("att., ff.: attention and feed-forward; a number is what is kept",))
+    return Table("Chosen", columns, tuple(rows), ("the share that is kept, of attention / feed-forward; - : nothing is taken",))
 
 
-def short_choice(choice: ChoiceScore) -> str:
-    """`ff. 0.5`, `att. gone`."""
-    kinds = dict.fromkeys(branch.split(" ")[1] for branch in choice.branches)
-    names = "+".join({"attention": "att.", "feed_forward": "ff."}.get(kind, kind) for kind in kinds)
-    return f"{names} {'gone' if choice.dropped else kept_share(choice)}"
+def _kept(choice: ChoiceScore) -> str:
+    return "0" if choice.dropped else kept_share(choice)
+
+
+def _both(kept: Mapping[str, str]) -> str:
+    """`1/0.5`: the attention is whole, half of the feed-forward is left.  A block of unknown parts counts for both."""
+    whole = kept.get("block", "1")
+    return "/".join(kept.get(kind, whole) for kind in ("attention", "feed_forward")) if kept else "-"
 
 
 def kept_share(choice: ChoiceScore) -> str:
