@@ -98,7 +98,8 @@ def chosen_table(found: Search) -> Table:
         for (component, _, layer), own in sorted(places.items(), key=lambda item: (order[item[0][0]], *item[0][1:]))
     ]
     columns = tuple(text_column(name) for name in ("layer", *(point.name for point in found.front)))
-    return Table("Chosen", columns, tuple(rows), ("the share that is kept, of attention / feed-forward; - : nothing is taken",))
+    note = "the share that is kept, of attention / feed-forward; - : nothing is taken"
+    return Table("Chosen", columns, tuple(rows), (note,))
 
 
 def _kept(choice: ChoiceScore) -> str:
