@@ -4,16 +4,23 @@
 
 A Llama with random weights. Each round runs all in turn: plain forwards, the same with the statistics of a pass, and
 for least squares also the solution. Ratios of processor time, medians over rounds; `--record` appends to results.md.
+
+`--llmcompressor PYTHON`: the same model and texts through Wanda and SparseGPT of llm-compressor, over its own plain
+forward, by the Python of an environment that has it (`python -m venv runs/llmc && runs/llmc/bin/pip install
+llmcompressor`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("hidden", 1024), ("width", 4096), ("layers", 4), ("tokens", 2048), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--llmcompressor", type=Path, help="the Python of an environment that has it")
     parser.add_argument("--record", action="store_true", help="append the figures to results.md")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -67,10 +75,21 @@ def main() -> None:
         graph = trace_model(model, source.family)
         texts = torch.randint(0, 256, (max(1, options.tokens // 128), 128))
         rows = measured(graph, lambda: _forward(model, texts), options.rounds)
+        if options.llmcompressor is not None:
+            rows |= theirs(options.llmcompressor, Path(folder), texts, options.rounds)
     for name, row in rows.items():
         print(f"{name:20s}", *(f"{key} {value:.2f}" for key, value in row.items()), flush=True)
     if options.record:
         record("calibration", vars(options), rows)
+
+
+def theirs(python: Path, folder: Path, texts: torch.Tensor, rounds: int) -> dict[str, dict[str, float]]:
+    torch.save(texts, folder / "texts.pt")
+    script = Path(__file__).with_name("_llmcompressor_pruning.py")
+    command = [str(python), str(script), str(folder), str(folder / "texts.pt"), str(rounds)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {f"llm-compressor, {name}": {"over plain": ratio} for name, ratio in found.items()}
 
 
 @torch.no_grad()

@@ -37,12 +37,11 @@ def checks_in_forks() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def two_timings() -> Iterator[None]:
-    """Models are really timed, but twice only; tests/models/test_stopwatch.py has the stopwatch as it is."""
-    from umcompress.models import stopwatch
+    """Models are really timed, but twice only."""
+    from forked_check import time_twice
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stopwatch, "FEWEST", 2)
-        patch.setattr(stopwatch, "MOST", 2)
+        time_twice(patch)
         yield
 
 

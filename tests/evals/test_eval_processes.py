@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from forked_command import Command
 from tiny_bagel import write_tiny_bagel
 from tiny_judges import PERSON, UMBRELLA, metadata, write_tiny_clip, write_tiny_mask2former
 
@@ -28,16 +26,11 @@ def launch(arguments: list[str], count: int) -> list[str]:
     shared = {
         "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
     }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "umcompress", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(count)
-    ]
-    done = [process.communicate(timeout=900) for process in started]
-    assert [process.returncode for process in started] == [0] * count, "\n".join(error for _, error in done)
-    return [out for out, _ in done]
+    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    started = [Command(*arguments, environment=rank) for rank in ranks]
+    done = [one.wait() for one in started]
+    assert [one.returncode for one in done] == [0] * count, "\n".join(one.stderr for one in done)
+    return [one.stdout for one in done]
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import benchmark_data as data
 import pytest
+from forked_command import Command
 from run_fakes import depends_on
 from tiny_bagel import write_recipe
 
@@ -139,24 +137,20 @@ def test_a_killed_step_leaves_the_answers_of_evaluations_only(tmp_path: Path) ->
 def test_two_processes_answer_what_one_does(folders: dict[str, Path], tiny_bagel: Path, tmp_path: Path) -> None:
     """Started as `accelerate launch` starts them: each answers a part, the first reports."""
     images = data.write_mme(tmp_path / "mme", images=3)
-    command = [
-        sys.executable, "-m", "umcompress", "evaluate", str(tiny_bagel), "--evaluation", f"mme:data={images}",
-        "--evaluation", f"mmvp:data={folders['mmvp']}", "--format", "json", "-o",
+    arguments = [
+        "evaluate", str(tiny_bagel), "--evaluation", f"mme:data={images}", "--evaluation",
+        f"mmvp:data={folders['mmvp']}", "--format", "json", "-o",
     ]  # fmt: skip
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [{"WORLD_SIZE": "2", "RANK": rank} for rank in "01"]
-    started = [
-        subprocess.Popen(
-            [*command, str(tmp_path / out)], env=common | settings, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for out, settings in (("one", {}), *(("two", settings) for settings in ranks))
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], outputs
+    each = (("one", {}), *(("two", settings) for settings in ranks))
+    started = [Command(*arguments, str(tmp_path / out), environment=common | settings) for out, settings in each]
+    done = [one.wait() for one in started]
+    assert [one.returncode for one in done] == [0, 0, 0], done
+    outputs = [(one.stdout, one.stderr) for one in done]
     one, two = (json.loads(out)["steps"][0]["evaluations"] for out, _ in outputs[:2])
     assert outputs[2][0] == "" and "share of 2" in outputs[1][1]
     for name in ("mme", "mmvp"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from umcompress.models.bagel.attention import BagelAttention
 from umcompress.models.bagel.config import BagelConfig, TextConfig, VisionConfig
 from umcompress.models.bagel.context import Cache, Context, causal
 from umcompress.models.bagel.load import load_bagel, skeleton
-from umcompress.models.bagel.model import Bagel
+from umcompress.models.bagel.model import Bagel, PictureLayout
+from umcompress.models.bagel.sampling import Contexts, Guidance, denoise, guided_velocity, timesteps
 
 GOLDEN = DATA / "golden_bagel" / "model"
 
@@ -95,6 +98,35 @@ def test_a_batch_equals_its_members(model: Bagel) -> None:
         model.absorb_vision(alone, images[index : index + 1])
         model.absorb_text(alone, texts[index : index + 1])
         assert model.decode_text(alone, 6)[0] == decoded[index]
+
+
+@torch.no_grad()
+def test_denoising_lays_pictures_out_once(model: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks, rotations and markers are made once a picture and branch; every step gives what it gave by itself."""
+    made: list[Cache] = []
+    layout = Bagel.picture_layout
+
+    def counted(self: Bagel, cache: Cache, *rest: Any, **options: Any) -> PictureLayout:
+        made.append(cache)
+        return layout(self, cache, *rest, **options)
+
+    monkeypatch.setattr(Bagel, "picture_layout", counted)
+    sizes, rule = [(2, 3), (3, 1)], Guidance(4.0, 1.0, (0.4, 1.0))
+    contexts = Contexts.empty(2, image_guidance=False)
+    contexts.add_text(model, [torch.arange(3), torch.arange(10, 17)])
+    x = torch.randn(9, model.config.latent_channels)
+    end = denoise(model, contexts, x, sizes, 6, 3.0, rule)
+    assert len(made) == 2 and made[0] is contexts.full and made[1] is contexts.text_cfg
+    alone = x
+    for t, following in pairwise(timesteps(6, 3.0).tolist()):
+        contexts = Contexts.empty(2, image_guidance=False)
+        contexts.add_text(model, [torch.arange(3), torch.arange(10, 17)])
+        alone = alone - guided_velocity(model, contexts, alone, t, sizes, rule) * (t - following)
+    assert torch.equal(end, alone)
+    # What was read since then counts.
+    before = guided_velocity(model, contexts, x, 0.3, sizes, rule)
+    contexts.add_text(model, [torch.arange(4), torch.arange(2)])
+    assert not torch.equal(guided_velocity(model, contexts, x, 0.3, sizes, rule), before)
 
 
 @torch.no_grad()

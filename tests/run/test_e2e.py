@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_command import Command, command
 from places import DOCS
 from safetensors.torch import load_file
 
@@ -47,20 +46,13 @@ steps:
 BOTH = {"understanding", "generation"}
 
 
-def command(*arguments: str, cwd: Path) -> list[str]:
-    return [sys.executable, "-m", "umcompress", *arguments]
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments, cwd=cwd), cwd=cwd, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of an uninterrupted run."""
+    """The output folder of an uninterrupted run, of a process started as a user starts it."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "recipe.yaml").write_text(RECIPE)
-    done = run("apply", "recipe.yaml", "-o", "out", cwd=folder)
+    started = [sys.executable, "-m", "umcompress", "apply", "recipe.yaml", "-o", "out"]
+    done = subprocess.run(started, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "umcompress compare" in done.stdout
     return folder / "out"
@@ -98,9 +90,9 @@ def test_dropped_parts_are_gone(finished: Path) -> None:
 
 
 def test_a_finished_run_is_not_run_again_and_another_recipe_is_refused(finished: Path) -> None:
-    again = run("apply", "recipe.yaml", "-o", "out", cwd=finished.parent)
+    again = command("apply", "recipe.yaml", "-o", "out", cwd=finished.parent)
     assert again.returncode == 0 and "nothing is left to do" in again.stderr
-    other = run("apply", "recipe.yaml", "-o", "out", "--set", "steps.3.keep_ratio=0.25", cwd=finished.parent)
+    other = command("apply", "recipe.yaml", "-o", "out", "--set", "steps.3.keep_ratio=0.25", cwd=finished.parent)
     assert other.returncode == 2 and "another recipe" in other.stderr and "-o" in other.stderr
 
 
@@ -110,16 +102,16 @@ def test_a_compressed_model_is_a_model(finished: Path, tmp_path: Path) -> None:
     first = runner.probe()
     second = open_source(str(finished)).runner(umcompress.load(finished)).probe()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    painted = run("generate", str(finished), "a red circle left of a blue square", "-o", "out.png", cwd=tmp_path)
+    painted = command("generate", str(finished), "a red circle left of a blue square", "-o", "out.png", cwd=tmp_path)
     assert painted.returncode == 0, painted.stderr
-    answered = run("ask", str(finished), "out.png", "how many circles are there?", cwd=tmp_path)
+    answered = command("ask", str(finished), "out.png", "how many circles are there?", cwd=tmp_path)
     assert answered.returncode == 0 and answered.stdout.strip()
     more = tmp_path / "more.yaml"
     more.write_text(
         f"model: {finished}\nmeasure: {{speed: 'off'}}\nsteps:\n  - pass: channel_prune\n    component: generation\n"
         "    keep_ratio: 0.5\n    score: magnitude\n"
     )
-    done = run("apply", "more.yaml", "-o", "more", cwd=tmp_path)
+    done = command("apply", "more.yaml", "-o", "more", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_report(tmp_path / "more").result.parameters.total < read_report(finished).result.parameters.total
 
@@ -132,7 +124,7 @@ def test_a_gate_undoes_its_step(tmp_path: Path) -> None:
         "    stop_if: {generation_drop: 0.05}\n"
         "  - {pass: channel_prune, component: understanding, keep_ratio: 0.5, score: magnitude}\n"
     )
-    done = run("apply", "recipe.yaml", "-o", "out", cwd=tmp_path)
+    done = command("apply", "recipe.yaml", "-o", "out", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     report = read_report(tmp_path / "out")
     assert report.stopped is not None and len(report.steps) == 3 and report.steps[-1].stopped
@@ -149,11 +141,11 @@ def test_a_pass_of_the_users_own(tmp_path: Path) -> None:
         f"  - pass: {own}:QuietChannels\n    component: understanding\n    share: 0.4\n"
     )
     (tmp_path / "recipe.yaml").write_text(recipe)
-    wrong = run("plan", "recipe.yaml", "--set", "steps.0.share=7", cwd=tmp_path)
+    wrong = command("plan", "recipe.yaml", "--set", "steps.0.share=7", cwd=tmp_path)
     assert wrong.returncode == 2 and "share" in wrong.stderr and "Traceback" not in wrong.stderr
-    planned = run("plan", "recipe.yaml", cwd=tmp_path)
+    planned = command("plan", "recipe.yaml", cwd=tmp_path)
     assert planned.returncode == 0 and "QuietChannels" in planned.stdout
-    done = run("apply", "recipe.yaml", "-o", "out", cwd=tmp_path)
+    done = command("apply", "recipe.yaml", "-o", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = read_report(tmp_path / "out")
     assert report.steps[1].pass_ == f"{own}:QuietChannels" and report.steps[1].edits > 0
@@ -167,32 +159,25 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def kill_and_finish(folder: Path, out: str, delays: list[float]) -> None:
     """Start the run, kill it after each delay, then let it finish."""
     for delay in delays:
-        process = subprocess.Popen(
-            command("apply", "recipe.yaml", "-o", out, cwd=folder), cwd=folder, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )
+        running = Command("apply", "recipe.yaml", "-o", out, cwd=folder)
         time.sleep(delay)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = run("apply", "recipe.yaml", "-o", out, cwd=folder)
+        running.kill()
+        running.wait()
+    done = command("apply", "recipe.yaml", "-o", out, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_killed_run_goes_on(finished: Path) -> None:
     """Killed while a step is at work: what is committed stays, the result is the same to the last byte."""
-    process = subprocess.Popen(
-        command("apply", "recipe.yaml", "-o", "killed", cwd=finished.parent), cwd=finished.parent,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )
+    running = Command("apply", "recipe.yaml", "-o", "killed", cwd=finished.parent)
     steps = finished.parent / "killed" / "steps"
     deadline = time.monotonic() + 300
     while not (steps / "02-head_prune").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    running.kill()
+    running.wait()
     assert (steps / "02-head_prune").exists() and not (finished.parent / "killed" / "model").exists()
-    done = run("apply", "recipe.yaml", "-o", "killed", cwd=finished.parent)
+    done = command("apply", "recipe.yaml", "-o", "killed", cwd=finished.parent)
     assert done.returncode == 0 and "done before" in done.stderr
     assert bytes_of(finished.parent / "killed") == bytes_of(finished)
 

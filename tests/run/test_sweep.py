@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_command import Command
 from hf_models import write_folder, write_recipe
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -182,16 +180,13 @@ def test_processes_take_turns_and_come_to_the_same(recipe: Path, swept: Path, tm
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-              "OMP_NUM_THREADS": "1"}  # fmt: skip
-    command = [sys.executable, "-m", "umcompress", "sweep", str(recipe), *AXES, "-o", str(out)]
-    running = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE,
-                         stdout=subprocess.DEVNULL, text=True)
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=600)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    arguments = ["sweep", str(recipe), *AXES, "-o", str(out)]
+    ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    running = [Command(*arguments, environment=rank) for rank in ranks]
+    done = [one.wait() for one in running]
+    said = [one.stderr for one in done]
+    assert [one.returncode for one in done] == [0, 0], said
     assert "process 0: cell 1 of 4" in said[0] and "process 1: cell 3 of 4" in said[1]
     assert "evaluating" not in said[0]
     assert "baseline: done before" in said[1] and "01-channel_prune: done before" in said[1]

@@ -13,25 +13,28 @@ import os
 import subprocess
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from umcompress.models import stopwatch
 from umcompress.run import verify
 from umcompress.run.verify import FreshCheck
 
 PRELOADED = [
     "torch", "transformers", "umcompress.run.verify", "umcompress.models.hf.family", "umcompress.models.bagel.family",
+    "umcompress.run.apply", "umcompress.report.report_view",
 ]  # fmt: skip
-READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "PYTHON", "TORCH", "HOME", "XDG_", "OMP_")
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "PYTHON", "TORCH_", "HOME", "XDG_")
 
 
-def _read_at_import() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(READ_AT_IMPORT)}
+def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """What libraries have read from the environment when they were imported; how many threads is said to each check."""
+    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
 
 
-AT_START = _read_at_import()
+AT_START = read_at_import(os.environ)
 
 
 def _forked(argument: str, folder: str, environment: dict[str, str], current: str) -> None:
@@ -50,6 +53,12 @@ def _forked(argument: str, folder: str, environment: dict[str, str], current: st
     raise SystemExit(code)
 
 
+def time_twice(patch: pytest.MonkeyPatch) -> None:
+    """Has models timed twice only, until the patch is undone; tests/models/test_stopwatch.py has it as it is."""
+    patch.setattr(stopwatch, "FEWEST", 2)
+    patch.setattr(stopwatch, "MOST", 2)
+
+
 def fork_checks(patch: pytest.MonkeyPatch) -> None:
     """Has every check run in a forked process, until the patch is undone."""
     context = multiprocessing.get_context("forkserver")
@@ -57,7 +66,7 @@ def fork_checks(patch: pytest.MonkeyPatch) -> None:
     real: Callable[[FreshCheck], subprocess.CompletedProcess[str]] = verify._in_fresh_process
 
     def check_forked(check: FreshCheck) -> subprocess.CompletedProcess[str]:
-        if _read_at_import() != AT_START:
+        if read_at_import(os.environ) != AT_START:
             return real(check)
         with tempfile.TemporaryDirectory() as folder:
             arguments = (check.model_dump_json(), folder, dict(os.environ), str(Path.cwd()))

@@ -102,7 +102,9 @@ class Context:
                 cache.valid[presence] = new if past is None else torch.cat([past, new], dim=1)
 
     def prepare_rope(self, theta: float, head_dim: int) -> None:
-        """Rotary tables of each stream's rows: cos and sin (rows, 1, head_dim), float32."""
+        """Rotary tables of each stream's rows: cos and sin (rows, 1, head_dim), float32. The same at every call."""
+        if self.rope:
+            return
         half = torch.arange(0, head_dim, 2, device=self.device, dtype=torch.float32) / head_dim
         frequencies = 1.0 / (theta**half)
         for stream in STREAMS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,18 @@ from umcompress.models.bagel.packing import Packing
 from umcompress.models.bagel.vision import VisionContext, VisionModel
 
 UND, GEN = 0, 1
+
+
+@dataclass(frozen=True)
+class PictureLayout:
+    """Where the rows of pictures of noise stand, the same at every denoising step.
+
+    ids: (G,) in the table of positions; marks: (2B, H) the embedded markers around each picture.
+    """
+
+    context: Context
+    ids: Tensor
+    marks: Tensor
 
 
 class Bagel(nn.Module):
@@ -132,24 +145,35 @@ class Bagel(nn.Module):
         patch = self.config.latent_patch_size
         sizes = [(latent.shape[1] // patch, latent.shape[2] // patch) for latent in latents]
         tokens = torch.cat([self.latent_tokens(latent) for latent in latents]).to(self.device)
-        und, gen = self._image_rows(cache, tokens, torch.zeros(len(tokens)), sizes, append=True)
+        und, gen = self._image_rows(
+            self.picture_layout(cache, sizes, append=True), tokens, torch.zeros(len(tokens))
+        )
         cache.positions = [position + 1 for position in cache.positions]
         return und, gen
 
     def velocity(
-        self, cache: Cache, tokens: Tensor, t: float | Tensor, sizes: Sequence[tuple[int, int]]
-    ) -> Tensor:
-        """Velocity (G, D) in float32 of noisy tokens (G, D) at time t; the cache is read, not changed."""
+        self, cache: Cache, tokens: Tensor, t: float | Tensor, sizes: Sequence[tuple[int, int]],
+        layout: PictureLayout | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Velocity (G, D) in float32 of noisy tokens (G, D) at time t; the cache is read, not changed.
+
+        layout: of pictures of these sizes behind this cache, where it is known from an earlier step.
+        """
         times = torch.as_tensor(t, dtype=torch.float32).expand(len(tokens))
-        _, gen = self._image_rows(cache, tokens, times, sizes, append=False)
+        _, gen = self._image_rows(layout or self.picture_layout(cache, sizes), tokens, times)
         out: Tensor = self.llm2vae(gen)
         return out.float()
 
-    def _image_rows(
-        self, cache: Cache, tokens: Tensor, t: Tensor, sizes: Sequence[tuple[int, int]], append: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _image_rows(self, layout: PictureLayout, tokens: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        gen = self.embed_latents(tokens, t.to(self.device), layout.ids)
+        out: tuple[Tensor, Tensor] = self.language_model(layout.marks, gen, layout.context)
+        return out
+
+    def picture_layout(
+        self, cache: Cache, sizes: Sequence[tuple[int, int]], append: bool = False
+    ) -> PictureLayout:
+        """Of one picture of noise a sequence, of so many rows and columns of tokens."""
         ids = torch.cat([self.latent_pos_embed.ids(*size) for size in sizes]).to(self.device)
-        gen = self.embed_latents(tokens, t.to(self.device), ids)
         marks = torch.tensor([self.config.tokens.start_of_image, self.config.tokens.end_of_image])
         und = self.embed_text(marks.repeat(len(sizes)))
         kinds = []
@@ -157,9 +181,7 @@ class Bagel(nn.Module):
             kind = torch.full((rows * columns + 2,), GEN)
             kind[0] = kind[-1] = UND
             kinds.append(kind)
-        context = self._image_context(cache, kinds, append)
-        out: tuple[Tensor, Tensor] = self.language_model(und, gen, context)
-        return out
+        return PictureLayout(self._image_context(cache, kinds, append), ids, und)
 
     def _image_context(self, cache: Cache, kinds: Sequence[Tensor], append: bool) -> Context:
         """An image sees itself whole and takes one position, whatever its size."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from umcompress.graph.repeats import repeated
 from umcompress.models.bagel.context import Cache
-from umcompress.models.bagel.model import Bagel
+from umcompress.models.bagel.model import Bagel, PictureLayout
 
 Renorm = Literal["global", "channel", "text_channel"]
 
@@ -45,10 +45,19 @@ class Contexts:
     full: Cache
     text_cfg: Cache
     image_cfg: Cache | None
+    # Of pictures behind a cache as it was after so many positions.
+    _layouts: dict[tuple[object, ...], PictureLayout] = field(default_factory=dict, repr=False)
 
     @classmethod
     def empty(cls, batch: int, image_guidance: bool = True) -> Contexts:
         return cls(Cache(batch), Cache(batch), Cache(batch) if image_guidance else None)
+
+    def layout(self, model: Bagel, cache: Cache, sizes: Sequence[tuple[int, int]]) -> PictureLayout:
+        """Of pictures behind one of the caches: worked out once, and not once a denoising step."""
+        key = (id(cache), *cache.positions, *sizes)
+        if key not in self._layouts:
+            self._layouts[key] = model.picture_layout(cache, sizes)
+        return self._layouts[key]
 
     def add_text(self, model: Bagel, ids: Sequence[Tensor]) -> None:
         """The text guidance forgets this text; the image guidance keeps it."""
@@ -80,16 +89,19 @@ def guided_velocity(
     guidance: Guidance,
 ) -> Tensor:
     """(G, D) float32.  Norms of the "global" renorm are taken over each image, whatever shares its batch."""
-    v = model.velocity(contexts.full, tokens, t, sizes)
+    def velocity(cache: Cache) -> Tensor:
+        return model.velocity(cache, tokens, t, sizes, contexts.layout(model, cache, sizes))
+
+    v = velocity(contexts.full)
     rule = guidance.at(t)
     if rule.text_scale <= 1.0:
         return v
-    v_text = model.velocity(contexts.text_cfg, tokens, t, sizes)
+    v_text = velocity(contexts.text_cfg)
     u = v_text + rule.text_scale * (v - v_text)
     v_image = None
     if rule.image_scale > 1.0:
         assert contexts.image_cfg is not None, "contexts without image guidance"
-        v_image = model.velocity(contexts.image_cfg, tokens, t, sizes)
+        v_image = velocity(contexts.image_cfg)
     if rule.renorm_type == "text_channel":
         u = u * _ratio(v.norm(dim=-1, keepdim=True), u.norm(dim=-1, keepdim=True), rule)
         return u if v_image is None else v_image + rule.image_scale * (u - v_image)
