@@ -18,7 +18,7 @@ from umcompress.graph import trace
 from umcompress.graph.model_graph import trace_model
 from umcompress.graph.shared_traces import traces_shared
 from umcompress.graph.trace import trace_block
-from umcompress.models.equal_blocks import EqualBlocks
+from umcompress.models.equal_blocks import equal_blocks
 from umcompress.models.measure import weigh
 from umcompress.models.source import open_source
 from umcompress.rewrite.apply import shapes_only
@@ -102,7 +102,7 @@ def test_a_plan_is_the_same_as_with_every_block_by_itself(
     shared, count = json.loads(capsys.readouterr().out), len(traced)
     with monkeypatch.context() as patch:
         patch.setattr("umcompress.graph.trace.shared", lambda block, is_leaf, anew: anew())
-        patch.setattr(EqualBlocks, "_group", lambda *_: None)
+        patch.setattr("umcompress.models.measure.equal_blocks", lambda _: {})
         assert main(["plan", str(recipe), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == shared
     assert 0 < count < (len(traced) - count) / 3
@@ -119,11 +119,11 @@ def test_rewritten_blocks_of_one_structure_are_weighed_once(folder: Path) -> Non
         if site.index < 3
     )  # fmt: skip
     shapes_only(model, source.family, [Plan(pass_name="test", edits=edits)])
-    equal = EqualBlocks(model, float)
-    assert {path: one for path, one in equal._in_place.items() if path.startswith("transformer.")} == {
+    equal = equal_blocks(model)
+    assert {path: one for path, one in equal.items() if path.startswith("transformer.")} == {
         "transformer.transformer_blocks.1": "transformer.transformer_blocks.0",
     }
     found = weigh(model, source.family, source.runner(model))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EqualBlocks, "_group", lambda *_: None)
+        patch.setattr("umcompress.models.measure.equal_blocks", lambda _: {})
         assert weigh(model, source.family, source.runner(model)) == found

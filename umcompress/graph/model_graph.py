@@ -88,6 +88,10 @@ class ModelGraph:
         self.stacks = family.stacks(model)
         self._blocks = {block.site.path: block for block in blocks}
 
+    def on(self, model: nn.Module) -> ModelGraph:
+        """The same sites of another model of the structure that was traced."""
+        return ModelGraph(model, self.family, self._blocks.values())
+
     def blocks(
         self, component: str | None = None, stack: str | None = None, layers: Set[int] | None = None
     ) -> tuple[BlockSite, ...]:

@@ -6,7 +6,7 @@ settings. It is not run then: its work and what it gives are those of the earlie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
@@ -25,25 +25,14 @@ _PLAIN = (int, float, str, bool, type(None), torch.dtype)
 class EqualBlocks:
     """The blocks of a model that need not be run, as `counted_once` makes it."""
 
-    def __init__(self, model: nn.Module, work: Callable[[], float]) -> None:
-        """work: what was counted so far."""
+    def __init__(self, in_place: Mapping[str, str], work: Callable[[], float]) -> None:
+        """in_place: as `equal_blocks` finds them. work: what was counted so far."""
         self.extra = 0.0
         """The work of the blocks that were not run."""
         self._work = work
-        # Path of a block that is not run -> the one in its place.
-        self._in_place: dict[str, str] = {}
+        self._in_place = in_place
         self._used: set[str] = set()
         self._last: dict[tuple[str, Hashable], tuple[Any, float]] = {}
-        for path, stack in model.named_modules():
-            if isinstance(stack, nn.ModuleList):
-                self._group(path, stack)
-
-    def _group(self, path: str, stack: nn.ModuleList) -> None:
-        first: dict[Hashable, str] = {}
-        for name, block in stack.named_children():
-            place = f"{path}.{name}" if path else name
-            if (one := first.setdefault(_structure(block), place)) != place:
-                self._in_place[place] = one
 
     @contextmanager
     def counted_once(self, model: nn.Module) -> Iterator[None]:
@@ -64,7 +53,7 @@ class EqualBlocks:
         one = self._in_place.get(path)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+            shapes = _shapes(args, kwargs)
             if one is not None and (one, shapes) in self._last:
                 given, work = self._last[one, shapes]
                 self.extra += work
@@ -76,6 +65,10 @@ class EqualBlocks:
             return given
 
         return call
+
+    def known(self, path: str, args: Any, kwargs: Any) -> bool:
+        """Whether a block that is called with these is not run."""
+        return path in self._in_place and (self._in_place[path], _shapes(args, kwargs)) in self._last
 
     def further_names(self, names: Iterable[str]) -> dict[str, str]:
         """Of names of parameters of blocks that ran: those of the blocks in whose place they did -> the name itself."""
@@ -96,16 +89,33 @@ class EqualBlocks:
         return found
 
 
+def _shapes(args: Any, kwargs: Any) -> Hashable:
+    return tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+
+
+def equal_blocks(model: nn.Module) -> dict[str, str]:
+    """Path of each block that need not be run -> the one in its place, an earlier one of its list."""
+    found: dict[str, str] = {}
+    for path, stack in model.named_modules():
+        if isinstance(stack, nn.ModuleList):
+            first: dict[Hashable, str] = {}
+            for name, block in stack.named_children():
+                place = f"{path}.{name}" if path else name
+                if (one := first.setdefault(_structure(block), place)) != place:
+                    found[place] = one
+    return found
+
+
 def _structure(block: nn.Module) -> Hashable:
     parts = []
     for path, module in block.named_modules():
         tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors)
-        parts.append((path, _kind(module), shapes, _settings(module)))
+        parts.append((path, kind_of(module), shapes, _settings(module)))
     return tuple(parts)
 
 
-def _kind(module: nn.Module) -> Hashable:
+def kind_of(module: nn.Module) -> Hashable:
     """The class; of what was rewritten, which has a class of its own, what it was and the code that it runs."""
     of_graph = isinstance(module, fx.GraphModule)
     graph = module.graph if isinstance(module, fx.GraphModule) else lowered_graph(module)

@@ -94,8 +94,11 @@ class Family(ABC):
         """
         return {}
 
-    def left_aside(self, folder: Path) -> Sequence[str]:
-        """In words, which tensors of the weight files the model has no use for; no result has them."""
+    def left_aside(self, folder: Path, model: nn.Module | None = None) -> Sequence[str]:
+        """In words, which tensors of the weight files the model has no use for; no result has them.
+
+        model: a skeleton of what is in the folder, where one is there already.
+        """
         return ()
 
     def plain(

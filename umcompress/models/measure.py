@@ -7,7 +7,7 @@ formula has to know the architecture.  On the meta device the same run costs not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,8 +22,9 @@ from umcompress.documents.report import Size
 from umcompress.errors import UncountedError
 from umcompress.graph.protocol import RoutedFeedForward, is_routed
 from umcompress.models.chosen_experts import ChosenExperts
-from umcompress.models.equal_blocks import EqualBlocks
+from umcompress.models.equal_blocks import EqualBlocks, equal_blocks
 from umcompress.models.family import Family
+from umcompress.models.product_counter import ProductCounter
 from umcompress.models.runner import Runner
 
 # Names of stacked parameters of experts -> how many of how many experts a token uses.
@@ -53,19 +54,20 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
     touched: dict[Task, set[str]] = {}
     macs: dict[Task, int] = {}
     shares = _experts(model)
+    skeleton = all(tensor.is_meta for tensor in model.parameters())
+    groups = equal_blocks(model) if skeleton else {}
     for task in runner.tasks:
         names, hooks = _watch(model, shares)
-        # The counter does not know fused attention kernels, which are run as matrix products, nor grouped ones.
-        counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
-        routed = _Routed(counter)
+        counter, operations = _counter(skeleton)
+        routed = _Routed(operations)
         hooks += routed.watch(model)
 
-        def work(counter: FlopCounterMode = counter, routed: _Routed = routed) -> float:
-            return float(counter.get_total_flops() / 2 + routed.correction)
+        def work(operations: Callable[[], int] = operations, routed: _Routed = routed) -> float:
+            return float(operations() / 2 + routed.correction)
 
-        equal = EqualBlocks(model, work) if all(tensor.is_meta for tensor in model.parameters()) else None
+        equal = EqualBlocks(groups, work)
         try:
-            once = nullcontext() if equal is None else equal.counted_once(model)
+            once = equal.counted_once(model) if skeleton else nullcontext()
             chosen = ChosenExperts(model, shares, names)
             with _without_gradients(model), chosen, counter, sdpa_kernel(SDPBackend.MATH), once:
                 tokens = runner.pass_tokens(task)
@@ -74,16 +76,28 @@ def weigh(model: nn.Module, family: Family, runner: Runner) -> Weight:
         finally:
             for hook in hooks:
                 hook.remove()
-        further = {} if equal is None else equal.further_names(names)
+        further = equal.further_names(names)
         shares |= {name: shares[one] for name, one in further.items() if one in shares}
         touched[task] = names | further.keys()
-        macs[task] = round((work() + (0.0 if equal is None else equal.extra)) / tokens)
+        macs[task] = round((work() + equal.extra) / tokens)
     return Weight(
         _size(model, family, touched, shares, lambda tensor: tensor.numel()),
         _size(model, family, touched, shares, lambda tensor: tensor.numel() * tensor.element_size()),
         macs,
         {task: frozenset(names) for task, names in touched.items()},
     )
+
+
+def _counter(skeleton: bool) -> tuple[AbstractContextManager[object], Callable[[], int]]:
+    """Counts the operations of what runs inside; how many there were so far.
+
+    Fused attention kernels are not known to it, so they are run as matrix products; grouped products are said to it.
+    """
+    if skeleton:
+        quick = ProductCounter(_grouped_products())
+        return quick, lambda: quick.operations
+    counter = FlopCounterMode(display=False, custom_mapping=_grouped_products())
+    return counter, counter.get_total_flops
 
 
 def read_by(model: nn.Module, runner: Runner, task: Task) -> frozenset[str]:
@@ -207,21 +221,22 @@ class _Routed:
     matter: `correction` is what to add to what was counted.
     """
 
-    def __init__(self, counter: FlopCounterMode) -> None:
-        self.counter = counter
+    def __init__(self, operations: Callable[[], int]) -> None:
+        """operations: how many were counted so far."""
+        self.operations = operations
         self.correction = 0.0
         self._before = 0
 
     def watch(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         hooks = []
         for module in model.modules():
-            if isinstance(module, RoutedFeedForward):
+            if is_routed(module):
                 hooks.append(module.register_forward_pre_hook(self._enter))
                 hooks.append(module.register_forward_hook(self._leave))
         return hooks
 
     def _enter(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._before = self.counter.get_total_flops()
+        self._before = self.operations()
 
     def _leave(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(module, RoutedFeedForward)
@@ -231,4 +246,4 @@ class _Routed:
             active, of = shares.get(name, (1, 1))
             work += weight.numel() * active // of if name.endswith("weight") else 0
         tokens = inputs[0].numel() // module.shape.hidden
-        self.correction += work * tokens - (self.counter.get_total_flops() - self._before) / 2
+        self.correction += work * tokens - (self.operations() - self._before) / 2

@@ -85,14 +85,20 @@ class Source:
 
 
 def located(source: Source) -> tuple[nn.Module, DiskTensors]:
-    """A skeleton, and where its tensors lie on disk; nothing is read but headers.
+    """A skeleton, and where its tensors lie on disk; nothing is read but headers.  ModelError as `places_of`."""
+    model = source.skeleton()
+    return model, places_of(model, source)
+
+
+def places_of(model: nn.Module, source: Source) -> DiskTensors:
+    """Where the tensors of a skeleton of the source lie on disk; nothing is read but headers.
 
     ModelError where files are missing, or hold what only transformers can put together.
     """
-    model, family = source.skeleton(), source.family
+    family = source.family
     if isinstance(family, CustomWeightLayout):
-        return model, family.open_disk(model, source.folder)
-    return model, open_disk(model, source.folder, family.weight_files(model))
+        return family.open_disk(model, source.folder)
+    return open_disk(model, source.folder, family.weight_files(model))
 
 
 def as_stored(model: nn.Module, disk: DiskTensors) -> None:

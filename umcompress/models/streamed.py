@@ -6,7 +6,7 @@ outside of the blocks (norms, connectors) is held for the whole time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -29,12 +29,16 @@ Held = list[tuple[nn.Module, str, nn.Parameter]]
 
 
 @contextmanager
-def streamed(model: nn.Module, family: ModelFamily, read: Read) -> Iterator[Lockstep]:
+def streamed(
+    model: nn.Module, family: ModelFamily, read: Read, skips: Callable[[str, Any, Any], bool] = lambda *_: False
+) -> Iterator[Lockstep]:
     """Give the skeleton `model` its weights while it runs; afterwards it is a skeleton again.
 
     read: name of a parameter in the module -> its tensor, of the dtype to compute in. A block stays until another
     one is called, a large layer outside of the blocks until a block or another layer is. Runs that go by the lockstep
     which this gives pass each of them together: it is read once for all.
+
+    skips: path, arguments and keywords of a call of a block -> whether it will not run, and so needs no weights.
     """
     blocks, large = block_paths(model, family), large_layers(model, family)
     inside = {id(module) for path in (*blocks, *large) for module in model.get_submodule(path).modules()}
@@ -45,7 +49,7 @@ def streamed(model: nn.Module, family: ModelFamily, read: Read) -> Iterator[Lock
             outside += _load(module, path, read, shared)
     lockstep = Lockstep()
     layer = _OneOf(read, lockstep)
-    block = _OneOf(read, lockstep, layer)
+    block = _OneOf(read, lockstep, layer, skips)
     with ExitStack() as stack:
         stack.callback(_restore, outside)
         for path in large:
@@ -54,22 +58,25 @@ def streamed(model: nn.Module, family: ModelFamily, read: Read) -> Iterator[Lock
             stack.callback(shelf.clear)
             for path in paths:
                 module = model.get_submodule(path)
-                stack.callback(module.register_forward_pre_hook(partial(shelf.enter, path)).remove)
+                stack.callback(module.register_forward_pre_hook(partial(shelf.enter, path), with_kwargs=True).remove)
         yield lockstep
 
 
 class _OneOf:
     """The weights of the one module among several that was called last."""
 
-    def __init__(self, read: Read, lockstep: Lockstep, before: _OneOf | None = None) -> None:
-        """before: what is done with when one of these is called."""
-        self.read, self.lockstep, self.before = read, lockstep, before
+    def __init__(
+        self, read: Read, lockstep: Lockstep, before: _OneOf | None = None,
+        skips: Callable[[str, Any, Any], bool] = lambda *_: False,
+    ) -> None:
+        """before: what is done with when one of these is called. skips: as in `streamed`."""
+        self.read, self.lockstep, self.before, self.skips = read, lockstep, before, skips
         self._path: str | None = None
         self._held: Held = []
 
-    def enter(self, path: str, called: nn.Module, _: object) -> None:
+    def enter(self, path: str, called: nn.Module, args: Any, kwargs: Any) -> None:
         self.lockstep.pause()
-        if self._path == path:
+        if self._path == path or self.skips(path, args, kwargs):
             return
         self.clear()
         if self.before is not None:
@@ -146,14 +153,18 @@ def block_paths(model: nn.Module, family: ModelFamily) -> list[str]:
     return paths
 
 
-def large_layers(model: nn.Module, family: ModelFamily) -> list[str]:
-    """Paths of the embeddings and linear layers outside of all blocks that hold `LARGE` bytes or more."""
+def large_layers(model: nn.Module, family: ModelFamily, stored: Mapping[str, int] | None = None) -> list[str]:
+    """Paths of the embeddings and linear layers outside of all blocks that hold `LARGE` bytes or more.
+
+    stored: bytes of an element of a parameter, where it is not what the skeleton says.
+    """
+    width = stored or {}
     blocks = block_paths(model, family)
     inside = {id(module) for path in blocks for module in model.get_submodule(path).modules()}
     return [
         path for path, module in model.named_modules()
         if isinstance(module, nn.Embedding | nn.Linear) and id(module) not in inside
-        and sum(p.numel() * p.element_size() for p in module.parameters()) >= LARGE
+        and sum(p.numel() * width.get(f"{path}.{n}", p.element_size()) for n, p in module.named_parameters()) >= LARGE
     ]  # fmt: skip
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from umcompress.documents.previews import Inspection, PlanReport
 from umcompress.extend.registry import find_evaluation, find_pass
 from umcompress.models.registry import resolve_folder
 from umcompress.recipe.files import LoadedRecipe, load_recipe
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looking for garbage: imports and skeletons make millions of small objects that all stay."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _load(recipe: str, overrides: Sequence[str], settings: Mapping[str, object | None]) -> LoadedRecipe:
@@ -28,10 +42,11 @@ def plan(
     recipe: str, overrides: Sequence[str] = (), device: str | None = None, dtype: str | None = None
 ) -> PlanReport:
     """What a recipe would do, from shapes alone."""
-    loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
-    from umcompress.plan.dry_run import plan_recipe
+    with uncollected():
+        loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
+        from umcompress.plan.dry_run import plan_recipe
 
-    return plan_recipe(loaded.recipe, loaded.file.stem)
+        return plan_recipe(loaded.recipe, loaded.file.stem)
 
 
 def has_grid(recipe: str, overrides: Sequence[str] = ()) -> bool:

@@ -11,7 +11,7 @@ from umcompress.errors import ModelError
 from umcompress.extend.pass_base import Pass
 from umcompress.graph.shared_traces import traces_shared
 from umcompress.models.measure import Weight, weigh
-from umcompress.models.source import Source, as_stored, located, open_source
+from umcompress.models.source import Source, open_source, places_of
 from umcompress.plan.changes import shapes_of, site_changes, tensor_changes
 from umcompress.plan.check import export_problem
 from umcompress.plan.data import data_problems
@@ -47,11 +47,9 @@ def _planned(recipe: Recipe, name: str) -> PlanReport:
         (step.pass_, recipe.calibration_of(step.pass_), _kept_share(planned))
         for step, planned in zip(recipe.steps, steps, strict=True) if isinstance(step.pass_, Pass)
     ]  # fmt: skip
-    memory = predicted(model, source.family, measured)
-    if recipe.dtype is None and (stored := _stored(source)) is not None:
-        # Out of core every tensor keeps the dtype that it has on disk.
-        on_disk = predicted(stored, source.family, measured)
-        memory = memory.model_copy(update={"out_of_core": on_disk.out_of_core})
+    # Out of core every tensor keeps the dtype that it has on disk.
+    stored = _stored_bytes(model, source) if recipe.dtype is None else {}
+    memory = predicted(model, source.family, measured, dry_steps[0].graph.on(model) if dry_steps else None, stored)
     data = data_problems(recipe, source, source.runner(model))
     whole = not any(step.problem for step in steps)
     against, said = _exported(recipe, source, dry_steps)
@@ -59,7 +57,7 @@ def _planned(recipe: Recipe, name: str) -> PlanReport:
     return PlanReport(
         model=recipe.model, recipe_name=name, steps=tuple(steps), memory=memory,
         problems=(*(f"{place}: {error}" for place, error in data), *against), loads_with=loads_with, why=why,
-        result=note, notes=(*source.family.left_aside(source.folder), *said),
+        result=note, notes=(*source.family.left_aside(source.folder, model), *said),
     )
 
 
@@ -74,14 +72,13 @@ def _exported(recipe: Recipe, source: Source, dry_steps: Sequence[DryStep]) -> t
     return ([line], []) if problem.certain else ([], [f"{line} (of shapes as above)"])
 
 
-def _stored(source: Source) -> nn.Module | None:
-    """A skeleton with the dtypes of the weight files, where there are any that can be read in parts."""
+def _stored_bytes(model: nn.Module, source: Source) -> dict[str, int]:
+    """Bytes of an element of each parameter in the weight files, where there are any that can be read in parts."""
     try:
-        model, disk = located(source)
+        disk = places_of(model, source)
     except ModelError:
-        return None
-    as_stored(model, disk)
-    return model
+        return {}
+    return {name: disk.dtype(name).itemsize for name, _ in model.named_parameters()}
 
 
 def _kept_share(step: PlanStep) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -24,17 +24,21 @@ SCORING = 16
 CONSUMERS = 4
 
 
-def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass, Calibration, float]]) -> Memory:
+def predicted(
+    model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass, Calibration, float]],
+    graph: ModelGraph | None = None, stored: Mapping[str, int] | None = None,
+) -> Memory:  # fmt: skip
     """Peak bytes of resident memory on the CPU; activations of calibration and evaluation come on top.
 
     steps: each with the data that it measures on, and the share of a feed-forward's channels that it keeps.
+    graph: the model traced, where it is. stored: bytes of an element of each parameter on disk, where that is known.
 
     In memory: the model, the unpruned one that it is timed against, statistics and what is solved with them, and the
     refitted weights of all steps, which out of core stay on disk. Out of core: some pieces of a tensor, statistics,
     and one tensor while it is scored or solved for, or the largest block with what may be joined for it, the largest
     embedding or head, and what else lies outside of the blocks, all of which are there when the result is compared.
     """
-    graph = trace_model(model, family)
+    graph = trace_model(model, family) if graph is None else graph
     needs = [(list(call(one, "needs")), calibration.memory * 1e9, share) for one, calibration, share in steps]
     statistics = max((_held(graph, of_step, memory) for of_step, memory, _ in needs), default=0)
     refitted = [
@@ -42,25 +46,33 @@ def predicted(model: nn.Module, family: ModelFamily, steps: Iterable[tuple[Pass,
         for of_step, _, share in needs for need in of_step if isinstance(need, ChannelMoments)
     ]  # fmt: skip
     solved, tensors = max((part[0] for part in refitted), default=0), sum(part[1] for part in refitted)
-    blocks, layers = block_paths(model, family), large_layers(model, family)
+    total, _ = _sizes(model, family, {})
+    _, largest = _sizes(model, family, stored or {})
+    streamed = BASE + 4 * PIECE + max(largest, solved)
+    whole = BASE + 2 * total + solved
+    return Memory(in_memory=whole + statistics + tensors, out_of_core=streamed + statistics)
+
+
+def _sizes(model: nn.Module, family: ModelFamily, stored: Mapping[str, int]) -> tuple[int, int]:
+    """Bytes of the model, and the most that is in memory of it where it is not there as a whole."""
+    blocks, layers = block_paths(model, family), large_layers(model, family, stored)
     of, outside = dict.fromkeys((*blocks, *layers), 0), 0
+    scored = stack = 0
     for name, parameter in model.named_parameters():
-        path = next((path for path in of if name.startswith(f"{path}.")), None)
-        count = parameter.numel() * parameter.element_size()
+        width = stored.get(name, parameter.element_size())
+        count, path = parameter.numel() * width, next((path for path in of if name.startswith(f"{path}.")), None)
         if path is None:
             outside += count
-        else:
-            of[path] += count
-    inner = [p for path in blocks for p in model.get_submodule(path).parameters()]
-    scored = max((p.numel() * (p.element_size() + SCORING) for p in inner if p.ndim < 3), default=0)
-    # Stacked experts are scored by nobody, but where they are cut up on disk one stack at a time may be joined.
-    stack = max((p.numel() * p.element_size() for p in inner if p.ndim > 2), default=0)
+            continue
+        of[path] += count
+        if path not in layers and parameter.ndim < 3:
+            scored = max(scored, parameter.numel() * (width + SCORING))
+        elif path not in layers:
+            # Stacked experts are scored by nobody, but where they are cut up on disk one stack may be joined.
+            stack = max(stack, count)
     one_of_each = sum(max((of[path] for path in paths), default=0) for paths in (blocks, layers))
     # What is written is run once, whether or not anything was measured.
-    running = outside + one_of_each + stack
-    streamed = BASE + 4 * PIECE + max(scored, running, solved)
-    whole = BASE + 2 * (outside + sum(of.values())) + solved
-    return Memory(in_memory=whole + statistics + tensors, out_of_core=streamed + statistics)
+    return outside + sum(of.values()), max(scored, outside + one_of_each + stack)
 
 
 def _held(graph: ModelGraph, needs: Sequence[Declaration], memory: float) -> int:

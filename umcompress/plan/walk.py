@@ -80,18 +80,22 @@ def _dry_step(
 def checked_skeleton(source: Source) -> nn.Module:
     """The model's shapes. Weight files, where there are any, must hold just these (by their headers)."""
     model = source.family.cast(source.skeleton(), DTYPES[source.dtype])
-    files = source.family.weight_files(model)
-    if not any(shards_of(source.folder, file)[0].is_file() for file in files):
-        return model
-    own = source.family if isinstance(source.family, CustomWeightLayout) else None
-    problems = own.file_problems(model, source.folder) if own else file_problems(model, source.folder, files)
-    if problems:
+    if problems := header_problems(model, source):
         more = f"\n    and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise ModelError(
             f"the weights of the model in {source.folder}", "\n    ".join(problems[:40]) + more,
             "fetch the folder again, or check that its configuration belongs to these weights",
         )  # fmt: skip
     return model
+
+
+def header_problems(model: nn.Module, source: Source) -> list[str]:
+    """What is missing, unexpected or of another shape in the weight files, where there are any, by their headers."""
+    files = source.family.weight_files(model)
+    if not any(shards_of(source.folder, file)[0].is_file() for file in files):
+        return []
+    own = source.family if isinstance(source.family, CustomWeightLayout) else None
+    return own.file_problems(model, source.folder) if own else file_problems(model, source.folder, files)
 
 
 # -- planning without values ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from umcompress import processes
 from umcompress.documents.file_names import EXPORT, REPORT
 from umcompress.documents.report import Report, read_report, write_report
 from umcompress.errors import UsageError
-from umcompress.plan.command import _load
+from umcompress.plan.command import _load, uncollected
 from umcompress.progress import say
 from umcompress.recipe.files import LoadedRecipe
 from umcompress.recipe.recipe import Recipe
@@ -57,16 +57,17 @@ def apply(
         _check_out_of_core(loaded.recipe, skip_evaluations)
     if skip_evaluations:
         _check_ungated(loaded.recipe)
-    from umcompress.models.source import open_source
-    from umcompress.plan.check import check
+    with uncollected():
+        from umcompress.models.source import open_source
+        from umcompress.plan.check import check
 
-    device = processes.start(loaded.recipe.device)
-    source = open_source(
-        loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.component_globs(),
-        loaded.recipe.trust_remote_code, loaded.recipe.sampling,
-    )
-    dry_steps = check(loaded.recipe, source)
-    _check_export(loaded, source, dry_steps)
+        device = processes.start(loaded.recipe.device)
+        source = open_source(
+            loaded.recipe.model, loaded.recipe.dtype, device, loaded.recipe.component_globs(),
+            loaded.recipe.trust_remote_code, loaded.recipe.sampling,
+        )
+        dry_steps = check(loaded.recipe, source)
+        _check_export(loaded, source, dry_steps)
     if (unsaid := written_unsaid(loaded.recipe)) is not None:
         say(unsaid)
     if loaded.recipe.sweep:

@@ -95,10 +95,10 @@ class TransformersFamily(Family):
 
         return {WEIGHTS: weights.names_on_disk(_of_transformers(model))}
 
-    def left_aside(self, folder: Path) -> Sequence[str]:
+    def left_aside(self, folder: Path, model: nn.Module | None = None) -> Sequence[str]:
         from umcompress.models.hf.load import weights
 
-        return weights.left_aside(_of_transformers(self.skeleton(folder)), folder)
+        return weights.left_aside(_of_transformers(self.skeleton(folder) if model is None else model), folder)
 
     def file_problems(self, model: nn.Module, folder: Path) -> list[str]:
         from umcompress.models.hf.load import weights

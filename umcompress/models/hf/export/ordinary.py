@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from umcompress.checkpoint.writer import TensorToWrite
 from umcompress.errors import ModelError
@@ -50,7 +50,7 @@ def plain_folder(
         # Not every field that an instance has is one that its file keeps; and some are refused when they are read.
         try:
             read = type(config).from_dict(json.loads(text), name_or_path=config.name_or_path)
-            reasons = list(_differences(model, read))
+            reasons = [] if _says_the_same(read, config) else list(_differences(model, read))
         except CONFIG_ERRORS as error:
             reasons = [f"transformers does not build it: {' '.join(str(error).split())[:200]}"]
     reasons = reasons or _unset(model, config)
@@ -58,6 +58,24 @@ def plain_folder(
         return "; ".join(reasons)
     files = {WEIGHTS: weights.sources(model, values)}
     return Plain(files, {CONFIG: text}, frozenset({BASE_CONFIG}), loads_with="transformers")
+
+
+# What an instance knows of kernels and of who wrote its file, none of which changes what is built.
+_HOW_IT_RUNS = frozenset({
+    "transformers_version", "_attn_implementation_internal", "_experts_implementation_internal",
+})  # fmt: skip
+
+
+def _says_the_same(one: Any, other: Any) -> bool:
+    """Whether two configurations have the same attributes, those of their parts included: a class builds one model."""
+    mine, theirs = ({k: v for k, v in vars(config).items() if k not in _HOW_IT_RUNS} for config in (one, other))
+    if type(one) is not type(other) or mine.keys() != theirs.keys():
+        return False
+    return all(
+        _says_the_same(value, theirs[name]) if isinstance(value, PreTrainedConfig)
+        else type(value) is type(theirs[name]) and value == theirs[name]
+        for name, value in mine.items()
+    )  # fmt: skip
 
 
 def _unset(model: PreTrainedModel, config: Any) -> list[str]:
