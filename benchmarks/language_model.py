@@ -44,6 +44,9 @@ def width() -> list[Step]:
             channels(f"channels {keep} global", keep, allocation="global"),
             channels(f"channels {keep} refit", keep, repair="least_squares"),
             channels(f"channels {keep} random refit", keep, score="random", repair="least_squares"),
+            channels(f"channels {keep} reconstruction", keep, score="reconstruction", repair="least_squares"),
+            channels(f"channels {keep} reconstruction global", keep, score="reconstruction", repair="least_squares",
+                     allocation="global"),
         ]
     return steps
 

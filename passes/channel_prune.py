@@ -1,7 +1,8 @@
 """Keep the most important feed-forward channels; remove the others from producers and consumer.
 
 Scores of channel j, with h its activation, w_j its row in each producer and W_:j its column in the consumer:
-`activation` E|h_j| * ||W_:j||, `magnitude` ||W_:j|| * product over producers of ||w_j||, `random`.
+`activation` E|h_j| * ||W_:j||, `magnitude` ||W_:j|| * product over producers of ||w_j||, `random`; `reconstruction`,
+see `_reconstruction`, for channels that a refit can make up for.
 Repairs of what is lost: see `_repair`.
 """
 
@@ -53,8 +54,10 @@ class ChannelPrune(SitePass):
     """Keep the feed-forward channels that contribute most, and repair what the others leave behind."""
 
     name: ClassVar[str] = "channel_prune"
-    score: Literal["activation", "magnitude", "random"] = Field(
-        default="activation", description="measured E|h| times the column norm, weight norms, or random"
+    score: Literal["activation", "magnitude", "reconstruction", "random"] = Field(
+        default="activation",
+        description="measured E|h| times the column norm, weight norms, the output's error that is left after a "
+        "least-squares refit (with repair: least_squares), or random",
     )
     keep_ratio: Ratio = Field(
         description="share of channels that stays, rounded half up to a multiple of `multiple_of`"
@@ -88,6 +91,8 @@ class ChannelPrune(SitePass):
     def _one_width(self) -> ChannelPrune:
         if self.uniform and self.allocation == "global":
             raise ValueError("allocation: global gives each layer a width of its own: set uniform: false")
+        if self.score == "reconstruction" and self.repair != "least_squares":
+            raise ValueError("score: reconstruction counts on a refit of what stays: set repair: least_squares")
         return self
 
     def needs(self) -> Sequence[Declaration]:
@@ -109,10 +114,10 @@ class ChannelPrune(SitePass):
         )
         pairs = list(streams_together(sites))
         self._check_pairs(pairs)
-        scores = {} if statistics.dry else {s.path: self._scores(graph, statistics, s) for s in sites}
-        if self.couple == "channels":
-            for pair in pairs if scores else ():
-                scores |= dict.fromkeys((s.path for s in pair), summed([scores[s.path] for s in pair]))
+        scores: dict[str, list[float]] = {}
+        if self.allocation == "global" and not statistics.dry:
+            for pair in pairs:
+                scores |= self._scored(graph, statistics, pair)
         counts = self._counts(pairs, scores)
         if self.uniform:
             every = graph.feed_forwards(component=scope.component, stack=scope.stack)
@@ -121,17 +126,20 @@ class ChannelPrune(SitePass):
         edits: list[Edit] = []
         evidence: list[Evidence] = []
         tensors = TensorFile()
-        for site in sites:
-            count = counts[site.path]
-            if count == site.width:
-                declined.append(self._refusal(site))
+        for pair in pairs:
+            if counts[pair[0].path] == pair[0].width:
+                declined += [self._refusal(site) for site in pair]
                 continue
-            own = scores.get(site.path, [])
-            kept = top_positions(own or [0.0] * site.width, count)
-            edits.append(KeepChannels(site=site.path, keep=kept, bias=self.repair == "bias"))
-            if not statistics.dry:
-                tensors.update(self._repaired(graph, statistics, site, kept))
-            evidence.append(Evidence(site=site.path, component=site.component, scores=tuple(own), kept=kept))
+            # Here and not for all sites beforehand: of their moments, few may fit into memory at a time.
+            if not statistics.dry and pair[0].path not in scores:
+                scores |= self._scored(graph, statistics, pair)
+            for site in pair:
+                own = scores.get(site.path, [])
+                kept = top_positions(own or [0.0] * site.width, counts[site.path])
+                edits.append(KeepChannels(site=site.path, keep=kept, bias=self.repair == "bias"))
+                if not statistics.dry:
+                    tensors.update(self._repaired(graph, statistics, site, kept))
+                evidence.append(Evidence(site=site.path, component=site.component, scores=tuple(own), kept=kept))
         if not edits:
             widest = max((site.width for site in sites), default=0)
             do = removing_ratios(widest, "channels", self.multiple_of) if widest else "see umcompress inspect"
@@ -148,10 +156,21 @@ class ChannelPrune(SitePass):
         reason = f"keep_ratio {self.keep_ratio} of {site.width} channels{unit} keeps all of them"
         return Declined(site=site.path, component=site.component, reason=reason)
 
+    def _scored(
+        self, graph: ModelGraph, statistics: Statistics, pair: Sequence[FeedForwardSite]
+    ) -> dict[str, list[float]]:
+        """Site -> scores, of sites that are cut alike."""
+        scores = {site.path: self._scores(graph, statistics, site) for site in pair}
+        if self.couple == "channels":
+            return dict.fromkeys(scores, summed(list(scores.values())))
+        return scores
+
     def _scores(self, graph: ModelGraph, statistics: Statistics, site: FeedForwardSite) -> list[float]:
         """producers (I, H) each; consumer (H, I)."""
         if self.score == "random":
             return random_scores(self.seed, site.path, site.component, site.width)
+        if self.score == "reconstruction":
+            return self._removal_errors(graph, statistics, site)
         from umcompress.passes import _norms
 
         scores = _norms.column_norms(graph.weight(f"{site.consumer}.weight"))
@@ -161,6 +180,15 @@ class ChannelPrune(SitePass):
             for weight in graph.producer_weights(site):
                 scores = scores * _norms.row_norms(weight)
         return [float(score) for score in scores]
+
+    def _removal_errors(self, graph: ModelGraph, statistics: Statistics, site: FeedForwardSite) -> list[float]:
+        from umcompress.passes import _reconstruction
+
+        moments = statistics[ChannelMoments(self.scope())][site]
+        mean = moments.mean if graph.model.get_submodule(site.consumer).bias is not None else None
+        weight = graph.weight(f"{site.consumer}.weight")
+        errors: list[float] = _reconstruction.removal_errors(weight, moments.second, mean, self.damping).tolist()
+        return errors
 
     def _check_pairs(self, pairs: Sequence[Sequence[FeedForwardSite]]) -> None:
         """PlanError where the streams of a block have no channels in common that could be kept in both."""

@@ -18,7 +18,7 @@ from umcompress.documents.plan import KeepChannels, SetTensors
 from umcompress.errors import PlanError
 from umcompress.extend import FeedForwardSite, Statistics
 from umcompress.graph.model_graph import trace_model
-from umcompress.passes import _repair
+from umcompress.passes import _reconstruction, _repair
 from umcompress.passes.channel_prune import ChannelPrune, global_counts
 
 
@@ -269,6 +269,74 @@ def test_dead_channels_get_no_weight_and_break_nothing() -> None:
     assert torch.equal(_repair.least_squares(down, None, dead, mean * 0, (0, 1), 1e-2)[0], down[:, :2])
 
 
+def refitted_error(w: Tensor, second: Tensor, kept: list[int], strength: float) -> float:
+    """Of the best weights on `kept`, by a plain solve of the damped normal equations."""
+    damped = second + strength * torch.eye(len(second), dtype=torch.float64)
+    best_weights = torch.linalg.solve(damped[kept][:, kept], damped[kept] @ w.T).T
+    lost = w.clone()
+    lost[:, kept] -= best_weights
+    return float(((lost @ damped) * lost).sum())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_reconstruction_removes_what_a_refit_can_do_without(bias: bool) -> None:
+    """One by one, by brute force: every channel left is tried, and the others refitted from nothing."""
+    draw = torch.Generator().manual_seed(0)
+    mixed = torch.randn(9, 7, generator=draw, dtype=torch.float64)
+    h = torch.randn(60, 9, generator=draw, dtype=torch.float64) @ mixed + 0.5
+    w = torch.randn(4, 7, generator=draw, dtype=torch.float64)
+    second, mean = h.T @ h / len(h), h.mean(0)
+    found = _reconstruction.removal_errors(w, second, mean if bias else None, 0.05)
+    about = torch.cov(h.T, correction=0) if bias else second
+    strength = 0.05 * float(about.diagonal().mean())
+    whole = float(((w @ about) * w).sum())
+    left = list(range(7))
+    while left:
+        tried = {j: refitted_error(w, about, [k for k in left if k != j], strength) for j in left}
+        worst = min(tried, key=lambda j: tried[j])
+        left.remove(worst)
+        assert float(found[worst]) == pytest.approx(tried[worst] / whole, rel=1e-9), left
+
+
+def test_many_at_a_time_is_the_error_of_the_whole_set() -> None:
+    draw = torch.Generator().manual_seed(1)
+    mixed = torch.randn(20, 20, generator=draw, dtype=torch.float64)
+    h = torch.randn(200, 20, generator=draw, dtype=torch.float64) @ mixed
+    w = torch.randn(5, 20, generator=draw, dtype=torch.float64)
+    second = h.T @ h / len(h)
+    found = _reconstruction.removal_errors(w, second, None, 0.01, rounds=4)
+    strength, whole = 0.01 * float(second.diagonal().mean()), float(((w @ second) * w).sum())
+    order = found.argsort().tolist()
+    for removed in (5, 10, 15):
+        error = refitted_error(w, second, sorted(order[removed:]), strength)
+        assert float(found[order[removed - 1]]) == pytest.approx(error / whole, rel=1e-9)
+
+
+def test_reconstruction_leaves_less_error_than_activation(pico: Bench) -> None:
+    """Of the output on the tokens measured; channels that are copies of others are the first to go."""
+    errors = {}
+    for score in ("activation", "reconstruction"):
+        proposal = pico.plan(prune(score=score, repair="least_squares"))
+        for site in pico.graph.feed_forwards(component="understanding"):
+            kept = next(e.keep for e in proposal.plan.edits if isinstance(e, KeepChannels) and e.site == site.path)
+            h, down = inputs_of(pico, site.consumer), weight(pico, site.consumer)
+            refitted = proposal.tensors[f"{site.consumer}.weight"].double()
+            errors[score, site.path] = float((h[:, list(kept)] @ refitted.T - h @ down.T).square().sum())
+    for site in pico.graph.feed_forwards(component="understanding"):
+        assert errors["reconstruction", site.path] < errors["activation", site.path]
+
+
+def test_dead_channels_go_first_and_a_dead_site_breaks_nothing() -> None:
+    w, second = torch.ones(2, 4), torch.diag(torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=torch.float64))
+    assert _reconstruction.removal_errors(w, second, None, 0.01).argsort().tolist()[:2] in ([1, 3], [3, 1])
+    assert not _reconstruction.removal_errors(w, torch.zeros(4, 4, dtype=torch.float64), None, 0.01).any()
+
+
+def test_reconstruction_counts_on_a_refit() -> None:
+    with pytest.raises(ValidationError, match="repair: least_squares"):
+        prune(score="reconstruction")
+
+
 def test_a_factorisation_that_fails_is_damped_more() -> None:
     gram = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)  # indefinite: -1 is an eigenvalue
     target = torch.eye(2, dtype=torch.float64)
@@ -361,6 +429,8 @@ def test_only_what_is_read_is_declared() -> None:
         ("magnitude", "bias"): ["ChannelActivation"],
         ("magnitude", "least_squares"): ["ChannelMoments"],
     }
+    needed = prune(score="reconstruction", repair="least_squares").needs()
+    assert [type(declaration).__name__ for declaration in needed] == ["ChannelMoments"]
 
 
 @pytest.mark.parametrize(
