@@ -88,7 +88,7 @@ def unmatched(
         )
         for branch in graph.branches(kind, **scope.query())
         if (branch.block, branch.component) not in found
-    ] + _without_branch(graph, scope, kind)
+    ] + [one for one in _without_branch(graph, scope, kind) if (one.site, one.component) not in found]
 
 
 def _without_branch(graph: ModelGraph, scope: Scope, kind: BranchKind) -> list[Declined]:

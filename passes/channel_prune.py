@@ -173,7 +173,7 @@ class ChannelPrune(SitePass):
             return self._removal_errors(graph, statistics, site)
         from umcompress.passes import _norms
 
-        scores = _norms.column_norms(graph.weight(f"{site.consumer}.weight"))
+        scores = _norms.column_norms(graph.consumer_weight(site))
         if self.score == "activation":
             scores = scores * statistics[ChannelActivation(self.scope())][site].mean_abs
         else:
@@ -219,7 +219,7 @@ class ChannelPrune(SitePass):
 
         if self.repair == "none":
             return {}
-        weight = graph.weight(f"{site.consumer}.weight")
+        weight = graph.consumer_weight(site)
         has_bias = graph.model.get_submodule(site.consumer).bias is not None
         bias = graph.weight(f"{site.consumer}.bias") if has_bias else None
         if self.repair == "bias":
@@ -227,8 +227,18 @@ class ChannelPrune(SitePass):
             return {f"{site.consumer}.bias": _repair.mean_into_bias(weight, bias, mean, kept)}
         moments = statistics[ChannelMoments(self.scope())][site]
         weight, bias = _repair.least_squares(weight, bias, moments.second, moments.mean, kept, self.damping)
+        if site.shared_consumer:
+            weight = _beside_others(graph.weight(f"{site.consumer}.weight"), site, weight)
         changed = {f"{site.consumer}.weight": weight}
         return changed if bias is None else {**changed, f"{site.consumer}.bias": bias}
+
+
+def _beside_others(whole: Tensor, site: FeedForwardSite, narrowed: Tensor) -> Tensor:
+    """The weight of a linear that reads channels of this site, narrowed, between what else it reads.  (H, columns)"""
+    before, after = whole[:, : site.consumer_start], whole[:, site.consumer_start + site.width :]
+    import torch
+
+    return torch.cat([before, narrowed, after], dim=1)
 
 
 def global_counts(

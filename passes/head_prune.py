@@ -160,11 +160,15 @@ class HeadPrune(SitePass):
         return [float(score) for score in scores]
 
     def _magnitude(self, graph: ModelGraph, site: AttentionSite) -> list[float]:
-        """value (g*d, H); output (H, g*m*d): columns lie group-major, as the query heads do."""
+        """value (g*d, H); output (H, g*m*d): columns lie group-major, as the query heads do.
+
+        Streams with the same heads have a weight each: their squares add up.
+        """
         groups, heads, width = site.key_value_groups, site.query_heads_per_group, site.head_dim
-        value = graph.value_weight(site).double().reshape(groups, -1).norm(dim=1)
-        output = graph.weight(f"{site.output}.weight").double().reshape(-1, groups, heads, width)
-        squares = output.square().sum(dim=(0, 3))
+        values = [weight.double().reshape(groups, -1).square().sum(dim=1) for weight in graph.value_weights(site)]
+        outputs = [weight.double().reshape(-1, groups, heads, width) for weight in graph.output_weights(site)]
+        value = sum(values[1:], values[0]).sqrt()
+        squares = sum((o.square().sum(dim=(0, 3)) for o in outputs[1:]), outputs[0].square().sum(dim=(0, 3)))
         if self.unit == "key_value_group":
             return [float(score) for score in value * squares.sum(dim=1).sqrt()]
         return [float(score) for score in (value[:, None] * squares.sqrt()).flatten()]

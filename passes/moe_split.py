@@ -208,7 +208,7 @@ class MoeSplit(SitePass):
         seed = f"{self.seed}/{site.component}/{site.path}"
         if self.partition == "random":
             return _partition.random_partition(site.width, self.experts, shared_count, seed)
-        norms = graph.weight(f"{site.consumer}.weight").double().norm(dim=0).cpu()
+        norms = graph.consumer_weight(site).double().norm(dim=0).cpu()
         if self.partition == "importance":
             importance = statistics[ChannelActivation(self.scope())][site].mean_abs * norms
             return _partition.importance_partition(importance.tolist(), self.experts, shared_count)
@@ -256,7 +256,7 @@ class MoeSplit(SitePass):
                 moments, consumer = found[split.site], split.site.consumer
                 has_bias = graph.model.get_submodule(consumer).bias is not None
                 bias = graph.weight(f"{consumer}.bias") if has_bias else None
-                old = graph.weight(f"{consumer}.weight")
+                old = graph.consumer_weight(split.site)
                 weight, bias, missing = _router.refit(old, bias, moments, self.damping)
                 split.tensors |= _folded(split, weight, bias)
                 split.load = tuple(float(share) for share in moments.load)
@@ -303,4 +303,5 @@ def _folded(split: Split, weight: Tensor, bias: Tensor | None) -> Mapping[str, T
     made = {f"{place.path}.experts.{place.consumer}.weight": stacked.transpose(0, 1).contiguous()}
     if split.shared:
         made[f"{place.path}.shared_expert.{place.consumer}.weight"] = weight[:, list(split.shared)]
-    return made if bias is None else {**made, f"{place.path}.bias": bias}
+    owner = split.site.consumer if split.site.shared_consumer else place.path
+    return made if bias is None else {**made, f"{owner}.bias": bias}

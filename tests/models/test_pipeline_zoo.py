@@ -5,71 +5,43 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
 import torch
-from pipeline_models import awaken
+from denoisers import edited, near, output, second_head_away, stored, traced
 from pipeline_zoo import ZOO, Denoiser
 from places import DOCS
 from torch import Tensor, nn
 
-from umcompress.documents.plan import DropBlock, DropBranch, Edit, KeepChannels, Plan, SplitExperts
+from umcompress.documents.plan import (
+    CompressionRecord,
+    DropBlock,
+    DropBranch,
+    Edit,
+    KeepChannels,
+    Plan,
+    SplitExperts,
+)
 from umcompress.errors import PlanError
 from umcompress.graph.lower import lower
 from umcompress.graph.model_graph import ModelGraph, trace_model
 from umcompress.graph.streams import bound, streams_of
 from umcompress.models.pipelines.depth import BY_NUMBER, FIRST_READ
 from umcompress.models.plain_folder import Plain
-from umcompress.models.save import save_plain
+from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source, open_source
-from umcompress.rewrite.apply import rewrite, shapes_only
+from umcompress.rewrite.apply import shapes_only
 
 diffusers = pytest.importorskip("diffusers")
 
 DOCUMENT = DOCS / "pipelines.md"
 BEGIN = "<!-- written by the test run from here on -->\n"
+# Their norms or linears take all heads at once.
+WITHOUT_HEADS = ("Wan", "LTX-Video", "PRX")
 EVERY = pytest.mark.parametrize("denoiser", ZOO, ids=lambda one: one.name)
-
-
-@cache
-def stored(name: str) -> Source:
-    """A folder whose index has nothing but the denoiser."""
-    denoiser = next(one for one in ZOO if one.name == name)
-    folder = Path(mkdtemp()) / "pipeline"
-    torch.manual_seed(0)
-    model = getattr(diffusers, denoiser.kind)(**denoiser.config)
-    awaken(model)
-    model.save_pretrained(folder / "transformer")
-    index = {"_class_name": "DiffusionPipeline", "transformer": ["diffusers", denoiser.kind]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return open_source(str(folder))
-
-
-def output(denoiser: Denoiser, model: Any) -> Tensor:
-    with torch.no_grad():
-        found = model(**denoiser.inputs(), return_dict=False)[0]
-    return found[0] if isinstance(found, list | tuple) else found
-
-
-def edited(source: Source, edits: Sequence[Edit]) -> nn.Module:
-    model = source.load()
-    rewrite(model, source.family, [Plan(pass_name="test", edits=tuple(edits))])
-    return model
-
-
-def traced(source: Source) -> ModelGraph:
-    return trace_model(source.skeleton(), source.family)
-
-
-def near(left: Tensor, right: Tensor) -> bool:
-    return float((left - right).abs().max()) <= 1e-5 * max(1.0, float(right.abs().max()))
 
 
 @EVERY
@@ -94,7 +66,8 @@ def test_cuts_do_what_zeros_do(denoiser: Denoiser) -> None:
         cut: Any = edited(source, [KeepChannels(site=s.path, keep=tuple(range(0, s.width, 2))) for s in sites])
         zeroed: Any = source.load()
         for site in sites:
-            zeroed.get_submodule(site.consumer).weight.data[:, 1::2] = 0
+            own = slice(site.consumer_start + 1, site.consumer_start + site.width, 2)
+            zeroed.get_submodule(site.consumer).weight.data[:, own] = 0
         assert near(output(denoiser, cut.transformer), output(denoiser, zeroed.transformer))
     for site in (site for site in sites if site.index == 0):
         of_site = [b for b in graph.branches("feed_forward", stack=site.stack) if b.block == site.block]
@@ -109,6 +82,33 @@ def test_cuts_do_what_zeros_do(denoiser: Denoiser) -> None:
         if last.bias is not None:
             last.bias.data.zero_()
         assert near(output(denoiser, without.transformer), output(denoiser, zeroed.transformer)), branch.path
+
+
+@EVERY
+def test_fewer_heads_and_channels_do_what_zeros_do_and_load_again(denoiser: Denoiser, tmp_path: Path) -> None:
+    """In one plan: where a linear reads both, each cut moves the columns of the other."""
+    source = stored(denoiser.name)
+    graph = traced(source)
+    attentions, feed_forwards = graph.attentions(stack="all"), graph.feed_forwards(stack="all")
+    assert bool(attentions) == (denoiser.name not in WITHOUT_HEADS)
+    edits: list[Edit] = [second_head_away(site) for site in attentions]
+    edits += [KeepChannels(site=site.path, keep=tuple(range(1, site.width))) for site in feed_forwards]
+    if not edits:
+        return
+    cut: Any = edited(source, edits)
+    zeroed: Any = source.load()
+    for site in attentions:
+        for path, start in site.outputs:
+            columns = slice(start + site.head_dim, start + 2 * site.head_dim)
+            zeroed.get_submodule(path).weight.data[:, columns] = 0
+    for place in feed_forwards:
+        zeroed.get_submodule(place.consumer).weight.data[:, place.consumer_start] = 0
+    assert near(output(denoiser, cut.transformer), output(denoiser, zeroed.transformer))
+    plan = Plan(pass_name="test", edits=tuple(edits))
+    record = CompressionRecord(base=source.name, family=source.family.name, plans=(plan,))
+    save_compressed(cut, source.family, tmp_path / "out", record, source.folder)
+    again: Any = open_source(str(tmp_path / "out")).load()
+    assert torch.equal(output(denoiser, again.transformer), output(denoiser, cut.transformer))
 
 
 def passes_by(block: nn.Module) -> None:
@@ -183,10 +183,21 @@ def row(denoiser: Denoiser) -> list[str]:
         untraced = graph.block(first.path).untraced is not None
         lines.append("| " + " | ".join([
             denoiser.name, f"`{path.removeprefix('transformer.')}`", "no" if untraced else "yes",
-            ", ".join(kinds) or "none: as a whole", ", ".join(widths) or "none", _depth(denoiser),
+            ", ".join(kinds) or "none: as a whole", _heads(graph, first.path), ", ".join(widths) or "none",
+            _depth(denoiser),
             _width(source, stack),
         ]) + " |")  # fmt: skip
     return lines
+
+
+def _heads(graph: ModelGraph, block: str) -> str:
+    """Query heads of each attention, in how many groups where these are fewer; or why they cannot be cut."""
+    sites = [site for site in graph.attentions(stack="all") if site.block == block]
+    if not sites:
+        gaps = [gap for gap in graph.gaps() if gap.path == block and gap.kind == "attention"]
+        return gaps[0].reason.partition(": ")[2] if gaps else "-"
+    counts = [(site.query_heads, site.key_value_groups) for site in sites]
+    return ", ".join(f"{heads}" if heads == groups else f"{heads} in {groups}" for heads, groups in counts)
 
 
 def _depth(denoiser: Denoiser) -> str:
@@ -211,7 +222,7 @@ def _width(source: Source, stack: str) -> str:
 
 def test_the_table_is_what_the_models_show() -> None:
     head, _, written = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    columns = ("denoiser", "stack", "traced", "branches of a block", "feed-forwards", "fewer blocks load in",
+    columns = ("denoiser", "stack", "traced", "branches of a block", "heads", "feed-forwards", "fewer blocks load in",
                "fewer channels load in")  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for denoiser in ZOO:

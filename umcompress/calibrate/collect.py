@@ -29,7 +29,7 @@ from umcompress.calibrate.declare import (
     RoutedMoments,
 )
 from umcompress.calibrate.expert_sums import ContributionSum, InputAndChannels, RoutedSum, SampleDraw
-from umcompress.calibrate.observers import ChannelSum, HeadSum, MomentSum, SimilaritySum, watch_block
+from umcompress.calibrate.observers import ChannelSum, Columns, HeadSum, MomentSum, SimilaritySum, watch_block
 from umcompress.calibrate.on_demand import GroupCache, Values, ValuesOnDemand, sizes
 from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
 from umcompress.documents.plan import Edit
@@ -131,11 +131,13 @@ class _Sweep:
                     self.streams.setdefault(block.path, []).append((first, last, similarity))
         elif isinstance(declaration, HeadContribution):
             for place in self.graph.attentions(**query):
-                weight = self.graph.weight(f"{place.output}.weight")
+                weights = self.graph.output_weights(place)
                 sums[site_key(place)] = heads = HeadSum(
-                    weight, place.key_value_groups, place.query_heads_per_group
+                    weights, place.key_value_groups, place.query_heads_per_group
                 )
-                self.inputs.append((place.output, place.component, heads.add))
+                for number, (path, start) in enumerate(place.outputs):
+                    seen = Columns(partial(heads.add, output=number), start, weights[number].shape[1])
+                    self.inputs.append((path, place.component, seen))
         elif isinstance(declaration, ChannelSamples):
             for site in self.graph.feed_forwards(**query):
                 if site_key(site) in self.keys:
@@ -146,13 +148,13 @@ class _Sweep:
             for site in self.graph.feed_forwards(**query):
                 if light or site_key(site) in self.keys:
                     sums[site_key(site)] = channels = kind(site.width, self._device(site))
-                    self.inputs.append((site.consumer, site.component, channels.add))
+                    self.inputs.append((site.consumer, site.component, _of_site(channels.add, site)))
 
     def _split(self, declaration: ContributionMoments | RoutedMoments, sums: dict[Key, _Accumulator]) -> None:
         kind = ContributionSum if isinstance(declaration, ContributionMoments) else RoutedSum
         for site in self.graph.feed_forwards(stack="all"):
             if site.path in declaration.routing:
-                weight = self.graph.weight(f"{site.consumer}.weight")
+                weight = self.graph.consumer_weight(site)
                 self._pairs(site, sums, kind(weight, declaration.routing[site.path]))
 
     def _device(self, site: FeedForwardSite) -> torch.device:
@@ -166,7 +168,8 @@ class _Sweep:
         sums[site_key(site)] = total
         pairs = InputAndChannels(total.add)
         self.inputs += [
-            (site.producers[0], site.component, pairs.enter), (site.consumer, site.component, pairs.inner)
+            (site.producers[0], site.component, pairs.enter),
+            (site.consumer, site.component, _of_site(pairs.inner, site)),
         ]
 
     def _spans(
@@ -226,6 +229,11 @@ class _Sweep:
                 graph.call_function(_observer(first.component, similarity), (before, after))
         graph.lint()
         return graph
+
+
+def _of_site(add: Callable[[Tensor], None], site: FeedForwardSite) -> Callable[[Tensor], None]:
+    """Tell `add` of the channels of a site, of all that its last linear reads."""
+    return Columns(add, site.consumer_start, site.width) if site.shared_consumer else add
 
 
 def _last_placeholder(node: fx.Node) -> fx.Node:

@@ -8,7 +8,7 @@ Of a symmetric sum only the upper triangle is kept, in tiles: as much memory and
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,16 @@ def _rows(x: Tensor) -> Iterator[Tensor]:
     flat = x.detach().reshape(-1, x.shape[-1])
     for start in range(0, len(flat), ROWS):
         yield flat[start : start + ROWS].double()
+
+
+class Columns:
+    """Hands on some of the columns of what a linear reads: those of one site."""
+
+    def __init__(self, add: Callable[[Tensor], None], start: int, width: int) -> None:
+        self.add, self.start, self.width = add, start, width
+
+    def __call__(self, x: Tensor) -> None:
+        self.add(x[..., self.start : self.start + self.width])
 
 
 class SimilaritySum:
@@ -166,21 +176,23 @@ class HeadSum:
     """Sums of ||W x|| over rows, per query head and per group, from the input (..., g*m*d) of the projection.
 
     With W[:, group] = Q R the norm of W x is that of R x, so only the small R (at most m*d, m*d) is kept.
+    Streams with the same heads have a projection each; the mean is over the tokens of all.
     """
 
-    def __init__(self, weight: Tensor, groups: int, heads: int) -> None:
-        columns = weight.detach().double().chunk(groups, dim=1)
-        self.factors = [torch.linalg.qr(part, mode="r").R for part in columns]
-        self.heads = heads
+    def __init__(self, weights: Sequence[Tensor], groups: int, heads: int) -> None:
+        self.factors = [
+            [torch.linalg.qr(part, mode="r").R for part in weight.detach().double().chunk(groups, dim=1)]
+            for weight in weights
+        ]
+        self.heads, weight = heads, weights[0]
         self.head_total = torch.zeros(groups, heads, dtype=torch.float64, device=weight.device)
         self.group_total = torch.zeros(groups, dtype=torch.float64, device=weight.device)
         self.tokens = 0
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, output: int = 0) -> None:
+        factors = self.factors[output]
         for rows in _rows(x):
-            for group, (part, factor) in enumerate(
-                zip(rows.chunk(len(self.factors), dim=1), self.factors, strict=True)
-            ):
+            for group, (part, factor) in enumerate(zip(rows.chunk(len(factors), dim=1), factors, strict=True)):
                 self.group_total[group] += (part @ factor.T).norm(dim=1).sum()
                 pairs = zip(part.chunk(self.heads, dim=1), factor.chunk(self.heads, dim=1), strict=True)
                 for head, (x_head, r_head) in enumerate(pairs):

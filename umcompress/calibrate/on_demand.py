@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from umcompress.calibrate.declare import Declaration, Heavy
 from umcompress.calibrate.statistics import Key, UpperTriangleMoments, site_key
+from umcompress.graph.linears import output_size
 from umcompress.graph.model_graph import ModelGraph
 
 Values: TypeAlias = Mapping[Declaration, Mapping[Key, Any]]
@@ -21,7 +22,7 @@ def sizes(graph: ModelGraph, declarations: Sequence[Heavy]) -> dict[Key, int]:
     found: dict[Key, int] = {}
     asked = [({site.path for site in graph.feed_forwards(**one.scope.query())}, one) for one in declarations]
     for site in graph.feed_forwards(stack="all"):
-        hidden = graph.model.get_parameter(f"{site.consumer}.weight").numel() // site.width
+        hidden = output_size(graph.model.get_submodule(site.consumer))
         held = [one.bytes_held(site.width, hidden) for paths, one in asked if site.path in paths]
         if held:
             found[site_key(site)] = sum(held)

@@ -263,6 +263,9 @@ def _holds_feed_forward(
 ) -> bool:
     """Whether what is added holds a feed-forward beside the attention or behind it: neither can go alone."""
     after = [node for node in own if leaf in above[node]]
+    held = [module for node in own if (module := module_of(block, node)) is not None]
+    if any(is_mixture(module) for module in held):
+        return True
     if any(call_name(node) == "cat" for node in after):
         return True
     linears = [node for node in after if is_matrix(module_of(block, node))]

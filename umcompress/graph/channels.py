@@ -4,6 +4,9 @@ A Linear's output starts a group on its last axis, pointwise functions propagate
 values merges their groups, a Linear's input ends it. A chunk cuts a new group into parts, which must be merged again
 before the end. Any other use of a group freezes it. So gated, fused and ungated feed-forwards need no cases of their
 own: they have two producers, one producer named twice, and one.
+
+A linear may read several groups side by side, as that of a block which adds attention and feed-forward as one: each has
+its columns there. What an attention gives whose heads such a linear reads is a group without producers.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ import torch
 from torch import fx, nn
 
 from umcompress.graph.guards import is_guard
-from umcompress.graph.linears import is_matrix, output_size
+from umcompress.graph.halves import halves
+from umcompress.graph.linears import input_size, is_matrix, output_size
+from umcompress.graph.protocol import StreamAttention, has_streams
 from umcompress.graph.trace import call_name, module_of
 
 _ACTIVATIONS = {
@@ -30,17 +35,30 @@ class ChannelGroup:
     """Channels shared by producers' rows and consumers' columns; names are relative to the block.
 
     A producer that is named k times gives k equal parts of its rows, in their order.
+    starts: the first column of each consumer.  attention: the leaf whose heads these are.
     """
 
     width: int
     producers: list[str] = field(default_factory=list)
     consumers: list[str] = field(default_factory=list)
+    starts: set[int] = field(default_factory=set)
+    beside_others: bool = False
+    attention: str = ""
     activation: str = "identity"
     frozen: bool = False
 
 
 def channel_groups(graph: fx.Graph, block: nn.Module) -> tuple[ChannelGroup, ...]:
     """Groups that can be sliced: not frozen, with producers and exactly one consumer."""
+    return tuple(group for group in _groups(graph, block) if group.producers)
+
+
+def head_groups(graph: fx.Graph, block: nn.Module) -> dict[str, ChannelGroup]:
+    """Attention without a linear for its output -> its heads' channels, where one linear of the block reads them."""
+    return {group.attention: group for group in _groups(graph, block) if group.attention}
+
+
+def _groups(graph: fx.Graph, block: nn.Module) -> tuple[ChannelGroup, ...]:
     reader = _Reader(graph, block)
     for node in graph.nodes:
         reader.visit(node)
@@ -58,6 +76,9 @@ class _Reader:
         self.value: dict[fx.Node, ChannelGroup] = {}
         # Of a linear whose output is chunked, the parts; of a chunk node too.
         self.parts: dict[fx.Node, tuple[ChannelGroup, ...]] = {}
+        # Groups that lie side by side in one value; None: channels of which nothing is known.
+        self.joined: dict[fx.Node, list[ChannelGroup | None]] = {}
+        self.halves, self.sizes = halves(graph)
         self.calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
         # What a linear makes: one that is called for each of several streams makes one group.
         self.made: dict[str, ChannelGroup] = {}
@@ -73,20 +94,22 @@ class _Reader:
 
     def can_be_sliced(self, group: ChannelGroup) -> bool:
         """Whether a group is all that its one consumer ever reads: a linear called twice is narrowed for both uses."""
-        known = not group.frozen and bool(group.producers) and len(set(group.consumers)) == 1
-        if not known or len(group.consumers) != self.calls[group.consumers[0]]:
+        known = not group.frozen and bool(group.producers or group.attention) and len(set(group.consumers)) == 1
+        if not known or len(group.starts) != 1 or len(group.consumers) != self.calls[group.consumers[0]]:
             return False
         group.consumers = group.consumers[:1]
         return True
 
     def visit(self, node: fx.Node) -> None:
         module = module_of(self.block, node)
-        if is_guard(node) or is_fact(node):
+        if is_guard(node) or is_fact(node) or node in self.sizes:
             return
         if is_matrix(module):
             self._linear(node, module)
         elif (part := self._part(node)) is not None:
             self.value[node] = part
+        elif call_name(node) == "cat" and self._joins(node):
+            return
         elif call_name(node) == "chunk" and (parts := self._chunk(node)):
             self.parts[node] = parts
         elif activation := _pointwise(node, module):
@@ -95,7 +118,34 @@ class _Reader:
             self._product(node)
         else:
             for used in node.all_input_nodes:
-                self._freeze(self.of(used))
+                for group in self.held(used):
+                    self._freeze(group)
+            if (width := _width_of_heads(module)) is not None:
+                self.value[node] = ChannelGroup(width, attention=str(node.target))
+                self.groups.append(self.value[node])
+
+    def held(self, node: fx.Node) -> list[ChannelGroup]:
+        """All groups in a value."""
+        group = self.of(node)
+        return [self.root(one) for one in self.joined.get(node, []) if one] + ([] if group is None else [group])
+
+    def _joins(self, node: fx.Node) -> bool:
+        """Whether groups are put side by side, or tokens of one group behind each other."""
+        parts, axis = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        if not isinstance(parts, (list, tuple)):
+            return False
+        groups = [self.of(part) for part in parts]
+        known = [group for group in groups if group is not None]
+        if not known:
+            return False
+        if axis == 1 and len(known) == len(groups) and len({id(group) for group in known}) == 1:
+            self.value[node] = known[0]
+            return True
+        # Of (batch, tokens, channels). The linear that reads them is to be as wide as all of them.
+        if axis not in (2, -1) or len({id(group) for group in known}) < len(known):
+            return False
+        self.joined[node] = groups
+        return True
 
     def _freeze(self, group: ChannelGroup | None) -> None:
         if group is not None:
@@ -104,12 +154,16 @@ class _Reader:
     def _chunk(self, node: fx.Node) -> tuple[ChannelGroup, ...]:
         """Split the group of a linear's output into equal parts, where that is what the chunk does."""
         source, (count, axis) = node.args[0], _chunking(node)
+        if not isinstance(source, fx.Node) or len(source.users) != 1 or axis != -1:
+            return ()
+        return self._split(source, count) if all(call_name(user) == "getitem" for user in node.users) else ()
+
+    def _split(self, source: fx.Node, count: int | None) -> tuple[ChannelGroup, ...]:
+        """Equal parts of the group of a linear's output, which is read as these parts only."""
         group = self.of(source)
-        if group is None or not isinstance(source, fx.Node) or group.frozen or axis != -1:
+        if group is None or group.frozen or not is_matrix(module_of(self.block, source)):
             return ()
-        if not is_matrix(module_of(self.block, source)) or len(source.users) != 1:
-            return ()
-        if count is None or group.width % count or any(call_name(user) != "getitem" for user in node.users):
+        if count is None or group.width % count:
             return ()
         group.frozen = True
         parts = tuple(ChannelGroup(group.width // count, list(group.producers)) for _ in range(count))
@@ -118,9 +172,16 @@ class _Reader:
         return parts
 
     def _part(self, node: fx.Node) -> ChannelGroup | None:
-        """The part of a chunk that `getitem` selects."""
+        """The part of a chunk that `getitem` selects, or a half; of an attention, what it gives to one stream."""
+        if node in self.halves:
+            source, place = self.halves[node]
+            self.parts[source] = self.parts.get(source) or self._split(source, 2)
+            return self.parts[source][place] if self.parts[source] else None
         if call_name(node) != "getitem" or not isinstance(node.args[0], fx.Node) or not isinstance(node.args[1], int):
             return None
+        whole = self.of(node.args[0])
+        if whole is not None and whole.attention and module_of(self.block, node.args[0]) is not None:
+            return whole
         parts = self.parts.get(node.args[0])
         return None if parts is None else parts[node.args[1]]
 
@@ -134,13 +195,34 @@ class _Reader:
 
     def _linear(self, node: fx.Node, module: nn.Module) -> None:
         name = str(node.target)
-        source = self.of(node.args[0]) if node.args else None
-        if source is not None:
+        read = node.args[0] if node.args else None
+        if isinstance(read, fx.Node) and read in self.joined:
+            self._read_beside(name, [group and self.root(group) for group in self.joined[read]], input_size(module))
+        elif (source := self.of(read)) is not None:
             source.consumers.append(name)
+            source.starts.add(0)
         if name not in self.made:
             self.made[name] = ChannelGroup(output_size(module), producers=[name])
             self.groups.append(self.made[name])
         self.value[node] = self.made[name]
+
+    @staticmethod
+    def _read_beside(name: str, sources: list[ChannelGroup | None], width: int) -> None:
+        """A linear reads groups side by side: counted from the left, and behind unknown channels from the right."""
+        known = [source for source in sources if source is not None]
+        total = sum(source.width for source in known)
+        fits = total == width if len(known) == len(sources) else total < width
+        first = sources.index(None) if None in sources else len(sources)
+        last = len(sources) - 1 - sources[::-1].index(None) if None in sources else -1
+        for place, source in enumerate(sources):
+            if source is None:
+                continue
+            left = sum(one.width for one in sources[:place] if one is not None)
+            right = width - sum(one.width for one in sources[place:] if one is not None)
+            source.consumers.append(name)
+            source.starts.add(left if place < first else right)
+            source.beside_others = True
+            source.frozen |= not fits or first < place < last
 
     def _pass_on(self, node: fx.Node, activation: str) -> None:
         group = self.of(node.args[0]) if node.args else None
@@ -158,6 +240,9 @@ class _Reader:
             if left is not right:
                 left.producers += right.producers
                 left.consumers += right.consumers
+                left.starts |= right.starts
+                left.beside_others |= right.beside_others
+                left.attention = left.attention or right.attention
                 left.frozen |= right.frozen
                 left.activation = right.activation if left.activation == "identity" else left.activation
                 self.merged[id(right)] = left
@@ -169,6 +254,16 @@ class _Reader:
                 self.value[node] = group
             else:
                 self._freeze(group)
+
+
+def _width_of_heads(module: nn.Module | None) -> int | None:
+    """The channels that an attention gives whose heads are read by a linear outside of it."""
+    if not has_streams(module) or not isinstance(module, StreamAttention):
+        return None
+    layouts = [module.stream(component) for component in module.stream_components]
+    if len(layouts) != 1 or layouts[0] is None or layouts[0].output:
+        return None
+    return layouts[0].query_heads * layouts[0].head_dim
 
 
 def is_fact(node: fx.Node) -> bool:

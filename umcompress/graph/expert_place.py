@@ -25,12 +25,17 @@ class SplitPlace:
 
 @dataclass(frozen=True)
 class FeedForwardPart:
-    """The nodes of a feed-forward, each once: `entry` is what every producer reads, `between` in the graph's order."""
+    """The nodes of a feed-forward, each once: `entry` is what every producer reads, `between` in the graph's order.
+
+    channels: what the consumer reads of it, `beside` what else it reads, as values side by side.
+    """
 
     entry: fx.Node
     producers: tuple[fx.Node, ...]
     between: tuple[fx.Node, ...]
     consumer: fx.Node
+    channels: fx.Node
+    beside: tuple[fx.Node, ...] = ()
 
 
 def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedForwardPart | str:
@@ -48,11 +53,14 @@ def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedF
         return f"it takes {takes} values and gives {gives}"
     entry = producers[0].args[0]
     assert isinstance(entry, fx.Node)
+    sides = _sides(consumer, producers) if site.shared_consumer else (consumer.all_input_nodes[0], ())
+    if sides is None:
+        return "what its last linear reads of it could not be told from what else it reads"
     between: set[fx.Node] = set()
-    todo = [consumer]
+    todo = [(consumer, [sides[0]])]
     while todo:
-        node = todo.pop()
-        for read in node.all_input_nodes:
+        node, reads = todo.pop()
+        for read in reads:
             if read in producers or read in between or (read is entry and _asks_type(node)):
                 continue
             if not read.all_input_nodes and (read.op, read.target) != ("get_attr", "training"):
@@ -62,8 +70,28 @@ def find_part(graph: fx.Graph, block: nn.Module, site: FeedForwardSite) -> FeedF
             if read.op == "call_module" and block.get_submodule(str(read.target)).state_dict():
                 return f"the module {read.target} between its linears holds tensors"
             between.add(read)
-            todo.append(read)
-    return FeedForwardPart(entry, producers, tuple(n for n in graph.nodes if n in between), consumer)
+            todo.append((read, read.all_input_nodes))
+    return FeedForwardPart(entry, producers, tuple(n for n in graph.nodes if n in between), consumer, *sides)
+
+
+def _sides(consumer: fx.Node, producers: tuple[fx.Node, ...]) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
+    """Of values that a linear reads side by side: the one that is made of the producers, and the others."""
+    read = consumer.all_input_nodes[0]
+    if call_name(read) != "cat" or len(read.users) != 1:
+        return None
+    own = [side for side in read.all_input_nodes if not _made_of(side).isdisjoint(producers)]
+    others = tuple(side for side in read.all_input_nodes if side not in own)
+    return (own[0], others) if len(own) == 1 else None
+
+
+def _made_of(node: fx.Node) -> set[fx.Node]:
+    """A node and all that it is made of."""
+    found, todo = {node}, [node]
+    while todo:
+        new = [read for read in todo.pop().all_input_nodes if read not in found]
+        found.update(new)
+        todo += new
+    return found
 
 
 def _asks_type(node: fx.Node) -> bool:

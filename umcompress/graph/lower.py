@@ -39,6 +39,11 @@ def original_class(block: nn.Module) -> type[nn.Module]:
     return base
 
 
+def stand_for(cls: type[nn.Module], base: type[nn.Module]) -> None:
+    """Let `original_class` give `base` for modules of a class that was made from it."""
+    setattr(cls, _BASE, base)
+
+
 def lower(block: nn.Module, graph: fx.Graph) -> None:
     """Make `block` run `graph`. Raises ModelError when the instance has a forward of its own."""
     if "forward" in block.__dict__:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from umcompress.documents.base import Task
 from umcompress.errors import ModelError, UsageError, did_you_mean
 from umcompress.graph.branches import Branch, all_known, common_module, find_branches, is_mixture, told_apart
-from umcompress.graph.channels import channel_groups
+from umcompress.graph.channels import ChannelGroup, channel_groups, head_groups
 from umcompress.graph.expert_place import SplitPlace, split_place
 from umcompress.graph.linears import is_conv1d
 from umcompress.graph.not_found import Gap, Sites, reasons
@@ -168,10 +168,24 @@ class ModelGraph:
             parts += self.weight(f"{path}.weight").chunk(site.producers.count(path))
         return tuple(parts)
 
+    def consumer_weight(self, site: FeedForwardSite) -> Tensor:
+        """What the last linear of a feed-forward does to its channels, (out, width)."""
+        columns = slice(site.consumer_start, site.consumer_start + site.width)
+        return self.weight(f"{site.consumer}.weight")[:, columns]
+
     def value_weight(self, site: AttentionSite) -> Tensor:
         """The weight of an attention's value projection, (groups * head_dim, in)."""
         rows = [first + row for first in site.value_rows for row in range(site.head_dim)]
         return self.weight(f"{site.value}.weight")[rows]
+
+    def value_weights(self, site: AttentionSite) -> tuple[Tensor, ...]:
+        """The same for every stream that has these heads."""
+        return (self.value_weight(site), *(self.weight(f"{value}.weight") for value, _ in site.joined))
+
+    def output_weights(self, site: AttentionSite) -> tuple[Tensor, ...]:
+        """What the output projection of every stream does to the heads, (out, heads * head_dim) each."""
+        width = site.query_heads * site.head_dim
+        return tuple(self.weight(f"{path}.weight")[:, start : start + width] for path, start in site.outputs)
 
     def _as_rows(self, path: str, leaf: str, value: Tensor) -> Tensor:
         """The weight as (out, in), whatever the layout of the module."""
@@ -268,6 +282,7 @@ def _attention_sites(
     graph: fx.Graph, block: nn.Module, path: str, stack: str, index: int
 ) -> Iterable[AttentionSite]:
     names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
+    outside: dict[str, ChannelGroup] | None = None
     for name in names:
         leaf = block.get_submodule(name)
         if not isinstance(leaf, StreamAttention):
@@ -276,13 +291,20 @@ def _attention_sites(
             layout = leaf.stream(component)
             if layout is None:
                 continue
-            here = f"{path}.{name}"
+            here, start = f"{path}.{name}", 0
+            output = f"{here}.{layout.output}"
+            if not layout.output:
+                outside = head_groups(graph, block) if outside is None else outside
+                if name not in outside:
+                    continue
+                output, (start,) = f"{path}.{outside[name].consumers[0]}", outside[name].starts
             yield AttentionSite(
                 here, path, stack, index, component,
                 layout.key_value_groups, layout.query_heads_per_group, layout.head_dim, f"{here}.{layout.query}",
-                f"{here}.{layout.key}", f"{here}.{layout.value}", f"{here}.{layout.output}",
+                f"{here}.{layout.key}", f"{here}.{layout.value}", output,
                 tuple(layout.first_row(layout.value_start, group) for group in range(layout.key_value_groups)),
-                max(1, layout.bundles),
+                max(1, layout.bundles), start,
+                tuple((f"{here}.{s.value}", f"{here}.{s.output}" if s.output else "") for s in layout.joined),
             )  # fmt: skip
 
 
@@ -295,11 +317,14 @@ def _feed_forward_sites(
     for group, home in zip(groups, homes, strict=True):
         # Two groups in one module (or straight in the block) are told apart by their last linear.
         name = home if home and taken[home] == 1 else group.consumers[0]
+        if group.beside_others:
+            name = group.producers[0]
+        (start,) = group.starts
         site = f"{path}.{name}"
         yield FeedForwardSite(
             site, path, stack, index, family.component_of(site), group.width,
             tuple(f"{path}.{p}" for p in group.producers), f"{path}.{group.consumers[0]}",
-            group.activation, len(group.producers) > 1,
+            group.activation, len(group.producers) > 1, start, group.beside_others,
         )  # fmt: skip
 
 

@@ -32,6 +32,13 @@ class ExplainingFamily(Protocol):
     def why_no_heads(self, module: nn.Module) -> str: ...
 
 
+@runtime_checkable
+class ExplainsChannels(Protocol):
+    """A family that can say why channels of a feed-forward inside of an attention cannot be cut."""
+
+    def why_no_channels(self, module: nn.Module) -> str: ...
+
+
 @dataclass(frozen=True)
 class Sites:
     """What was found in a block."""
@@ -61,6 +68,10 @@ def reasons(
         component = next((b.component for b in found.branches if b.kind == "attention"), None)
         for reason in dict.fromkeys(_why_no_heads(module, family) for module in mixers):
             yield "attention", component, reason
+    if isinstance(family, ExplainsChannels):
+        for said in dict.fromkeys(family.why_no_channels(module) for module in mixers):
+            if said:
+                yield "feed_forward", None, said
     taken = {site.component for site in found.feed_forwards} | {site.component for site in found.experts}
     for branch in found.branches:
         if branch.kind == "feed_forward" and branch.component not in taken:

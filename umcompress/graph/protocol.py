@@ -19,6 +19,16 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class JoinedStream:
+    """Linears of another stream of tokens with the same heads; "" for one that is not there."""
+
+    query: str
+    key: str
+    value: str
+    output: str
+
+
+@dataclass(frozen=True)
 class StreamLayout:
     """One stream of an attention. Names are those of child modules of the attention.
 
@@ -28,6 +38,9 @@ class StreamLayout:
     head_norms: norms whose tensors have a row for each head, of the queries or of the keys.
     norm_lists: lists of norms, one for each head, of the queries or of the keys.
     query_rows: rows of the query Linear for each head, where it makes more than queries (gates behind them).
+    output: "" where the block's own Linear reads the heads, perhaps beside other channels.
+    joined: streams whose tokens meet this one's in the same heads, and which lose the same of them.
+    rows_behind: rows that follow in the Linear that makes all three, and are no head's.
     """
 
     query: str
@@ -45,6 +58,8 @@ class StreamLayout:
     norm_lists: tuple[tuple[str, Literal["query", "key"]], ...] = ()
     query_rows: int = 0
     bundles: int = 1
+    joined: tuple[JoinedStream, ...] = ()
+    rows_behind: int = 0
 
     @property
     def query_heads(self) -> int:
@@ -74,6 +89,13 @@ class StreamLayout:
             for _, name, rows, firsts in sorted(parts, key=lambda part: part[0]):
                 wanted = (first + row for first in firsts for row in range(rows))
                 found[name] = (*found.get(name, ()), *wanted)
+        if self.rows_behind:
+            first = self.value_start + self.key_value_groups * self.head_dim
+            found[self.value] = (*found[self.value], *range(first, first + self.rows_behind))
+        for stream in self.joined:
+            for name, units in ((stream.query, heads), (stream.key, groups), (stream.value, groups)):
+                if name:
+                    found[name] = tuple(unit * self.head_dim + row for unit in units for row in range(self.head_dim))
         return found
 
 

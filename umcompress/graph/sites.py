@@ -63,7 +63,9 @@ class AttentionSite:
     """One stream of an attention. `query`, `key`, `value`, `output` are module paths of its Linears.
 
     `value_rows`: the first row of each group's values, where one Linear makes all three. `multiple_of`: as many
-    groups as stay must be a multiple of it.
+    groups as stay must be a multiple of it. `output_start`: the first column of the output Linear that reads heads.
+    `joined`: (value, output) of streams that have the same heads, as those of text beside those of a picture; the
+    output is "" where there is none.
     """
 
     path: str
@@ -80,17 +82,27 @@ class AttentionSite:
     output: str
     value_rows: tuple[int, ...] = ()
     multiple_of: int = 1
+    output_start: int = 0
+    joined: tuple[tuple[str, str], ...] = ()
 
     @property
     def query_heads(self) -> int:
         return self.key_value_groups * self.query_heads_per_group
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        """The Linears that read the heads, of every stream, and the first column that does."""
+        others = [(output, 0) for _, output in self.joined if output]
+        return ((self.output, self.output_start), *others)
 
 
 @dataclass(frozen=True)
 class FeedForwardSite:
     """Inner channels between linears: every producer's output channel c meets column c of the consumer.
 
-    `path` is the deepest module that holds them all; producers and consumer are module paths of Linears.
+    `path` is the deepest module that holds them all; producers and consumer are module paths of Linears. Where the
+    consumer reads other channels too, `path` is that of the first producer, `shared_consumer` is set, and
+    `consumer_start` is the first column that belongs to channels of this site.
     """
 
     path: str
@@ -103,6 +115,8 @@ class FeedForwardSite:
     consumer: str
     activation: str
     gated: bool
+    consumer_start: int = 0
+    shared_consumer: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from umcompress.errors import did_you_mean
 from umcompress.graph.branches import Branch
 from umcompress.graph.expert_place import find_part, module_path
 from umcompress.graph.model_graph import BlockCountingFamily, BlockGraph, ModelFamily, read_block
-from umcompress.graph.sites import BranchSite, ExpertSite, FeedForwardSite
+from umcompress.graph.sites import AttentionSite, BranchSite, ExpertSite, FeedForwardSite
 from umcompress.rewrite.experts import sparse_module
 
 
@@ -57,6 +57,11 @@ class Blocks:
         paths = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
         return next((path for path in paths if path in self.paths), None)
 
+    def attention(self, path: str, component: str) -> AttentionSite:
+        """The stream of an attention that `check_plan` has accepted."""
+        holding = self.holding(path)
+        assert holding is not None
+        return next(one for one in self.read(holding).attentions if (one.path, one.component) == (path, component))
 
     def feed_forward(self, path: str) -> FeedForwardSite:
         """The feed-forward at a path that `check_plan` has accepted."""
@@ -186,7 +191,8 @@ class _Checker:
             return [f"{edit.site} cannot be split: {part}"]
         place = f"{site.block}.{module_path(found.graph, block, site, part)}"
         bias = f"{site.consumer}.bias" in self.tensors
-        gone = tuple(f"{path}." for path in (*site.producers, site.consumer))
+        stays = site.shared_consumer
+        gone = tuple(f"{path}." for path in (*site.producers, *(() if stays else (site.consumer,))))
         self.tensors = {name for name in self.tensors if not name.startswith(gone)}
         made = sparse_module(block, site, part, edit, bias)
         self.tensors |= {f"{place}.{name}" for name in made.state_dict(keep_vars=True)}

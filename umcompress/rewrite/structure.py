@@ -74,6 +74,8 @@ class _StructureEdits:
         self.model = blocks.model
         self.graphs: dict[str, fx.Graph] = {}
         self.removed: set[str] = set()
+        # Of a linear that lost columns: those that stayed, as places before the plan.
+        self.columns: dict[str, tuple[int, ...]] = {}
 
     def drop_branch(self, edit: DropBranch) -> None:
         block = self.model.get_submodule(edit.block)
@@ -123,10 +125,12 @@ class _StructureEdits:
         if len(kept) == layout.query_heads:
             return
         query = _rows_of_heads(kept, layout.head_dim)
+        site = self.blocks.attention(edit.site, edit.component)
         every = groups if groups is not None else tuple(range(layout.key_value_groups))
         for name, rows in layout.kept_rows(every, kept).items():
             self._narrow(f"{edit.site}.{name}", rows=rows)
-        self._narrow(f"{edit.site}.{layout.output}", columns=query)
+        for output, start in site.outputs:
+            self._narrow_inputs(output, start, site.query_heads * site.head_dim, query)
         for name, kind in layout.head_norms:
             self._narrow_norm(f"{edit.site}.{name}", kept if kind == "query" else every)
         for name, kind in layout.norm_lists:
@@ -155,7 +159,7 @@ class _StructureEdits:
             width = output_size(self._linear(producer)) // times
             rows = tuple(part * width + row for part in range(times) for row in edit.keep)
             self._narrow(producer, rows=rows)
-        self._narrow(site.consumer, columns=edit.keep)
+        self._narrow_inputs(site.consumer, site.consumer_start, site.width, edit.keep)
         consumer = self._linear(site.consumer)
         if edit.bias and consumer.bias is None:
             shape, dtype = (output_size(consumer),), consumer.weight.dtype
@@ -167,7 +171,10 @@ class _StructureEdits:
         block = self.model.get_submodule(site.block)
         graph = self.graphs.setdefault(site.block, self.blocks.read(site.block).graph)
         before = _references(graph)
-        place = split(graph, block, site, edit, self.tensors)
+        own = self._own(site.consumer, site.consumer_start, site.width)
+        place = split(graph, block, site, edit, self.tensors, own)
+        if site.shared_consumer:
+            self._narrow_inputs(site.consumer, site.consumer_start, site.width, ())
         remove_dead(graph)
         # Names in the module that made way may be names in the new one.
         outside = [target for target in before if not f"{target}.".startswith(f"{place}.")]
@@ -187,6 +194,23 @@ class _StructureEdits:
         linear = self.model.get_submodule(path)
         assert is_matrix(linear)
         return linear
+
+    def _columns(self, path: str) -> tuple[int, ...]:
+        """Of the inputs that a linear has now, the places before the plan."""
+        return self.columns.get(path) or tuple(range(input_size(self._linear(path))))
+
+    def _own(self, path: str, start: int, width: int) -> tuple[int, ...]:
+        """Where the inputs of a site are now."""
+        return tuple(place for place, column in enumerate(self._columns(path)) if start <= column < start + width)
+
+    def _narrow_inputs(self, path: str, start: int, width: int, keep: tuple[int, ...]) -> None:
+        """Keep these inputs of those that a site had before the plan, and all that are not the site's."""
+        now = self._columns(path)
+        own = self._own(path, start, width)
+        gone = set(own).difference(own[channel] for channel in keep)
+        stay = tuple(place for place in range(len(now)) if place not in gone)
+        self.columns[path] = tuple(now[place] for place in stay)
+        self._narrow(path, columns=stay)
 
     def _narrow(
         self, path: str, rows: tuple[int, ...] | None = None, columns: tuple[int, ...] | None = None

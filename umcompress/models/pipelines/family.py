@@ -41,7 +41,7 @@ class PipelineFamily(Family):
     def skeleton(self, folder: Path) -> nn.Module:
         index = read_index(folder)
         require_diffusers(folder)
-        from umcompress.models.pipelines import parts, stacks
+        from umcompress.models.pipelines import attention, parts, stacks
 
         built = {part.name: parts.build_part(part, folder, self.component_of(part.name)) for part in index.parts}
         model = parts.PipelineModel(index, built, stacks.find_stacks(index, built), folder)
@@ -49,6 +49,7 @@ class PipelineFamily(Family):
             blocks = model.get_submodule(path)
             assert isinstance(blocks, nn.ModuleList)
             stacks.mark_given_arguments(blocks)
+            attention.add_head_protocol(model, path, self.component_of)
         return model.eval()
 
     def fill(self, model: nn.Module, folder: Path, dtype: torch.dtype, device: str) -> None:
@@ -144,10 +145,17 @@ class PipelineFamily(Family):
 
     def why_no_heads(self, module: nn.Module) -> str:
         """In words, why the heads of an attention cannot be cut."""
-        from umcompress.models.hf.anatomy import attention
+        from umcompress.models.hf.anatomy import attention as of_transformers
+        from umcompress.models.pipelines import attention
 
-        found = attention.layout_of(module)
+        found = attention.layout_of(module) if hasattr(module, "processor") else of_transformers.layout_of(module)
         return found if isinstance(found, str) else ""
+
+    def why_no_channels(self, module: nn.Module) -> str:
+        """In words, why the channels of a feed-forward inside of an attention cannot be cut; "" where there is none."""
+        from umcompress.models.pipelines import attention
+
+        return attention.why_no_channels(module)
 
     def runner(self, model: nn.Module, folder: Path) -> Runner:
         from umcompress.models.pipelines.runner import PipelineRunner
