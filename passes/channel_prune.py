@@ -186,7 +186,7 @@ class ChannelPrune(SitePass):
 
         moments = statistics[ChannelMoments(self.scope())][site]
         mean = moments.mean if graph.model.get_submodule(site.consumer).bias is not None else None
-        weight = graph.weight(f"{site.consumer}.weight")
+        weight = graph.consumer_weight(site)
         errors: list[float] = _reconstruction.removal_errors(weight, moments.second, mean, self.damping).tolist()
         return errors
 

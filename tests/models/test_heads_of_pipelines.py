@@ -74,16 +74,21 @@ def test_magnitude_of_shared_heads_has_the_weights_of_both_streams() -> None:
         assert score == pytest.approx(float((values[rows].norm() * outputs[:, rows].norm()).detach()), rel=1e-9)
 
 
-def test_channels_beside_heads_are_measured_and_refitted_as_channels_alone() -> None:
+@pytest.mark.parametrize("score", ["activation", "reconstruction"])
+def test_channels_beside_heads_are_measured_and_refitted_as_channels_alone(score: str) -> None:
     """Least squares on the channels' columns: nothing changes in what the linear reads of the heads."""
     model: Any = stored("FLUX.1").load()
     graph = trace_model(model, stored("FLUX.1").family)
     site = next(one for one in graph.feed_forwards(stack=SINGLE) if one.index == 1)
     rows, last = inputs_of(model, site.consumer)[:, 48:], model.get_submodule(site.consumer).requires_grad_(False)
-    wanted = ChannelPrune(component="generation", stack=SINGLE, layers="1", keep_ratio=0.5, repair="least_squares")
+    wanted = ChannelPrune.model_validate({
+        "component": "generation", "stack": SINGLE, "layers": "1", "keep_ratio": 0.5, "repair": "least_squares",
+        "score": score,
+    })  # fmt: skip
     statistics = measured(graph, model, wanted.needs())
-    activation = statistics[ChannelActivation(wanted.scope())][site].mean_abs
-    assert torch.allclose(activation, rows.abs().mean(0), rtol=1e-9)
+    if score == "activation":
+        activation = statistics[ChannelActivation(wanted.scope())][site].mean_abs
+        assert torch.allclose(activation, rows.abs().mean(0), rtol=1e-9)
     proposal = wanted.plan(graph, statistics)
     kept = next(e.kept for e in proposal.plan.evidence)
     assert kept is not None and proposal.tensors[f"{site.consumer}.weight"].shape == (48, 48 + 96)

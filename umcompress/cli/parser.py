@@ -215,7 +215,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, or any model that can be compressed")
     parser.add_argument(
         "--to", required=True, metavar="LAYOUT",
-        help="transformers, bagel, vllm (what it reads), vllm-omni, deci, nemo, pad (as --pad, in the usual layout)",
+        help="transformers, bagel, vllm (what it reads), vllm-omni, deci, nemo, single-file (ComfyUI), pad (as --pad)",
     )
     parser.add_argument("--pad", action="store_true", help="fill removed channels up with zeros to one width")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")

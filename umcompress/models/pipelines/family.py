@@ -34,6 +34,7 @@ class PipelineFamily(Family):
 
     name: ClassVar[str] = "pipeline"
     main_stack: ClassVar[str] = "transformer"
+    layouts: ClassVar[tuple[str, ...]] = ("single-file",)
 
     def matches(self, folder: Path) -> bool:
         return (folder / INDEX).is_file()
@@ -107,6 +108,17 @@ class PipelineFamily(Family):
         from umcompress.models.pipelines import export
 
         return export.plain_folder(_pipeline(model), folder, values)
+
+    def laid_out(
+        self, layout: str, model: nn.Module, folder: Path, values: Mapping[str, TensorToWrite] | None = None,
+        pad: bool = False,
+    ) -> Plain | str:
+        """The transformer in one file, with the names that it was first released with."""
+        from umcompress.models.pipelines.single_file import single_files
+
+        if pad:
+            return "a single file has nothing to fill up: leave `pad` out"
+        return single_files(_pipeline(model), folder, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
         there = {path for path, _ in model.named_modules()}
