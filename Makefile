@@ -23,7 +23,7 @@ test: $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(if $(ROOM),tests/$(ROOM))
 
 # What takes longer than the suite may: kills at random moments, the full scores of the built-in model, lm-eval's own
-# command line in processes of its own.
+# command line and `accelerate launch` in processes of their own.
 slow-tests: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	$(BIN)/python -m pytest -q -m slow

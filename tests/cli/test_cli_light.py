@@ -102,14 +102,23 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 
 def test_help_imports_next_to_nothing() -> None:
-    """Of what is installed only our own parser: `--help` is there at once."""
+    """Of what is installed only our own parser, and of Python little: `--help` is there at once."""
     code = (
         "import sys\nbefore = set(sys.modules)\nfrom umcompress.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stderr.split()) - sys.stdlib_module_names == {"umcompress"}
+    found = set(done.stderr.split())
+    assert found - sys.stdlib_module_names == {"umcompress"} and found.isdisjoint({"dataclasses", "inspect", "json"})
+
+
+def test_listing_passes_needs_no_documents_of_scores() -> None:
+    code = "import sys\nfrom umcompress.cli.main import main\nmain(['passes'])\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = set(done.stderr.split())
+    assert "umcompress.passes.adapt" in found
+    assert found.isdisjoint({"umcompress.documents.scores", "umcompress.documents.report"})
 
 
 @pytest.mark.parametrize(

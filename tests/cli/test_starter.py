@@ -155,13 +155,18 @@ def test_steps_that_a_model_has_nothing_for_are_left_out(
     assert main(["plan", "recipe.yaml"]) == 0
 
 
-def test_the_built_in_model_needs_no_options(tmp_path: Path) -> None:
-    file = tmp_path / "first.yaml"
-    assert main(["init", "bagel-mini", "-o", str(file)]) == 0
-    assert main(["plan", str(file)]) == 0
-    before = file.read_bytes()
-    assert main(["init", "bagel-mini", "-o", str(file)]) == 2
-    assert file.read_bytes() == before
+def test_the_built_in_model_needs_no_options_and_commands_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "bagel-mini", "-o", "my first.yaml"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "next: umcompress plan 'my first.yaml'; then umcompress apply 'my first.yaml'"
+    assert main(["plan", "my first.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: umcompress apply 'my first.yaml'"
+    before = Path("my first.yaml").read_bytes()
+    assert main(["init", "bagel-mini", "-o", "my first.yaml"]) == 2
+    assert Path("my first.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -219,14 +224,3 @@ def test_a_benchmark_that_gives_nothing_to_calibrate_on_is_joined_by_the_built_i
     assert read["evaluate"] == [{"pope": {"data": "pope"}}] and len(read["steps"]) >= 3
     assert "data: FILE" in text
     assert main(["plan", "recipe.yaml"]) == 0
-
-
-def test_commands_to_go_on_with_can_be_pasted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["init", "bagel-mini", "-o", "my first.yaml"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "next: umcompress plan 'my first.yaml'; then umcompress apply 'my first.yaml'"
-    assert main(["plan", "my first.yaml"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "next: umcompress apply 'my first.yaml'"

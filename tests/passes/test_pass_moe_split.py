@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from pico_passes import Bench, bench, inputs_of
 from pydantic import ValidationError
 from torch import Tensor
 
+from umcompress.calibrate import kept_pairs
 from umcompress.calibrate.collect import collect
 from umcompress.documents.plan import SetTensors, SplitExperts
 from umcompress.errors import PlanError
@@ -345,6 +348,28 @@ def test_sums_wait_for_another_sweep_where_memory_is_short(pico: Bench) -> None:
         seen, parts = sweeps(memory)
         assert seen == expected
         assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_one_sweep_is_enough_where_what_it_sees_can_be_kept(pico: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draw for the partition, the router's sums and those of the refit; without room, a sweep for each."""
+    step, sweeps = split(layers="all"), Counter[float]()
+
+    def planned(room: float, memory: float = math.inf) -> dict[str, Tensor]:
+        def feed() -> None:
+            sweeps[room] += 1
+            pico.feed()
+
+        monkeypatch.setattr(kept_pairs, "MOST", room)
+        return dict(step.plan(pico.graph, collect(pico.graph, step.needs(), feed, memory=memory)).tensors)
+
+    # Of three sites of 12 + 10 values a token, some 20 tokens in all.
+    every, some, none = planned(1e6), planned(5e3), planned(0.0)
+    assert sweeps == {1e6: 1, 5e3: 3, 0.0: 3}
+    assert every.keys() == none.keys() == some.keys() and len(every) > 3
+    assert all(torch.equal(every[name], value) and torch.equal(some[name], value) for name, value in none.items())
+    # What is drawn a site at a time was never kept as a whole.
+    planned(2e6, memory=1e-9)
+    assert sweeps[2e6] > 3
 
 
 def test_a_bfloat16_model_gets_bfloat16_tensors() -> None:

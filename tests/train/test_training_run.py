@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked_command import Command
 from safetensors.torch import load_file
 
 from umcompress.cli.main import main
@@ -128,8 +130,36 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert without[0] == without[1] and len(without[0]) == 5
 
 
+def as_by_one(whole: Path, out: Path) -> None:
+    """Two processes did what one does, but for rounding."""
+    one, two = curve(whole), curve(out)
+    assert len(one) == len(two) == 5
+    for a, b in zip(one, two, strict=True):
+        assert b["losses"] == pytest.approx(a["losses"], rel=1e-4)
+        assert b["load"] == pytest.approx(a["load"], abs=0.02)
+    first, second = trained(whole), trained(out)
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=2e-4)
+    assert read_report(out).checkpoint is not None
+
+
 def test_two_processes_give_the_same_curve(whole: Path, tiny_bagel: Path, tmp_path: Path) -> None:
-    """Through `accelerate launch`, on gloo; the recipe is the same."""
+    """On gloo, with what torchrun and `accelerate launch` put into the environment; the recipe is the same."""
+    folder = write(tmp_path, tiny_bagel, SPLIT, TRAIN)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+    ranks = [common | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"} for rank in "01"]
+    running = [Command("apply", "recipe.yaml", "-o", "out", cwd=folder, environment=rank) for rank in ranks]
+    done = [one.wait() for one in running]
+    assert [one.returncode for one in done] == [0, 0], done
+    assert [one.stdout.count("Experts after 02-router_train") for one in done] == [1, 0]
+    as_by_one(whole, folder / "out")
+
+
+@pytest.mark.slow
+def test_two_processes_that_accelerate_starts(whole: Path, tiny_bagel: Path, tmp_path: Path) -> None:
     folder = write(tmp_path, tiny_bagel, SPLIT, TRAIN)
     launch = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
@@ -140,15 +170,7 @@ def test_two_processes_give_the_same_curve(whole: Path, tiny_bagel: Path, tmp_pa
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("Experts after 02-router_train") == 1
-    one, two = curve(whole), curve(folder / "out")
-    assert len(one) == len(two) == 5
-    for a, b in zip(one, two, strict=True):
-        assert b["losses"] == pytest.approx(a["losses"], rel=1e-4)
-        assert b["load"] == pytest.approx(a["load"], abs=0.02)
-    first, second = trained(whole), trained(folder / "out")
-    for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=0, atol=2e-4)
-    assert read_report(folder / "out").checkpoint is not None
+    as_by_one(whole, folder / "out")
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:

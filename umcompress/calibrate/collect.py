@@ -29,6 +29,7 @@ from umcompress.calibrate.declare import (
     RoutedMoments,
 )
 from umcompress.calibrate.expert_sums import ContributionSum, InputAndChannels, RoutedSum, SampleDraw
+from umcompress.calibrate.kept_pairs import KeptPairs
 from umcompress.calibrate.observers import ChannelSum, Columns, HeadSum, MomentSum, SimilaritySum, watch_block
 from umcompress.calibrate.on_demand import GroupCache, Values, ValuesOnDemand, sizes
 from umcompress.calibrate.statistics import Key, Measured, Rework, Statistics, site_key
@@ -54,6 +55,7 @@ def collect(
     rework: Rework | None = None,
     memory: float = math.inf,
     say: Callable[[str], None] = lambda text: None,
+    kept: KeptPairs | None = None,
 ) -> Statistics:
     """Run `feed` over the instrumented model and return what was declared, frozen.
 
@@ -61,12 +63,15 @@ def collect(
     once, and again while values are read where heavy declarations need more than `memory` GB for all of their sites.
     rework: edits -> (graph, feed) of an edited copy, which makes `Statistics.remeasure` work.
     say: is called with a message for each further sweep.
+    kept: what an earlier sweep over the same model and data left: declarations that it suffices for need no sweep.
     """
     wanted = tuple(dict.fromkeys(declarations))
     heavy = [declaration for declaration in wanted if isinstance(declaration, Heavy)]
 
-    def sweep(declarations: Sequence[Declaration], keys: Collection[Key]) -> Values:
-        watching = _Sweep(graph, keys)
+    def sweep(
+        declarations: Sequence[Declaration], keys: Collection[Key], pairs: KeptPairs | None = None
+    ) -> Values:
+        watching = _Sweep(graph, keys, pairs)
         for declaration in declarations:
             watching.declare(declaration)
         watching.run(feed)
@@ -79,14 +84,17 @@ def collect(
     every = sizes(graph, heavy)
     shelf = GroupCache(every, memory * 1e9, sweep_again)
     values: dict[Declaration, Measured] = {}
-    if wanted:
-        found = sweep(wanted, first := shelf.first())
+    if wanted and kept is not None and (known := _sums_of(kept, graph, wanted)) is not None:
+        values = {declaration: Measured(declaration, sums, task) for declaration, sums in known.items()}
+    elif wanted:
+        kept = KeptPairs(memory * 1e9 - sum(every.values()))
+        found = sweep(wanted, first := shelf.first(), kept)
         shelf.put(first, {declaration: found[declaration] for declaration in heavy})
         for declaration in wanted:
-            kept = found[declaration]
+            of_sites = found[declaration]
             if isinstance(declaration, Heavy):
-                kept = ValuesOnDemand(shelf, declaration, list(sizes(graph, [declaration])))
-            values[declaration] = Measured(declaration, kept, task)
+                of_sites = ValuesOnDemand(shelf, declaration, list(sizes(graph, [declaration])))
+            values[declaration] = Measured(declaration, of_sites, task)
 
     def again(edits: Sequence[Edit]) -> tuple[ModelGraph, Statistics]:
         assert rework is not None
@@ -95,15 +103,46 @@ def collect(
 
     return Statistics(
         values, task, again=None if rework is None else again,
-        more=lambda further: collect(graph, further, feed, task, rework, memory, say),
+        more=lambda further: collect(graph, further, feed, task, rework, memory, say, kept),
     )  # fmt: skip
 
 
-class _Sweep:
-    """What to observe in one sweep, and the accumulators.  Of large statistics only the sites in `keys`."""
+def _sums_of(kept: KeptPairs, graph: ModelGraph, declarations: Sequence[Declaration]) -> Values | None:
+    """The values of declarations about splits, from pairs that were kept; None where a sweep has to find them."""
+    found: dict[Declaration, dict[Key, Any]] = {}
+    for declaration in declarations:
+        if not isinstance(declaration, ContributionMoments | RoutedMoments):
+            return None
+        if not kept.has([site_key(site) for site in _split_sites(graph, declaration)]):
+            return None
+        results = found[declaration] = {}
+        for site, total in _split_sums(graph, declaration):
+            for x, h in kept.of(site_key(site)):
+                total.add(x, h)
+            results[site_key(site)] = total.result()
+    return found
 
-    def __init__(self, graph: ModelGraph, keys: Collection[Key]) -> None:
-        self.graph, self.keys = graph, keys
+
+def _split_sites(graph: ModelGraph, declaration: ContributionMoments | RoutedMoments) -> list[FeedForwardSite]:
+    return [site for site in graph.feed_forwards(stack="all") if site.path in declaration.routing]
+
+
+def _split_sums(
+    graph: ModelGraph, declaration: ContributionMoments | RoutedMoments
+) -> Iterator[tuple[FeedForwardSite, ContributionSum | RoutedSum]]:
+    kind = ContributionSum if isinstance(declaration, ContributionMoments) else RoutedSum
+    for site in _split_sites(graph, declaration):
+        yield site, kind(graph.consumer_weight(site), declaration.routing[site.path])
+
+
+class _Sweep:
+    """What to observe in one sweep, and the accumulators.  Of large statistics only the sites in `keys`.
+
+    pairs: keeps what the feed-forwards see whose tokens are drawn, since splits of them may be measured next.
+    """
+
+    def __init__(self, graph: ModelGraph, keys: Collection[Key], pairs: KeptPairs | None = None) -> None:
+        self.graph, self.keys, self.kept = graph, keys, pairs
         self.sums: dict[Declaration, dict[Key, _Accumulator]] = {}
         # block path -> (branch whose incoming stream is "before", branch whose add is "after", sum)
         self.streams: dict[str, list[tuple[Branch, Branch, SimilaritySum]]] = {}
@@ -115,7 +154,9 @@ class _Sweep:
     def declare(self, declaration: Declaration) -> None:
         sums = self.sums[declaration] = {}
         if isinstance(declaration, ContributionMoments | RoutedMoments):
-            self._split(declaration, sums)
+            for site, total in _split_sums(self.graph, declaration):
+                sums[site_key(site)] = total
+                self._pairs(site, total.add)
             return
         query = declaration.scope.query()
         if isinstance(declaration, BlockSimilarity | BranchSimilarity):
@@ -140,8 +181,11 @@ class _Sweep:
                     self.inputs.append((path, place.component, seen))
         elif isinstance(declaration, ChannelSamples):
             for site in self.graph.feed_forwards(**query):
-                if site_key(site) in self.keys:
-                    self._pairs(site, sums, SampleDraw(declaration.tokens, declaration.seed))
+                if (key := site_key(site)) in self.keys:
+                    sums[key] = draw = SampleDraw(declaration.tokens, declaration.seed)
+                    self._pairs(site, draw.add)
+                    if self.kept is not None:
+                        self._pairs(site, self.kept.keep(key))
         else:
             light = isinstance(declaration, ChannelActivation)
             kind = ChannelSum if light else MomentSum
@@ -150,23 +194,13 @@ class _Sweep:
                     sums[site_key(site)] = channels = kind(site.width, self._device(site))
                     self.inputs.append((site.consumer, site.component, _of_site(channels.add, site)))
 
-    def _split(self, declaration: ContributionMoments | RoutedMoments, sums: dict[Key, _Accumulator]) -> None:
-        kind = ContributionSum if isinstance(declaration, ContributionMoments) else RoutedSum
-        for site in self.graph.feed_forwards(stack="all"):
-            if site.path in declaration.routing:
-                weight = self.graph.consumer_weight(site)
-                self._pairs(site, sums, kind(weight, declaration.routing[site.path]))
-
     def _device(self, site: FeedForwardSite) -> torch.device:
         """The device of the channels; weights of a skeleton are read into main memory."""
         device = self.graph.model.get_parameter(f"{site.consumer}.weight").device
         return torch.device("cpu") if device.type == "meta" else device
 
-    def _pairs(
-        self, site: FeedForwardSite, sums: dict[Key, _Accumulator], total: SampleDraw | ContributionSum | RoutedSum
-    ) -> None:
-        sums[site_key(site)] = total
-        pairs = InputAndChannels(total.add)
+    def _pairs(self, site: FeedForwardSite, add: Callable[[Tensor, Tensor], None]) -> None:
+        pairs = InputAndChannels(add)
         self.inputs += [
             (site.producers[0], site.component, pairs.enter),
             (site.consumer, site.component, _of_site(pairs.inner, site)),

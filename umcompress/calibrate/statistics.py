@@ -213,7 +213,7 @@ class Statistics:
         return self.again(edits)
 
     def measure(self, declarations: Sequence[Declaration]) -> Statistics:
-        """Measure further declarations in one more sweep over the same model and data.
+        """Measure further declarations over the same model and data, in one more sweep where nothing was kept of it.
 
         Sites whose values are large are best measured a few at a time: what is returned is held nowhere else.
         """

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from umcompress import processes
@@ -111,6 +109,8 @@ def _version() -> int:
 
 def _print(document: Document, view: View, style: str) -> None:
     if style == "json":
+        import json
+
         print(json.dumps(document.json_values(), indent=2, ensure_ascii=False))
     elif style == "md":
         from umcompress.report import markdown
@@ -169,7 +169,7 @@ def _search(options: Namespace) -> int:
     from umcompress.report.search_view import search_view
     from umcompress.run.search import Asked, search
 
-    found, folder = search(Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)}))
+    found, folder = search(Asked(**{name: getattr(options, name) for name in Asked.__annotations__}))
     if processes.rank() == 0:
         from umcompress.report.search_page import write_pictures
 
@@ -183,7 +183,7 @@ def _sensitivity(options: Namespace) -> int:
     from umcompress.report.sensitivity_view import sensitivity_view
     from umcompress.run.sensitivity import Asked, sensitivity
 
-    asked = Asked(**{field.name: getattr(options, field.name) for field in fields(Asked)})
+    asked = Asked(**{name: getattr(options, name) for name in Asked.__annotations__})
     found, folder = sensitivity(asked, options.output)
     if processes.rank() == 0:
         from umcompress.report.sensitivity_page import write_pictures
@@ -332,6 +332,8 @@ def _evaluations(options: Namespace) -> int:
 
 
 def _schema(options: Namespace) -> int:
+    import json
+
     if options.report:
         from umcompress.documents.report import report_schema
 

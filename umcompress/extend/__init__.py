@@ -50,7 +50,6 @@ from umcompress.checkpoint.tensor_file import TensorFile
 from umcompress.documents import files
 from umcompress.documents.atomic import atomic_file, write_text_atomic
 from umcompress.documents.lines import lines_of, text_of
-from umcompress.documents.numbers import Made
 from umcompress.documents.plan import (
     Declined,
     DropBlock,
@@ -64,21 +63,8 @@ from umcompress.documents.plan import (
     SetTensors,
     SplitExperts,
 )
-from umcompress.documents.scores import (
-    KindScore,
-    Score,
-    grouped_proportion,
-    mean_of_kinds,
-    mean_score,
-    proportion,
-    score_of_counts,
-    score_of_grades,
-    with_grades,
-    with_numbers,
-)
 from umcompress.documents.training_options import LossWeights, TrainingOptions
 from umcompress.errors import ModelError, PlanError, UmcompressError, UsageError, did_you_mean
-from umcompress.extend.evaluation_base import Evaluation, ScoredItem
 from umcompress.extend.pass_base import Pass, Proposal, ScopedPass, SitePass, TrainingPass, parse_layers
 from umcompress.extend.registry import evaluations, find_evaluation, find_pass, passes
 from umcompress.graph.sites import AttentionSite, BlockSite, BranchSite, ExpertSite, FeedForwardSite
@@ -87,6 +73,20 @@ from umcompress.recipe.recipe import Calibration, Component, Document, Ratio, Ta
 
 if TYPE_CHECKING:
     from umcompress.data.training_file import TrainingFile
+    from umcompress.documents.numbers import Made
+    from umcompress.documents.scores import (
+        KindScore,
+        Score,
+        grouped_proportion,
+        mean_of_kinds,
+        mean_score,
+        proportion,
+        score_of_counts,
+        score_of_grades,
+        with_grades,
+        with_numbers,
+    )
+    from umcompress.extend.evaluation_base import Evaluation, ScoredItem
     from umcompress.graph.expert_place import SplitPlace
     from umcompress.graph.model_graph import ModelGraph
     from umcompress.models.item_losses import trainer_of
@@ -94,21 +94,27 @@ if TYPE_CHECKING:
     from umcompress.models.pictures import open_picture
     from umcompress.models.runner import Runner
 
-# These bring torch or numpy, so they are imported when somebody asks for them.
+# Imported when somebody asks for them: some bring torch or numpy, and listing passes needs no documents of scores.
 _IMPORTED_LATE = {
-    "ModelGraph": "umcompress.graph.model_graph",
-    "SplitPlace": "umcompress.graph.expert_place",
-    "Runner": "umcompress.models.runner",
-    "open_picture": "umcompress.models.pictures",
-    "GenerationItem": "umcompress.models.items",
-    "ImageText": "umcompress.models.items",
-    "TextSample": "umcompress.models.items",
-    # A source of items like any evaluation, though it lies above.
-    "TrainingFile": "umcompress.data.training_file",
-    "TrainingItem": "umcompress.models.items",
-    "UnderstandingItem": "umcompress.models.items",
-    "trainer_of": "umcompress.models.item_losses",
-}
+    name: module
+    for module, names in {
+        # A source of items like any evaluation, though it lies above.
+        "umcompress.data.training_file": ("TrainingFile",),
+        "umcompress.documents.numbers": ("Made",),
+        "umcompress.documents.scores": (
+            "KindScore", "Score", "grouped_proportion", "mean_of_kinds", "mean_score", "proportion", "score_of_counts",
+            "score_of_grades", "with_grades", "with_numbers",
+        ),
+        "umcompress.extend.evaluation_base": ("Evaluation", "ScoredItem"),
+        "umcompress.graph.expert_place": ("SplitPlace",),
+        "umcompress.graph.model_graph": ("ModelGraph",),
+        "umcompress.models.item_losses": ("trainer_of",),
+        "umcompress.models.items": ("GenerationItem", "ImageText", "TextSample", "TrainingItem", "UnderstandingItem"),
+        "umcompress.models.pictures": ("open_picture",),
+        "umcompress.models.runner": ("Runner",),
+    }.items()
+    for name in names
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from umcompress.errors import UsageError
-from umcompress.extend.evaluation_base import Evaluation
 from umcompress.extend.pass_base import Pass
 from umcompress.plugins import entries, load_class
 
+if TYPE_CHECKING:
+    from umcompress.extend.evaluation_base import Evaluation
+
 PASSES = "umcompress.passes"
-
-
 EVALUATIONS = "umcompress.evaluations"
 
 
@@ -35,6 +35,9 @@ def find_pass(name: str, base: Path | None = None) -> type[Pass]:
 
 def find_evaluation(name: str, base: Path | None = None) -> type[Evaluation]:
     """An evaluation by registered name or as `path/to/file.py:Class`.  UsageError."""
+    # Here: who looks at passes need not wait for the documents of scores.
+    from umcompress.extend.evaluation_base import Evaluation
+
     found: type[Evaluation] = load_class(EVALUATIONS, name, base, Evaluation, "evaluation")
     return found
 

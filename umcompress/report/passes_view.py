@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from umcompress.documents.base import Document
-from umcompress.documents.previews import EvaluationInfo, EvaluationList, OptionInfo, PassInfo, PassList
+from umcompress.documents.listings import EvaluationInfo, EvaluationList, OptionInfo, PassInfo, PassList
 from umcompress.documents.schema import type_text
-from umcompress.extend.evaluation_base import Evaluation
 from umcompress.report.table import Table, View, text_column
+
+if TYPE_CHECKING:
+    from umcompress.extend.evaluation_base import Evaluation
 
 
 def list_passes(passes: Mapping[str, type[Document]]) -> PassList:
