@@ -9,19 +9,29 @@ import traceback
 
 import pytest
 
-from umcompress.run import verify
+from umcompress.run import verify, verify_changed
 from umcompress.run.verify import FreshCheck
 
 
-def _here(check: FreshCheck) -> subprocess.CompletedProcess[str]:
-    out = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out):
-            code = verify.main([check.model_dump_json()])
-    except Exception:  # as the fresh process ends with it
-        return subprocess.CompletedProcess([], 1, out.getvalue(), traceback.format_exc())
-    return subprocess.CompletedProcess([], code, out.getvalue(), "")
+class Here(verify.FreshProcess):
+    """No process: what it would do is done here."""
+
+    def __init__(self) -> None:
+        """Nothing to start."""
+
+    def done(self, check: FreshCheck) -> subprocess.CompletedProcess[str]:
+        out = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out):
+                verify.carry_out(check)
+        except Exception:  # as the fresh process ends with it
+            return subprocess.CompletedProcess([], 1, out.getvalue(), traceback.format_exc())
+        return subprocess.CompletedProcess([], 0, out.getvalue(), "")
+
+    def end(self) -> None:
+        """It has ended."""
 
 
 def check_here(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(verify, "_in_fresh_process", _here)
+    for module in (verify, verify_changed):
+        patch.setattr(module, "FreshProcess", Here)

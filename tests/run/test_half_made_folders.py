@@ -120,11 +120,14 @@ def of_another_type(weights: dict[str, torch.Tensor]) -> None:
             weights[name].fill_(1e30)
 
 
-@pytest.mark.parametrize("more", [[], ["--out-of-core"]])
+NOT_FINITE = "NaN or infinite values in 1 tensors, such as model.embed_tokens.weight"
+
+
 @pytest.mark.parametrize(
-    ("damage", "words"),
-    [(not_a_number, "NaN or infinite values in 1 tensors, such as model.embed_tokens.weight"),
-     (of_another_type, "computes NaN of fixed inputs")],
+    ("damage", "words", "more"),
+    [(not_a_number, NOT_FINITE, []), (not_a_number, NOT_FINITE, ["--out-of-core"]),
+     (of_another_type, "computes NaN of fixed inputs", []),
+     (of_another_type, "values of 2^64 and more in", ["--out-of-core"])],
 )  # fmt: skip
 def test_weights_that_cannot_be_right_are_found_before_anything_is_written(
     damage: Callable[[dict[str, torch.Tensor]], None], words: str, more: list[str], home: Path, tmp_path: Path,

@@ -13,13 +13,13 @@ import os
 import subprocess
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from umcompress.models import stopwatch
-from umcompress.run import verify
+from umcompress.run import verify, verify_changed
 from umcompress.run.verify import FreshCheck
 
 PRELOADED = [
@@ -34,6 +34,7 @@ def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
 
 
+Started = verify.FreshProcess
 AT_START = read_at_import(os.environ)
 
 
@@ -46,7 +47,8 @@ def _forked(argument: str, folder: str, environment: dict[str, str], current: st
         contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors),
     ):  # fmt: skip
         try:
-            code = verify.main([argument])
+            verify.carry_out(FreshCheck.model_validate_json(argument))
+            code = 0
         except Exception:  # as the interpreter ends with it
             traceback.print_exc()
             code = 1
@@ -63,18 +65,26 @@ def fork_checks(patch: pytest.MonkeyPatch) -> None:
     """Has every check run in a forked process, until the patch is undone."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    real: Callable[[FreshCheck], subprocess.CompletedProcess[str]] = verify._in_fresh_process
 
-    def check_forked(check: FreshCheck) -> subprocess.CompletedProcess[str]:
-        if read_at_import(os.environ) != AT_START:
-            return real(check)
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = (check.model_dump_json(), folder, dict(os.environ), str(Path.cwd()))
-            process = context.Process(target=_forked, args=arguments)
-            process.start()
-            process.join()
-            out, errors = (Path(folder, name) for name in ("out", "errors"))
-            said = [file.read_text() if file.exists() else "" for file in (out, errors)]
-            return subprocess.CompletedProcess([], process.exitcode or 0, *said)
+    class Forked(Started):
+        def __init__(self) -> None:
+            """Nothing is started before it is known what for."""
 
-    patch.setattr(verify, "_in_fresh_process", check_forked)
+        def done(self, check: FreshCheck) -> subprocess.CompletedProcess[str]:
+            if read_at_import(os.environ) != AT_START:
+                super().__init__()
+                return super().done(check)
+            with tempfile.TemporaryDirectory() as folder:
+                arguments = (check.model_dump_json(), folder, dict(os.environ), str(Path.cwd()))
+                process = context.Process(target=_forked, args=arguments)
+                process.start()
+                process.join()
+                out, errors = (Path(folder, name) for name in ("out", "errors"))
+                said = [file.read_text() if file.exists() else "" for file in (out, errors)]
+                return subprocess.CompletedProcess([], process.exitcode or 0, *said)
+
+        def end(self) -> None:
+            """It has ended."""
+
+    for module in (verify, verify_changed):
+        patch.setattr(module, "FreshProcess", Forked)

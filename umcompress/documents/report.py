@@ -123,7 +123,10 @@ class StepReport(Document):
 
 
 class CheckpointResult(Document):
-    """What was written to `model/`, and whether a fresh process computes the same from it."""
+    """What was written to `model/`, and whether it computes the same to the last bit.
+
+    checked: how that was found and how long it took, where parts were compared; "": all of it ran in a fresh process.
+    """
 
     path: str
     loads_with: Literal["umcompress", "transformers", "diffusers"] = "umcompress"
@@ -132,6 +135,7 @@ class CheckpointResult(Document):
     parameters: NonNegativeInt
     bytes: NonNegativeInt
     reload_equal: bool | None = None
+    checked: str = ""
     note: str = ""
 
 

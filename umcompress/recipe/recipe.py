@@ -121,6 +121,11 @@ class RecipeHead(Document):
         default=False, description="Run Python code that comes with the model (and with an evaluation's `reference`)."
     )
 
+    verify: Literal["full"] | None = Field(
+        default=None,
+        description="full: out of core as well, all of what was written runs in a fresh process; null: there its bytes "
+        "are compared, and what changed runs.",
+    )
     measure: Measure = Field(default=Measure(), description="Which steps are scored and timed.")
     sampling: Sampling = Field(default=Sampling(), description="How pictures are painted: steps, guidance, size.")
     sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] | None = Field(
@@ -202,7 +207,7 @@ class Recipe(RecipeHead):
         head = RecipeHead.model_validate({name: getattr(self, name) for name in RecipeHead.model_fields})
         named = zip(self.evaluation_names, self.evaluate, strict=True)
         plain = head.json_values()
-        unsaid = ("sweep", "write", "export")
+        unsaid = ("sweep", "write", "export", "verify")
         plain = {key: value for key, value in plain.items() if value is not None or key not in unsaid}
         return {
             **plain,

@@ -134,8 +134,9 @@ def _checkpoint_lines(report: Report, folder: str) -> list[str]:
         return []
     states = {True: "computes the same in a fresh process", False: "DIFFERS in a fresh process", None: ""}
     sizes = f"{size_text(saved.bytes)} stored, {size_text(report.result.bytes.total)} in memory"
-    facts = [f"{saved.parameters:,} parameters", sizes, states[saved.reload_equal]]
+    same = "" if saved.checked else states[saved.reload_equal]
+    facts = [f"{saved.parameters:,} parameters", sizes, same]
     facts.append(f"loads with {saved.loads_with}{' and trust_remote_code=True' if saved.own_code else ''}")
     of = f" of {report.result.name}" if any(step.after for step in report.steps) else ""
     lines = [f"model{of}: {folder}{saved.path} ({', '.join(fact for fact in facts if fact)})"]
-    return [*lines, saved.note] if saved.note else lines
+    return [*lines, *filter(None, (saved.checked, saved.note))]

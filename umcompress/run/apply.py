@@ -22,9 +22,11 @@ from umcompress.run.folder import RunFolder, reuse_steps, write_plans
 from umcompress.run.provenance import _record, _report
 
 if TYPE_CHECKING:
+    from umcompress.documents.plan import CompressionRecord, Plan
+    from umcompress.documents.report import CheckpointResult
     from umcompress.models.source import Source
     from umcompress.plan.walk import DryStep
-    from umcompress.run.held_model import HeldModel
+    from umcompress.run.held_model import HeldModel, Written
     from umcompress.run.loop import Loop, Outcome
     from umcompress.run.sharing import Shared
 
@@ -49,7 +51,8 @@ def apply(
     """
     if link and not out_of_core:
         raise UsageError("apply with --link", "it goes with --out-of-core, which copies files", "give both, or neither")
-    loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
+    with uncollected():
+        loaded = _load(recipe, overrides, {"device": device, "dtype": dtype})
     given = output or loaded.recipe.output
     path = Path(given) if given else Path("runs") / loaded.file.stem
     say(f"umcompress apply {recipe}: {loaded.recipe.model}, steps: {len(loaded.recipe.steps)}, into {path}")
@@ -180,26 +183,52 @@ def _check_out_of_core(recipe: Recipe, skip_evaluations: bool) -> None:
         raise UsageError(asked, "\n    ".join(found), "leave --out-of-core out where the model fits into memory")
 
 
+def _written(
+    held: HeldModel, folder: Path, record: CompressionRecord, plans: Sequence[Plan], full: bool
+) -> tuple[Written, CheckpointResult]:
+    """Write the model and check what was written.  full: run all of it, out of core as well."""
+    from umcompress.run.out_of_core import OnDisk
+    from umcompress.run.verify import finite, sound_outputs, verify
+
+    if isinstance(held, OnDisk) and not full:
+        from umcompress.run.verify_changed import verify_changed, waiting
+
+        with waiting(held) as waits:
+            written = _write(held, folder, record)
+            say("comparing it with where it comes from" + (", and running what changed" if waits.changed else ""))
+            with removed_if_wrong(folder):  # it is written again from the steps
+                checked = verify_changed(held, folder, written, plans, waits)
+        say(checked.checked)
+        return written, checked
+    if not held.on_disk:
+        finite(held.model.named_parameters())
+    expected = sound_outputs(held)
+    written = _write(held, folder, record)
+    say("running it in a fresh process and comparing outputs bit for bit")
+    with removed_if_wrong(folder):
+        return written, verify(held, folder, written, expected)
+
+
+def _write(held: HeldModel, folder: Path, record: CompressionRecord) -> Written:
+    say(f"writing {folder}")
+    written = held.write(folder, record)
+    for note in written.notes:
+        say(note)
+    return written
+
+
 def _finish(loaded: LoadedRecipe, loop: Loop, outcome: Outcome, made_of: str) -> Report:
     """Write the model, check it in a fresh process, report."""
     from umcompress.report.model_card import write_model_card
-    from umcompress.run.verify import finite, sound_outputs, verify
 
     held, folder = loop.held, loop.folder
-    if not held.on_disk:
-        finite(held.model.named_parameters())
     folder.keep_recipe(loaded)
-    expected = sound_outputs(held)
     plans = {done.name: done.plan for done in outcome.plans}
     write_plans(folder, plans)
-    say(f"writing {folder.model}")
     shutil.rmtree(folder.path / EXPORT, ignore_errors=True)  # of the model that was written before
-    written = held.write(folder.model, _record(held.source, made_of, list(plans.values())))
-    for note in written.notes:
-        say(note)
-    say("running it in a fresh process and comparing outputs bit for bit")
-    with removed_if_wrong(folder.model):  # it is written again from the steps
-        checkpoint = verify(held, folder.model, written, expected)
+    record = _record(held.source, made_of, list(plans.values()))
+    full = loaded.recipe.verify == "full"
+    written, checkpoint = _written(held, folder.model, record, list(plans.values()), full)
     report = _report(loaded.recipe.model, outcome.steps, held.source, loop.scoring, loaded.recipe.seed)
     report = report.model_copy(update={
         "recipe": loaded.recipe.resolved_in(), "recipe_name": loaded.file.stem, "fingerprint": made_of,

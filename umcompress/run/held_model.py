@@ -69,8 +69,11 @@ class HeldModel(Protocol):
     def speed(self, runner: Runner, baseline: bool, tasks: Sequence[Task]) -> dict[Task, Speed]:
         """How fast these tasks run, against the unpruned model; nothing where the model cannot be timed."""
 
-    def probe(self) -> dict[str, Tensor]:
-        """Outputs on fixed inputs, which the written model must reproduce."""
+    def probe(self, in_place: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+        """Outputs on fixed inputs, which the written model must reproduce.
+
+        in_place: out of core, blocks that need not run, each with the one whose outputs stand for its own.
+        """
 
     def write(self, folder: Path, record: CompressionRecord) -> Written:
         """Write the model folder, as a whole or not at all."""

@@ -96,7 +96,7 @@ class InMemory:
     def speed(self, runner: Runner, baseline: bool, tasks: Sequence[Task]) -> dict[Task, Speed]:
         return own_speed(runner, tasks) if baseline else self.stopwatch.compare(runner, tasks)
 
-    def probe(self) -> dict[str, Tensor]:
+    def probe(self, in_place: Mapping[str, str] | None = None) -> dict[str, Tensor]:
         return self.source.runner(self.model).probe()
 
     def write(self, folder: Path, record: CompressionRecord) -> Written:

@@ -23,6 +23,7 @@ from umcompress.documents.plan import CompressionRecord, Plan
 from umcompress.documents.report import Speed
 from umcompress.extend.pass_base import Proposal
 from umcompress.graph.model_graph import ModelGraph, trace_model
+from umcompress.models.equal_blocks import EqualBlocks
 from umcompress.models.items import GenerationItem
 from umcompress.models.lockstep import Lockstep
 from umcompress.models.plain_folder import Plain
@@ -85,15 +86,18 @@ class OnDisk:
         finite([(name, tensor)])
         return tensor
 
-    def running(self) -> AbstractContextManager[Lockstep]:
+    def running(self, equal: EqualBlocks | None = None) -> AbstractContextManager[Lockstep]:
         """A context in which the skeleton can be run, a block in memory at a time; every weight is looked at.
+
+        equal: blocks that are not run, whose weights are not read then.
 
         A model of transformers computes in one dtype; where its files hold several, that is float32.
         """
+        skips = equal.known if equal is not None else lambda *_: False
         kinds = {tensor.dtype for tensor in self.model.parameters() if tensor.is_floating_point()}
         if len(kinds) < 2 or self.dtype is not None or not self.source.family.general:
-            return streamed(self.model, self.source.family, self.read_checked)
-        return streamed(self.model, self.source.family, lambda name: _whole(self.read_checked(name)))
+            return streamed(self.model, self.source.family, self.read_checked, skips)
+        return streamed(self.model, self.source.family, lambda name: _whole(self.read_checked(name)), skips)
 
     def graph(self) -> ModelGraph:
         return trace_model(self.model, self.source.family, self.read)
@@ -126,8 +130,10 @@ class OnDisk:
         """The time would be the disk's."""
         return {}
 
-    def probe(self) -> dict[str, Tensor]:
-        with self.disk, self.running():
+    def probe(self, in_place: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+        """in_place: blocks that are not run, each with the one whose outputs stand for its own."""
+        equal = EqualBlocks(in_place or {}, float)
+        with self.disk, self.running(equal), equal.counted_once(self.model):
             return self.source.runner(self.model).probe()
 
     def write(self, folder: Path, record: CompressionRecord) -> Written:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -269,10 +269,10 @@ def _differences(model: PreTrainedModel, config: Any) -> Iterator[str]:
             return
 
 
-def differing_setting(ours: nn.Module, theirs: nn.Module) -> str | None:
-    """The first number, flag, word or computed buffer that differs."""
+def differing_setting(ours: nn.Module, theirs: nn.Module, but: Collection[str] = ()) -> str | None:
+    """The first number, flag, word or computed buffer that differs, those named in `but` left out."""
     for name, value in vars(theirs).items():
-        if name.startswith("_") or not isinstance(value, (int, float, str, bool, type(None))):
+        if name.startswith("_") or name in but or not isinstance(value, (int, float, str, bool, type(None))):
             continue
         own = getattr(ours, name, None)
         kind: Any = type(theirs)
