@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,9 @@ from pico import FAMILY, text, text_inputs, write_config
 from safetensors.torch import load_file
 from torch import Tensor
 
+from umcompress.checkpoint import writer
 from umcompress.checkpoint.index import open_files, open_folder, read_header
+from umcompress.checkpoint.read_ahead import read_ahead
 from umcompress.checkpoint.writer import TensorToWrite, in_memory, write_file, write_shards
 from umcompress.documents.atomic import atomic_folder, sha256_file, write_text_atomic
 from umcompress.documents.plan import CompressionRecord, KeepChannels, Plan
@@ -63,6 +69,32 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     files[2].unlink()
     with pytest.raises(ModelError, match="model-00003-of-00004"):
         open_folder(tmp_path)
+
+
+def test_the_next_tensor_is_made_while_one_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that come in pieces, among them one that is there as a whole; the bytes are those of all as a whole."""
+    values = {name: torch.full((4, 16), number, dtype=torch.float32) for number, name in enumerate("abc")}
+    last_made, write = threading.Event(), writer._write
+
+    def pieces(name: str) -> Iterator[Tensor]:
+        yield values[name][:3]
+        if name == "c":
+            last_made.set()
+        yield values[name][3:]
+
+    def waits(stream: FileIO, data: memoryview) -> None:
+        if data.nbytes == 3 * 16 * 4:
+            assert last_made.wait(60), "nothing of the last tensor is made before the first is written"
+        write(stream, data)
+
+    def cut(name: str) -> TensorToWrite:
+        return TensorToWrite(torch.float32, (4, 16), lambda: values[name], lambda: pieces(name))
+
+    monkeypatch.setattr(writer, "_write", waits)
+    monkeypatch.setattr(writer, "read_ahead", partial(read_ahead, depth=4))
+    write_file(tmp_path / "pieces.safetensors", {"a": cut("a"), "b": in_memory(values["b"]), "c": cut("c")})
+    write_file(tmp_path / "whole.safetensors", {name: in_memory(value) for name, value in values.items()})
+    assert (tmp_path / "pieces.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def test_a_tensor_that_is_not_as_announced_is_refused(tmp_path: Path) -> None:

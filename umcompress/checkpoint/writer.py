@@ -85,14 +85,33 @@ def write_file(
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     with atomic_file(file) as work, work.open("wb", buffering=0) as stream:
         _write(stream, memoryview(struct.pack("<Q", len(text)) + text))
-        for name in order:
-            source = tensors[name]
-            if source.stored is not None and source.stored.bytes == source.bytes and _copy(source.stored, stream):
-                continue
-            for part in read_ahead(_raw(name, source)) if source.pieces is not None else _raw(name, source):
+        # While some is written, what follows is read and cut already, of the next tensors as well.
+        for name, part in read_ahead(_made_ahead(order, tensors)):
+            if part is not None:
                 _write(stream, part)
+            elif not ((stored := _as_it_lies(tensors[name])) and _copy(stored, stream)):
+                for own in _raw(name, tensors[name]):
+                    _write(stream, own)
         if sync:
             os.fsync(stream.fileno())
+
+
+def _made_ahead(
+    order: Sequence[str], tensors: Mapping[str, TensorToWrite]
+) -> Iterator[tuple[str, memoryview | None]]:
+    """The bytes of tensors that come in pieces; None for what is copied, or made as a whole when it is written."""
+    for name in order:
+        source = tensors[name]
+        if source.pieces is None or _as_it_lies(source) is not None:
+            yield name, None
+        else:
+            for part in _raw(name, source):
+                yield name, part
+
+
+def _as_it_lies(source: TensorToWrite) -> FileRange | None:
+    """Where a file holds just these bytes."""
+    return source.stored if source.stored is not None and source.stored.bytes == source.bytes else None
 
 
 def _write(stream: FileIO, data: memoryview) -> None:
