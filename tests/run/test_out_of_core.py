@@ -36,12 +36,11 @@ from umcompress.rewrite.tensors import Unchanged
 from umcompress.rewrite.tensors_in_parts import NewTensor
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @kinds
 @law
-@given(data=st.data())
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_law_b_written_from_files_equals_in_memory(
-    kind: str, dtype: torch.dtype, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+    kind: str, data: st.DataObject, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = tmp_path_factory.mktemp("home")
     folder = stored(kind, home, dtype)
