@@ -89,15 +89,16 @@ class OnDisk:
     def running(self, equal: EqualBlocks | None = None) -> AbstractContextManager[Lockstep]:
         """A context in which the skeleton can be run, a block in memory at a time; every weight is looked at.
 
-        equal: blocks that are not run, whose weights are not read then.
+        equal: blocks that are not run, whose weights are not read; where this is given, all were looked at before.
 
         A model of transformers computes in one dtype; where its files hold several, that is float32.
         """
         skips = equal.known if equal is not None else lambda *_: False
+        read = self.read_checked if equal is None else self.read
         kinds = {tensor.dtype for tensor in self.model.parameters() if tensor.is_floating_point()}
         if len(kinds) < 2 or self.dtype is not None or not self.source.family.general:
-            return streamed(self.model, self.source.family, self.read_checked, skips)
-        return streamed(self.model, self.source.family, lambda name: _whole(self.read_checked(name)), skips)
+            return streamed(self.model, self.source.family, read, skips)
+        return streamed(self.model, self.source.family, lambda name: _whole(read(name)), skips)
 
     def graph(self) -> ModelGraph:
         return trace_model(self.model, self.source.family, self.read)
@@ -133,7 +134,7 @@ class OnDisk:
     def probe(self, in_place: Mapping[str, str] | None = None) -> dict[str, Tensor]:
         """in_place: blocks that are not run, each with the one whose outputs stand for its own."""
         equal = EqualBlocks(in_place or {}, float)
-        with self.disk, self.running(equal), equal.counted_once(self.model):
+        with self.disk, self.running(equal if in_place is not None else None), equal.counted_once(self.model):
             return self.source.runner(self.model).probe()
 
     def write(self, folder: Path, record: CompressionRecord) -> Written:

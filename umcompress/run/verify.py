@@ -32,7 +32,7 @@ ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}
 class FreshCheck(Document):
     """What the fresh process is to do. dtype: null, as it is stored. bar: how far outputs may differ; 0, in no bit.
 
-    in_place: out of core, blocks that are not run, each with the one whose outputs stand for its own.
+    in_place: out of core, blocks that are not run, each with the one whose outputs stand for its own; null: all run.
     """
 
     folder: str
@@ -43,7 +43,7 @@ class FreshCheck(Document):
     bar: float
     trust_remote_code: bool
     on_disk: bool
-    in_place: dict[str, str] = {}
+    in_place: dict[str, str] | None = None
 
 
 class FreshProcess:
@@ -69,7 +69,7 @@ class FreshProcess:
             check = FreshCheck(
                 folder=str(folder), expected=str(file), dtype=held.dtype, device=source.device,
                 threads=torch.get_num_threads(), bar=bar, trust_remote_code=source.trust_remote_code,
-                on_disk=held.on_disk, in_place=dict(in_place or {}),
+                on_disk=held.on_disk, in_place=None if in_place is None else dict(in_place),
             )  # fmt: skip
             done = self.done(check)
         if done.returncode != 0:
