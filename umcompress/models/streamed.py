@@ -6,6 +6,8 @@ outside of the blocks (norms, connectors) is held for the whole time.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -25,6 +27,8 @@ Read = Callable[[str], Tensor]
 TOGETHER = 32
 # Bytes from which on an embedding or a linear layer outside of all blocks is held only while it is used.
 LARGE = 64 * 2**20
+# From so many bytes on that were read it is worth the time to look for free memory.
+TRIMMED = 16 * 2**20
 Held = list[tuple[nn.Module, str, nn.Parameter]]
 
 
@@ -47,6 +51,7 @@ def streamed(
     for path, module in model.named_modules():
         if id(module) not in inside:
             outside += _load(module, path, read, shared)
+    give_back(outside)
     lockstep = Lockstep()
     layer = _OneOf(read, lockstep)
     block = _OneOf(read, lockstep, layer, skips)
@@ -85,6 +90,7 @@ class _OneOf:
         for name, module in called.named_modules(prefix=path):
             self._held += _load(module, name, self.read, shared)
         self._path = path
+        give_back(self._held)
         passed("blocks")
 
     def clear(self) -> None:
@@ -126,6 +132,18 @@ class _Absent(nn.Parameter):
             args, kwargs = tree_map_only(_Absent, lambda absent: absent.fetch(), (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
+
+
+def give_back(read: Held) -> None:
+    """After weights were read: hand memory that is free now back to the system.
+
+    The C library of Linux keeps what was freed below anything that is in use, as between the tensors of a block: it was
+    a third of the memory of a pipeline out of core.
+    """
+    if sum(weight.numel() * weight.element_size() for _, _, weight in read) < TRIMMED or sys.platform != "linux":
+        return
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def rounds_together(runner: Runner, items: Sequence[Any]) -> int:
