@@ -21,8 +21,9 @@ from umcompress.documents.plan import CompressionRecord, DropBlock, DropBranch, 
 from umcompress.errors import PlanError
 from umcompress.extend import Statistics
 from umcompress.graph.asked_casts import cast_as
+from umcompress.graph.block_graph import read_block
 from umcompress.graph.lower import lower
-from umcompress.graph.model_graph import read_block, trace_model
+from umcompress.graph.model_graph import trace_model
 from umcompress.models.hf.family import TransformersFamily
 from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import open_source

@@ -13,7 +13,7 @@ from pipeline_models import qwen_image
 from torch import Tensor, nn
 
 from umcompress.cli.main import main
-from umcompress.documents.plan import Plan, SplitExperts
+from umcompress.documents.plan import DropBranch, Plan, SplitExperts
 from umcompress.graph import trace
 from umcompress.graph.model_graph import trace_model
 from umcompress.graph.shared_traces import traces_shared
@@ -44,6 +44,24 @@ class Told(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.linear(x) if self.layer_idx else self.linear(x)
+
+
+def test_what_is_found_in_equal_blocks_is_what_is_found_in_each(tmp_path: Path) -> None:
+    """Their paths and places, and nothing else, differ; edits of one leave the others alone."""
+    source = open_source(str(qwen_image(tmp_path / "qwen")))
+    alone = trace_model(source.skeleton(), source.family)
+    with traces_shared():
+        model = source.skeleton()
+        graph = trace_model(model, source.family)
+        blocks = [graph.block(site.path) for site in graph.blocks(stack="transformer")]
+        assert blocks[0].graph is blocks[1].graph
+        drop = DropBranch(block=blocks[0].site.path, branch="attention", component="generation", part="attn")
+        shapes_only(model, source.family, [Plan(pass_name="test", edits=(drop,))])
+        after = trace_model(model, source.family)
+    for name in ("blocks", "branches", "attentions", "feed_forwards", "gaps"):
+        assert getattr(graph, name)(stack="all") == getattr(alone, name)(stack="all")
+    changed = {site.block for site in graph.branches(stack="all") if site not in after.branches(stack="all")}
+    assert changed == {drop.block}
 
 
 @pytest.fixture
@@ -102,6 +120,7 @@ def test_a_plan_is_the_same_as_with_every_block_by_itself(
     shared, count = json.loads(capsys.readouterr().out), len(traced)
     with monkeypatch.context() as patch:
         patch.setattr("umcompress.graph.trace.shared", lambda block, is_leaf, anew: anew())
+        patch.setattr("umcompress.graph.block_graph.made_once", lambda block, is_leaf, what, anew: anew())
         patch.setattr("umcompress.models.measure.equal_blocks", lambda _: {})
         assert main(["plan", str(recipe), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == shared

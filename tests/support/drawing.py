@@ -18,7 +18,8 @@ from umcompress.documents.plan import (
     SetTensors,
     SplitExperts,
 )
-from umcompress.graph.model_graph import BlockGraph, ModelFamily, ModelGraph, trace_model
+from umcompress.graph.block_graph import BlockGraph
+from umcompress.graph.model_graph import ModelFamily, ModelGraph, trace_model
 from umcompress.graph.sites import BranchSite, FeedForwardSite
 
 Draw = st.DataObject

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -12,14 +11,12 @@ from torch import Tensor, fx, nn
 
 from umcompress.documents.base import Task
 from umcompress.errors import ModelError, UsageError, did_you_mean
-from umcompress.graph.branches import Branch, all_known, common_module, find_branches, is_mixture, told_apart
-from umcompress.graph.channels import ChannelGroup, channel_groups, head_groups
+from umcompress.graph.block_graph import BlockGraph, read_block
+from umcompress.graph.branches import is_mixture
 from umcompress.graph.expert_place import SplitPlace, split_place
 from umcompress.graph.linears import is_conv1d
-from umcompress.graph.not_found import Gap, Sites, reasons
-from umcompress.graph.protocol import RoutedFeedForward, StreamAttention
+from umcompress.graph.not_found import Gap
 from umcompress.graph.sites import AttentionSite, BlockSite, BranchKind, BranchSite, ExpertSite, FeedForwardSite
-from umcompress.graph.trace import trace_block
 
 
 class ModelFamily(Protocol):
@@ -38,21 +35,6 @@ class SeveralMainStacks(Protocol):
     """A family of models in several parts, each with a stack that steps mean by default."""
 
     def main_stacks(self, model: nn.Module) -> Collection[str]: ...
-
-
-@dataclass(frozen=True)
-class BlockGraph:
-    """A block, its graph, and the sites found in it."""
-
-    site: BlockSite
-    graph: fx.Graph
-    branches: tuple[Branch, ...]
-    attentions: tuple[AttentionSite, ...]
-    feed_forwards: tuple[FeedForwardSite, ...]
-    experts: tuple[ExpertSite, ...]
-    gaps: tuple[Gap, ...] = ()
-    # Why the block could not be traced: it is one piece then, which can be dropped.
-    untraced: ModelError | None = None
 
 
 class _InStack(Protocol):
@@ -246,103 +228,6 @@ def trace_model(model: nn.Module, family: ModelFamily, read: Read | None = None)
         for index, block in enumerate(modules):
             blocks.append(read_block(block, f"{path}.{index}", stack, index, family))
     return ModelGraph(model, family, blocks, read)
-
-
-def read_block(block: nn.Module, path: str, stack: str, index: int, family: ModelFamily) -> BlockGraph:
-    """Trace one block and find its sites; one that cannot be traced has none."""
-    component = family.component_of(path)
-    try:
-        graph = trace_block(block, path)
-    except ModelError as error:
-        why = f"the block cannot be traced, so it can only be dropped as a whole: {error.found}"
-        gap = Gap(path, stack, index, component, "branches", why)
-        return BlockGraph(BlockSite(path, stack, index, (), component), fx.Graph(), (), (), (), (), (gap,), error)
-    branches = find_branches(graph, block, path, family.component_of)
-    parts = told_apart(branches)
-    sites = tuple(
-        BranchSite(path, stack, index, b.kind, b.component, part) for b, part in zip(branches, parts, strict=True)
-    )
-    # One attention that adds to several streams is one site.
-    sites = tuple(site for place, site in enumerate(sites) if not site.part or site not in sites[:place])
-    found = Sites(
-        branches,
-        tuple(_attention_sites(graph, block, path, stack, index)),
-        tuple(_feed_forward_sites(graph, block, path, stack, index, family)),
-        tuple(_expert_sites(graph, block, path, stack, index, family)),
-    )
-    missing = reasons(graph, block, found, family)
-    gaps = tuple(Gap(path, stack, index, of or component, kind, reason) for kind, of, reason in missing)
-    site = BlockSite(path, stack, index, sites, component, all_known(graph, block, branches))
-    return BlockGraph(
-        site, graph, branches, tuple(found.attentions), tuple(found.feed_forwards), tuple(found.experts), gaps
-    )
-
-
-def _attention_sites(
-    graph: fx.Graph, block: nn.Module, path: str, stack: str, index: int
-) -> Iterable[AttentionSite]:
-    names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
-    outside: dict[str, ChannelGroup] | None = None
-    for name in names:
-        leaf = block.get_submodule(name)
-        if not isinstance(leaf, StreamAttention):
-            continue
-        for component in leaf.stream_components:
-            layout = leaf.stream(component)
-            if layout is None:
-                continue
-            here, start = f"{path}.{name}", 0
-            output = f"{here}.{layout.output}"
-            if not layout.output:
-                outside = head_groups(graph, block) if outside is None else outside
-                if name not in outside:
-                    continue
-                output, (start,) = f"{path}.{outside[name].consumers[0]}", outside[name].starts
-            yield AttentionSite(
-                here, path, stack, index, component,
-                layout.key_value_groups, layout.query_heads_per_group, layout.head_dim, f"{here}.{layout.query}",
-                f"{here}.{layout.key}", f"{here}.{layout.value}", output,
-                tuple(layout.first_row(layout.value_start, group) for group in range(layout.key_value_groups)),
-                max(1, layout.bundles), start,
-                tuple((f"{here}.{s.value}", f"{here}.{s.output}" if s.output else "") for s in layout.joined),
-            )  # fmt: skip
-
-
-def _feed_forward_sites(
-    graph: fx.Graph, block: nn.Module, path: str, stack: str, index: int, family: ModelFamily
-) -> Iterable[FeedForwardSite]:
-    groups = channel_groups(graph, block)
-    homes = [common_module([*group.producers, *group.consumers]) for group in groups]
-    taken = Counter(homes)
-    for group, home in zip(groups, homes, strict=True):
-        # Two groups in one module (or straight in the block) are told apart by their last linear.
-        name = home if home and taken[home] == 1 else group.consumers[0]
-        if group.beside_others:
-            name = group.producers[0]
-        (start,) = group.starts
-        site = f"{path}.{name}"
-        yield FeedForwardSite(
-            site, path, stack, index, family.component_of(site), group.width,
-            tuple(f"{path}.{p}" for p in group.producers), f"{path}.{group.consumers[0]}",
-            group.activation, len(group.producers) > 1, start, group.beside_others,
-        )  # fmt: skip
-
-
-def _expert_sites(
-    graph: fx.Graph, block: nn.Module, path: str, stack: str, index: int, family: ModelFamily
-) -> Iterable[ExpertSite]:
-    names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
-    for name in names:
-        leaf, site = block.get_submodule(name), f"{path}.{name}"
-        if not isinstance(leaf, RoutedFeedForward):
-            continue
-        shape = leaf.shape
-        yield ExpertSite(
-            site, path, stack, index, family.component_of(site),
-            shape.experts, shape.active, shape.width, shape.shared_width, shape.hidden,
-            tuple(f"{site}.experts.{producer}" for producer in shape.producers),
-            f"{site}.experts.{shape.consumer}", shape.weighting, shape.selector,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

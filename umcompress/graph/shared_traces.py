@@ -14,13 +14,14 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 
-# The traced block is kept: while it lives, no other object has the identity of one of its values.
-_Known = dict[Hashable, tuple[nn.Module, fx.Graph]]
+# The first block is kept: while it lives, no other object has the identity of one of its values.
+_Known = dict[Hashable, tuple[nn.Module, Any]]
+Made = TypeVar("Made")
 _KNOWN: ContextVar[_Known | None] = ContextVar("known", default=None)
 _PLAIN = (int, float, str, bool, type(None), torch.dtype)
 # What a leaf says of its place, which only itself reads; unless the block's own code names it.
@@ -39,14 +40,25 @@ def traces_shared() -> Iterator[None]:
 
 
 def shared(block: nn.Module, is_leaf: Callable[[nn.Module], bool], trace: Callable[[], fx.Graph]) -> fx.Graph:
-    """The trace of a block: that of an earlier block of its structure, where traces are shared."""
+    """The trace of a block: a copy of that of an earlier block of its structure, where traces are shared."""
+    return trace() if _KNOWN.get() is None else copy.deepcopy(made_once(block, is_leaf, "trace", trace))
+
+
+def made_once(
+    block: nn.Module, is_leaf: Callable[[nn.Module], bool], what: Callable[[], Hashable] | str, make: Callable[[], Made]
+) -> Made:
+    """What `make` gives for the first block of this structure, where traces are shared.  Change nothing of it.
+
+    what: says, where it is needed, what is made and what it depends on beside the structure.
+    """
     known = _KNOWN.get()
     if known is None:
-        return trace()
-    key = _structure(block, is_leaf)
+        return make()
+    key = _structure(block, is_leaf), what if isinstance(what, str) else what()
     if key not in known:
-        known[key] = block, trace()
-    return copy.deepcopy(known[key][1])
+        known[key] = block, make()
+    found: Made = known[key][1]
+    return found
 
 
 def _structure(block: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> Hashable:

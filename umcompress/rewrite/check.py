@@ -20,9 +20,10 @@ from umcompress.documents.plan import (
     plan_problems,
 )
 from umcompress.errors import did_you_mean
+from umcompress.graph.block_graph import BlockGraph, read_block
 from umcompress.graph.branches import Branch
 from umcompress.graph.expert_place import find_part, module_path
-from umcompress.graph.model_graph import BlockCountingFamily, BlockGraph, ModelFamily, read_block
+from umcompress.graph.model_graph import BlockCountingFamily, ModelFamily
 from umcompress.graph.sites import AttentionSite, BranchSite, ExpertSite, FeedForwardSite
 from umcompress.rewrite.experts import sparse_module
 

@@ -6,6 +6,7 @@ the meta device, and what its value is to be goes into the TensorMap; nothing he
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -79,11 +80,17 @@ class _StructureEdits:
 
     def drop_branch(self, edit: DropBranch) -> None:
         block = self.model.get_submodule(edit.block)
-        graph = self.graphs.setdefault(edit.block, self.blocks.read(edit.block).graph)
+        graph = self._graph(edit.block)
         before = _references(graph)
         while (branch := self._branch(graph, block, edit)) is not None:
             self._take_out(graph, block, branch, edit.component)
         delete_unused(block, before, _references(graph))
+
+    def _graph(self, block: str) -> fx.Graph:
+        """The graph of a block, to be changed: equal blocks may have been read as one."""
+        if block not in self.graphs:
+            self.graphs[block] = copy.deepcopy(self.blocks.read(block).graph)
+        return self.graphs[block]
 
     def _branch(self, graph: fx.Graph, block: nn.Module, edit: DropBranch) -> Branch | None:
         """A branch that an edit means. Found anew, as what went before may have taken nodes out of this graph."""
@@ -169,7 +176,7 @@ class _StructureEdits:
     def split_experts(self, edit: SplitExperts) -> None:
         site = self.blocks.feed_forward(edit.site)
         block = self.model.get_submodule(site.block)
-        graph = self.graphs.setdefault(site.block, self.blocks.read(site.block).graph)
+        graph = self._graph(site.block)
         before = _references(graph)
         own = self._own(site.consumer, site.consumer_start, site.width)
         place = split(graph, block, site, edit, self.tensors, own)

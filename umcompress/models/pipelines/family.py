@@ -121,8 +121,7 @@ class PipelineFamily(Family):
         return single_files(_pipeline(model), folder, values)
 
     def stacks(self, model: nn.Module) -> dict[str, str]:
-        there = {path for path, _ in model.named_modules()}
-        return {name: path for name, path in _pipeline(model).stacks.items() if path in there}
+        return {name: path for name, path in _pipeline(model).stacks.items() if _has(model, path)}
 
     def main_stacks(self, model: nn.Module) -> Collection[str]:
         """Of the encoder of text its language model, and every stack of what denoises."""
@@ -183,6 +182,14 @@ class PipelineFamily(Family):
         from umcompress.models.pipelines.painting import Painter
 
         return Painter(_pipeline(model), folder).pipeline()
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _pipeline(model: nn.Module) -> PipelineModel:
