@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--mergekit", type=Path, help="the Python of an environment that has it")
     parser.add_argument("--record", action="store_true", help="append the figures to results.md")
     options = parser.parse_args()
-    home: Path = options.home
+    home: Path = options.home.resolve()  # paths in a recipe are seen from its folder
     model = home / "model"
     if not (model / "model.safetensors.index.json").is_file():
         shutil.rmtree(model, ignore_errors=True)

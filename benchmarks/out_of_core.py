@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("runs/out_of_core"))
     parser.add_argument("--repair", action="store_true", help="wide layers, refitted")
     options = parser.parse_args()
+    options.home = options.home.resolve()  # paths in a recipe are seen from its folder
     options.home.mkdir(parents=True, exist_ok=True)
     model, text = options.home / ("wide" if options.repair else "model"), options.home / "text.txt"
     shape = QWEN if options.repair else LLAMA

@@ -185,6 +185,17 @@ def test_changed_blocks_are_run(llama: Path, otherwise: bool, tmp_path: Path) ->
             assert "12 computed" in said and "of 4 parts" in said and "(1 in all)" in said
 
 
+@pytest.mark.parametrize("place", [(0, 0), (-1, -1)])
+def test_a_wrong_bit_in_a_computed_tensor_is_refused(llama: Path, place: tuple[int, int], tmp_path: Path) -> None:
+    edits = (KeepChannels(site="model.layers.2.mlp", keep=tuple(range(25))),)
+    found, name = made(llama, tmp_path / "model", edits), "model.layers.2.mlp.down_proj.weight"
+    tensors = load_file(tmp_path / "model" / FILE)
+    tensors[name].view(torch.int32)[place] ^= 1
+    save_file(tensors, tmp_path / "model" / FILE, {"format": "pt"})
+    with pytest.raises(CheckError, match=r"model\.layers\.2\.mlp\.down_proj\.weight has other values"):
+        found.check()
+
+
 def subtract(block: torch.nn.Module) -> None:
     """The block takes its last branch from its stream."""
     graph = trace_block(block, "block")

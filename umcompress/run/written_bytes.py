@@ -146,12 +146,22 @@ def _compare_values(value: TensorToWrite, place: PartialTensor) -> Worst | None:
         every = whole(place.shape)
         region = (range(row, row + piece.shape[0]), *every[1:]) if every else every
         row += piece.shape[0] if every else 1
-        ours = _bytes_of(place.part(region))
-        if not np.array_equal(ours, _bytes_of(piece)):
+        ours, theirs = _bytes_of(place.part(region)), _bytes_of(piece)
+        if len(ours) != len(theirs):
             return None
-        starts = range(0, len(ours), STRETCH)
-        worst = max(worst, *(worst_of(ours[start : start + STRETCH], place.dtype) for start in starts), Worst.SOUND)
+        for start in range(0, len(ours), STRETCH):
+            stretch = ours[start : start + STRETCH]
+            if not _same(stretch, theirs[start : start + STRETCH]):
+                return None
+            worst = max(worst, worst_of(stretch, place.dtype))
     return worst if row == (place.shape[0] if place.shape else 1) else None
+
+
+def _same(one: Bytes, other: Bytes) -> bool:
+    """Eight bytes at a time where they come out even: fewer and wider comparisons."""
+    if len(one) % 8 == 0:
+        return np.array_equal(one.view(np.uint64), other.view(np.uint64))
+    return np.array_equal(one, other)
 
 
 def _bytes_of(tensor: Tensor) -> Bytes:
