@@ -177,6 +177,18 @@ def test_both_feed_forwards_of_a_block_go_one_after_the_other(source: Source) ->
     assert {name for name, _ in model.get_submodule(f"{PAINT}.0").named_children()}.isdisjoint({"img_mlp", "txt_mlp"})
 
 
+def test_feed_forwards_go_by_their_names_when_the_attention_is_gone(source: Source) -> None:
+    """The modulations of a branch are its own then, and are no part of the feed-forward."""
+    model = source.load()
+    for branch, part in (("attention", "attn"), ("feed_forward", "txt_mlp.net")):
+        drop = DropBranch.model_validate(
+            {"block": f"{PAINT}.0", "branch": branch, "component": "generation", "part": part}
+        )
+        rewrite(model, source.family, [Plan(pass_name="test", edits=(drop,))])
+    assert hasattr(model.get_submodule(f"{PAINT}.0"), "img_mlp")
+    assert not hasattr(model.get_submodule(f"{PAINT}.0"), "txt_mlp")
+
+
 def test_cut_channels_are_channels_of_zeros(source: Source, tmp_path: Path) -> None:
     model, other = source.load(), source.load()
     keep = tuple(range(0, 192, 2))

@@ -244,7 +244,9 @@ def _classify(
         return None
     if len(inner) >= 2 or experts:
         component = _agreed(inner + experts, path, component_of)
-        part = common_module([str(node.target) for node in inner] + [f"{node.target}." for node in experts])
+        # What only makes modulations of another argument (adaLN) does not say where the feed-forward is.
+        reads = [node for node in (*inner, *experts) if base in above[node]] or [*inner, *experts]
+        part = common_module([f"{node.target}." if node in experts else str(node.target) for node in reads])
         return Branch("feed_forward", component, add, stream, branch, own, None, part=part)
     return None
 
