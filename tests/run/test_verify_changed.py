@@ -110,6 +110,14 @@ def test_what_is_right_passes_without_another_process(
     assert saved["checked"] in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_whole_model_runs_where_the_recipe_says_so(llama: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, llama, LAST, evaluate=[], verify="full")
+    assert main(["apply", str(recipe), "-o", str(tmp_path / "run"), "--out-of-core"]) == 0
+    saved = json.loads((tmp_path / "run" / "report.json").read_text())["checkpoint"]
+    assert saved["reload_equal"] is True and saved["checked"] == ""
+    assert "verify: full" in (tmp_path / "run" / "recipe.resolved.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
