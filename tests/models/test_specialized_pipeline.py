@@ -27,6 +27,7 @@ from umcompress.models.save import save_compressed, save_plain
 from umcompress.models.source import Source, open_source
 from umcompress.rewrite.apply import rewrite
 from umcompress.run.out_of_core import open_on_disk
+from umcompress.run.verify_changed import verify_changed, waiting
 
 diffusers: Any = pytest.importorskip("diffusers")
 
@@ -91,7 +92,11 @@ def test_out_of_core_writes_the_same_files(source: Source, tmp_path: Path) -> No
     assert isinstance(plain, Plain)
     save_plain(plain, tmp_path / "whole", source.folder)
     held.apply(plan, {})
-    held.write(tmp_path / "disk", CompressionRecord(base=source.name, family=source.family.name, plans=(plan,)))
+    record = CompressionRecord(base=source.name, family=source.family.name, plans=(plan,))
+    with waiting(held) as waits:
+        written = held.write(tmp_path / "disk", record)
+        said = verify_changed(held, tmp_path / "disk", written, [plan], waits).checked
+        assert "as a whole, since only one of both models has text_encoder." in said
     for file in (file for file in (tmp_path / "whole").rglob("*") if file.is_file()):
         assert (tmp_path / "disk" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
 
