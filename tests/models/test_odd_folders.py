@@ -94,6 +94,7 @@ def test_what_git_cloned_without_its_weights_is_said_to_be_that(tmp_path: Path) 
     (b"", "config.json is not JSON: Expecting value"), (b"{", "config.json is not JSON"),
     ('{"model_type": "é"'.encode("latin-1"), "config.json is not JSON"), (b"[1]", "it has no model_type"),
     (b"{}", "it has no model_type"), (b'{"model_type": 5}', "config.json has model_type: 5"), (None, "cannot be read"),
+    (b'{"_class_name": "SomeTransformer2DModel"}', "one part of a pipeline of diffusers, SomeTransformer2DModel"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_configuration_is_said(content: bytes | None, said: str, tmp_path: Path) -> None:
     folder = write_folder(ZOO["llama"].build(), tmp_path / "model")

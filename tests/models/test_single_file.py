@@ -95,6 +95,7 @@ def test_what_has_no_first_names_is_refused_with_those_that_have(tmp_path: Path)
     with pytest.raises(UsageError) as refused:
         export(str(stored("PixArt").folder), "single-file", tmp_path / "out")
     assert all(kind in refused.value.found for kind in known_classes()) and not (tmp_path / "out").exists()
+    assert "umcompress.load" in refused.value.do  # there is no other layout
 
 
 def test_a_width_that_diffusers_does_not_read_is_refused(tmp_path: Path) -> None:

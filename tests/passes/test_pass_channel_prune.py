@@ -332,6 +332,19 @@ def test_dead_channels_go_first_and_a_dead_site_breaks_nothing() -> None:
     assert not _reconstruction.removal_errors(w, torch.zeros(4, 4, dtype=torch.float64), None, 0.01).any()
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("samples", [1, 10])
+def test_fewer_samples_than_channels_and_hardly_any_damping(samples: int, bias: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    h = torch.randn(samples, 64, generator=draw, dtype=torch.float64)
+    w = torch.randn(8, 64, generator=draw, dtype=torch.float64)
+    second, mean = h.T @ h / samples, h.mean(0) * (1 + 1e-13)  # rounded otherwise than the squares
+    found = _reconstruction.removal_errors(w, second, mean if bias else None, 1e-20)
+    ranked = found.sort().values
+    assert bool(found.isfinite().all()) and float(ranked[0]) >= 0
+    assert samples == 1 or float(ranked[64 - 12]) < 1e-9 < 0.1 < float(ranked[-1])
+
+
 def test_reconstruction_counts_on_a_refit() -> None:
     with pytest.raises(ValidationError, match="repair: least_squares"):
         prune(score="reconstruction")

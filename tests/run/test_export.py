@@ -166,12 +166,16 @@ def test_a_result_that_the_layout_cannot_hold_is_refused_before_anything_runs(
     assert main(["plan", str(recipe)]) == 2
 
 
-def test_an_export_that_failed_its_check_is_taken_away(
-    ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stopped", "code"), [(CheckError("read back", "other values", ""), 1), (KeyboardInterrupt(), 130)]
+)
+def test_an_export_is_there_once_it_is_checked(
+    stopped: BaseException, code: int, ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def differs(*_: object) -> None:
-        raise CheckError("read back", "other values", "")
+    def differs(_: object, folder: Path) -> None:
+        assert any(folder.glob("*.safetensors")) and not (tmp_path / "out").exists()
+        raise stopped
 
     monkeypatch.setattr(export_command, "compare_files", differs)
-    assert main(["export", str(ragged), "--to", "deci", "-o", str(tmp_path / "out")]) == 1
-    assert not (tmp_path / "out").exists()
+    assert main(["export", str(ragged), "--to", "deci", "-o", str(tmp_path / "out")]) == code
+    assert not list(tmp_path.iterdir())

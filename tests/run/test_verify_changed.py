@@ -123,13 +123,16 @@ def test_the_whole_model_runs_where_the_recipe_says_so(llama: Path, tmp_path: Pa
     [
         (flip, "has other values"),
         (swapped, "has other values"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json is not"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is not"),
+        (lambda folder: other_config(folder, more=1), "config.json is not"),
         (without_one, "missing model.layers.1.mlp.up_proj.weight"),
         (with_one_more, "model.layers.1.more"),
         (lambda folder: other_config(folder, num_hidden_layers=2), "model.layers.2"),
         (lambda folder: other_config(folder, num_hidden_layers=4), "missing model.layers.3"),
     ],
 )
-def test_damage_is_refused(dropped: Made, damage: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+def test_damage_is_refused(dropped: Made, damage: Callable[[Path], object], said: str, tmp_path: Path) -> None:
     folder = shutil.copytree(dropped.folder, tmp_path / "model")
     dropped.check(folder)
     damage(folder)

@@ -100,4 +100,7 @@ def _config_problem(file: Path) -> tuple[str, str] | None:
         return f"{CONFIG} is not JSON: {error}", again
     if isinstance(content, dict) and "model_type" in content:
         return f"{CONFIG} has model_type: {content['model_type']!r}", "give it the name of an architecture, a string"
+    if isinstance(content, dict) and "_class_name" in content:
+        part = f"one part of a pipeline of diffusers, {content['_class_name']}"
+        return part, "name the folder of the pipeline, which has model_index.json"
     return f"{CONFIG} does not say what model it is: it has no model_type", again

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pydantic import ValidationError
@@ -78,11 +78,7 @@ def write_compressed(
     if odd := name_mismatches(model, files):
         raise CheckError("write every tensor of the model once", f"not so for {', '.join(odd[:5])}")
     if source is not None:
-        _copy(side_files(source), folder)
-        for name, text in family.notes(source).items() if isinstance(family, KeepsNotes) else ():
-            (folder / name).write_text(text, encoding="utf-8")
-    if source is not None and isinstance(family, CustomWeightLayout):
-        _write_texts(family.texts(model, source), folder)
+        _write(beside_compressed(model, family, source), folder)
     weights: list[Path] = []
     own = family if isinstance(family, CustomWeightLayout) else None
     for file, tensors in (own.sources(model, values) if own else sources(model, files, values)).items():
@@ -110,8 +106,7 @@ def save_plain(
 ) -> None:
     """Write a model that needs no plans; the folder appears as a whole or not at all. links: as `write_shards`."""
     with atomic_folder(folder, replace, sync=False) as work:
-        _copy({name: path for name, path in side_files(source).items() if name not in plain.dropped}, work)
-        _write_texts(plain.texts, work)
+        _write(beside_plain(plain, source), work)
         for file, tensors in plain.weights.items():
             # What is read as one file stays one.
             limit, by_reference = (DEFAULT_SHARD_BYTES, links) if plain.sharded else (sys.maxsize, None)
@@ -150,16 +145,32 @@ def is_compressed(folder: Path) -> bool:
 _NO_WEIGHTS = {"spk_dict.pt"}
 
 
-def _copy(files: Mapping[str, Path], folder: Path) -> None:
-    """Copy files under these names; folders of parts are made."""
-    for name, path in files.items():
+class BesideWeights(NamedTuple):
+    """What a folder holds beside its weights, by name: files that are copied, and texts in place of some of them."""
+
+    files: Mapping[str, Path]
+    texts: Mapping[str, str]
+
+
+def beside_compressed(model: nn.Module, family: StoredFamily, source: Path) -> BesideWeights:
+    """Of a model that is stored with its plans."""
+    notes = family.notes(source) if isinstance(family, KeepsNotes) else {}
+    texts = family.texts(model, source) if isinstance(family, CustomWeightLayout) else {}
+    return BesideWeights(side_files(source), {**notes, **texts})
+
+
+def beside_plain(plain: Plain, source: Path) -> BesideWeights:
+    """Of a model that needs no plans."""
+    return BesideWeights({n: path for n, path in side_files(source).items() if n not in plain.dropped}, plain.texts)
+
+
+def _write(beside: BesideWeights, folder: Path) -> None:
+    """Folders of parts are made."""
+    for name in (*beside.files, *beside.texts):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, path in beside.files.items():
         shutil.copyfile(path, folder / name)
-
-
-def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
-    for name, text in texts.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, text in beside.texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -26,12 +26,8 @@ def export(
     """Write the model of a run, or any other, to a new folder; what there is to say of it, a line each.
 
     The weights go from file to file, in the dtypes that they have; the model is never in memory as a whole.
-    pad: what was removed is filled up with zeros to one width.  A folder that fails its check is taken away.
+    pad: what was removed is filled up with zeros to one width.  The folder is there once it is checked, not before.
     """
-    from umcompress.models.save import save_plain
-    from umcompress.run.held_model import Written
-    from umcompress.run.verify import verify
-
     asked = f"export {run} to {layout}{', filled up' if pad and layout != 'pad' else ''}"
     if output.exists():
         raise UsageError(f"{asked}, into {output}", "it exists already", "choose another -o")
@@ -42,24 +38,38 @@ def export(
         raise UsageError(asked, found, did_you_mean(layout, source.family.layouts))
     plain = source.family.laid_out(layout, held.model, source.folder, held.values(), pad)
     if isinstance(plain, str):
-        others = [name for name in source.family.layouts if name != layout]
-        raise UsageError(asked, plain or "there is none", f"it may be one of the other layouts: {', '.join(others)}")
+        others = ", ".join(name for name in source.family.layouts if name != layout)
+        do = f"it may be one of the other layouts: {others}" if others else "umcompress.load opens it as it is"
+        raise UsageError(asked, plain or "there is none", do)
     say(f"writing {output}")
-    with held.disk:
-        save_plain(plain, output, source.folder)
-        if not plain.opens_here:
-            say("reading every tensor back")
-            with removed_if_wrong(output):
-                compare_files(plain, output)
-    checked = "every tensor was read back and is what it was"
-    if plain.opens_here:
-        say("running it in a fresh process and comparing outputs")
-        with removed_if_wrong(output):
-            result = verify(held, output, Written(plain))
-        checked = "it computes the same in a fresh process" + ("" if result.reload_equal else ", but for rounding")
+    # The folder gets its name once it is checked: what is interrupted before does not pass for the result.
+    unchecked = output.with_name(f".{output.name}.unchecked")
+    shutil.rmtree(unchecked, ignore_errors=True)
+    try:
+        checked = _write_and_check(held, plain, unchecked)
+        unchecked.rename(output)
+    finally:
+        shutil.rmtree(unchecked, ignore_errors=True)
     stored = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     line = f"{output}: {plain.parameters():,} parameters, {stored / 1e6:,.1f} MB; {checked}"
     return [line, *filter(None, [plain.note])]
+
+
+def _write_and_check(held: OnDisk, plain: Plain, folder: Path) -> str:
+    """Write the folder; how it was checked.  CheckError where it is not what it was to be."""
+    from umcompress.models.save import save_plain
+    from umcompress.run.held_model import Written
+    from umcompress.run.verify import verify
+
+    with held.disk:
+        save_plain(plain, folder, held.source.folder)
+        if not plain.opens_here:
+            say("reading every tensor back")
+            compare_files(plain, folder)
+            return "every tensor was read back and is what it was"
+    say("running it in a fresh process and comparing outputs")
+    result = verify(held, folder, Written(plain))
+    return "it computes the same in a fresh process" + ("" if result.reload_equal else ", but for rounding")
 
 
 def _opened(run: str, trust_remote_code: bool) -> OnDisk:
@@ -90,15 +100,12 @@ def exported(loaded: LoadedRecipe, folder: RunFolder, report: Report) -> Report:
     wanted = loaded.recipe.export
     if wanted is None or (output := folder.path / EXPORT / wanted.folder).is_dir():
         return report
-    unchecked = output.with_name(f".{output.name}.unchecked")
-    shutil.rmtree(unchecked, ignore_errors=True)
     try:
-        lines = export(str(folder.model), wanted.layout, unchecked, loaded.recipe.trust_remote_code, wanted.pad)
+        lines = export(str(folder.model), wanted.layout, output, loaded.recipe.trust_remote_code, wanted.pad)
     except UsageError as error:
         # The run itself is done and reported; what is missing is this folder alone.
         raise loaded.problem(("export",), f"{error.asked}: {error.found}", error.do) from error
-    unchecked.rename(output)
-    lines[0] = f"export: {EXPORT}/{output.name}{lines[0].removeprefix(str(unchecked))}"
+    lines[0] = f"export: {EXPORT}/{output.name}{lines[0].removeprefix(str(output))}"
     recipe = loaded.recipe.resolved_in()
     report = report.model_copy(update={"recipe": recipe, "notes": (*report.notes, *lines)})
     folder.keep_recipe(loaded)

@@ -1,9 +1,10 @@
 """Check a model that went from file to file by what changed of it.
 
 Opened again from its folder it must have the modules, settings and buffers of the model that was rewritten; every
-tensor must hold the bits that it comes from; and where a block was rewritten, the written model computes in a fresh
-process what the rewritten one does here, one block of each structure in memory. Blocks that were copied as they are
-compute what they did before. What this cannot tell apart is checked as a whole, see `verify`.
+tensor must hold the bits that it comes from, and every file beside them the bytes; and where a block was rewritten,
+the written model computes in a fresh process what the rewritten one does here, one block of each structure in memory.
+Blocks that were copied as they are compute what they did before. What this cannot tell apart is checked as a whole,
+see `verify`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from umcompress.documents.report import CheckpointResult
 from umcompress.errors import CheckError, ModelError, PlanError
 from umcompress.graph.lower import lowered_graph, original_class
 from umcompress.models.equal_blocks import equal_blocks, kind_of
+from umcompress.models.save import beside_compressed, beside_plain
 from umcompress.models.source import Source, open_source
 from umcompress.models.streamed import block_paths
 from umcompress.plan.walk import header_problems
@@ -34,7 +36,7 @@ from umcompress.run.verify import (
     stored_parameters,
     verify,
 )
-from umcompress.run.written_bytes import check_origins, compare_tensors
+from umcompress.run.written_bytes import check_origins, compare_beside, compare_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +86,7 @@ def verify_changed(
     started = time.monotonic()
     asked = f"find in {folder} what was to be written"
     again = _opened(held.source, folder, held.dtype, asked)
+    _compare_beside(held, folder, written, asked)
     why = _why_whole(held, again, written)
     if why is None and waits.process is None and (odd := differing_fields(held.model, again.model)):
         why = f"its configuration has another {odd[0]}"
@@ -130,6 +133,15 @@ def _opened(source: Source, folder: Path, dtype: str | None, asked: str) -> OnDi
     if problems:
         raise CheckError(asked, "; ".join(problems[:5]), DO)
     return again
+
+
+def _compare_beside(held: OnDisk, folder: Path, written: Written, asked: str) -> None:
+    """CheckError where a file beside the weights is another than was to be written."""
+    plain, source = written.plain, held.source
+    compare_beside(
+        beside_compressed(held.model, source.family, source.folder) if isinstance(plain, str)
+        else beside_plain(plain, source.folder), folder, asked,
+    )  # fmt: skip
 
 
 def _counted(held: OnDisk, folder: Path, written: Written, asked: str) -> int:

@@ -6,6 +6,7 @@ are found by what the model and the written folder say of themselves, not by wha
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from umcompress.checkpoint.writer import TensorToWrite
+    from umcompress.models.save import BesideWeights
     from umcompress.run.out_of_core import OnDisk
 
 # Bytes that are compared at once: as many as stay in the processor's caches.
@@ -167,6 +169,24 @@ def _same(one: Bytes, other: Bytes) -> bool:
 def _bytes_of(tensor: Tensor) -> Bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
+
+
+def compare_beside(beside: BesideWeights, folder: Path, asked: str) -> None:
+    """CheckError where a file beside the weights of `folder` is another than was to be written."""
+    for name in beside.files.keys() | beside.texts.keys():
+        written, text = folder / name, beside.texts.get(name)
+        same = written.is_file()
+        if same and text is not None:
+            same = written.read_bytes() == text.encode()
+        elif same and not _written_later(beside.files[name], written):
+            same = filecmp.cmp(beside.files[name], written, shallow=False)
+        if not same:
+            raise CheckError(asked, f"{name} is not what was written", DO)
+
+
+def _written_later(source: Path, copy: Path) -> bool:
+    """A log that goes on in the folder of the model is no longer what was copied, and neither is what is gone."""
+    return not source.is_file() or source.stat().st_mtime_ns > copy.stat().st_mtime_ns
 
 
 def check_origins(
