@@ -144,12 +144,12 @@ class Measured(Mapping[Any, Any]):
             raise KeyError(f"{what} was not measured at {key[0]} ({key[1]}): outside the declared scope")
         value = self._values[key]
         if value.tokens == 0:
-            other = "understanding" if self._task == "generation" else "generation"
+            other = {"understanding": "generation", "generation": "understanding"}.get(self._task)
+            again = f"on {other}, where the model does it (calibration: {{task: {other}}}), or " if other else ""
             raise PlanError(
                 asked=f"{what} at {key[0]} ({key[1]})",
-                found=f"no token passes there while the task is {self._task}",
-                do=f"calibrate on {other}, where the model does it (calibration: {{task: {other}}}), or on data that "
-                "pass there: a vision tower needs pictures",
+                found="no token passes there " + (f"while the task is {self._task}" if other else "in either task"),
+                do=f"calibrate {again}on data that pass there: a vision tower needs pictures",
             )
         if not _finite(value):
             raise PlanError(

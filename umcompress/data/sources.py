@@ -45,10 +45,12 @@ def calibration_items(
     """The items that statistics are measured on; tells which of a user's file are scored as well."""
     source = calibration_source(recipe, wanted, evaluations)
     if isinstance(source, CalibrationFile):
-        for line in source.overlaps((wanted.task, wanted.samples, wanted.seed), evaluations):
-            say(line)
-    items: list[Any] = call(source, "calibration_items", wanted.task, wanted.samples, wanted.seed)
-    return items
+        for task in wanted.tasks:
+            for line in source.overlaps((task, wanted.samples, wanted.seed), evaluations):
+                say(line)
+    return [
+        item for task in wanted.tasks for item in call(source, "calibration_items", task, wanted.samples, wanted.seed)
+    ]
 
 
 def training_source(recipe: Recipe, planner: TrainingPass, evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -98,17 +98,23 @@ def _gate_problem(step: Step, evaluations: Sequence[Evaluation], runner: Runner)
 
 def _calibrates(wanted: Calibration, giver: Evaluation, runner: Runner) -> None:
     """PlanError or UsageError where calibration items are missing."""
-    tasks = runner.calibrates
-    if wanted.task not in tasks:
-        raise PlanError(
-            f"calibrate on {wanted.task}", f"{_kind(runner)} does {' and '.join(tasks)} here",
-            f"set calibration: {{task: {tasks[0]}}}",
-        )
+    can = runner.calibrates
+    for task in wanted.tasks:
+        if task not in can:
+            raise PlanError(
+                f"calibrate on {task}", f"{_kind(runner)} does {' and '.join(can)} here",
+                f"set calibration: {{task: {can[0]}}}",
+            )
+        _gives(task, wanted, giver, runner)
+
+
+def _gives(task: Task, wanted: Calibration, giver: Evaluation, runner: Runner) -> None:
+    """PlanError or UsageError where items of a task are missing, or are not what the model reads."""
     if isinstance(giver, CalibrationFile):
-        rows = giver.drawn(wanted.task, wanted.samples, wanted.seed)
+        rows = giver.drawn(task, wanted.samples, wanted.seed)
         _can_read(str(giver.data), any("image" in row for row in rows), any("text" in row for row in rows), runner)
         return
-    items = call(giver, "calibration_items", wanted.task, wanted.samples, wanted.seed)
+    items = call(giver, "calibration_items", task, wanted.samples, wanted.seed)
     pictured = any(getattr(item, "image", None) is not None for item in items)
     _can_read(giver.name, pictured, any(hasattr(item, "text") for item in items), runner)
 

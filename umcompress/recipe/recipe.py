@@ -31,8 +31,12 @@ Globs = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_len
 class Calibration(Document):
     """The data that scores what to remove."""
 
-    task: Task = Field(default="understanding", description="What the model does while it is observed.")
-    samples: PositiveInt = Field(default=64, description="How many items are run.")
+    task: Task | Literal["both"] = Field(
+        default="understanding",
+        description="What the model does while it is observed; both: the one, then the other, for a part that serves "
+        "both (the understanding part of a unified model reads prompts as well).",
+    )
+    samples: PositiveInt = Field(default=64, description="How many items are run; of both tasks, so many each.")
     seed: NonNegativeInt = Field(default=0, description="Draws the items.")
     source: str | None = Field(
         default=None, description="The evaluation that provides items; null: the recipe's first."
@@ -49,6 +53,15 @@ class Calibration(Document):
         if self.source is not None and self.data is not None:
             raise ValueError("`source` and `data` are both given; leave one out")
         return self
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks whose items are run, in order."""
+        return TASKS if self.task == "both" else (self.task,)
+
+    def __str__(self) -> str:
+        """What is run, in words: "64 understanding samples"."""
+        return " and ".join(f"{self.samples} {task}" for task in self.tasks) + " samples"
 
 
 def _off(value: Any) -> Any:

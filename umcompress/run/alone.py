@@ -159,7 +159,7 @@ class Alone:
 
     def collected(self, wanted: Calibration, needs: Sequence[Any]) -> Statistics:
         """Statistics of the unpruned model."""
-        say(f"calibrating on {wanted.samples} {wanted.task} samples")
+        say(f"calibrating on {wanted}")
         items = calibration_items(self.recipe, wanted, self.evaluations, say)
         return collect(
             self.graph, needs, lambda: self.held.feed(items), wanted.task, self.held.rework(FOLDER, items),

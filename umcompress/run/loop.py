@@ -217,7 +217,7 @@ class Loop:
     def _calibrated(
         self, place: Place, planner: Pass, held: HeldModel, wanted: Calibration, needs: Sequence[Declaration]
     ) -> tuple[ModelGraph, Statistics]:
-        self.say(f"{place.title}: calibrating on {wanted.samples} {wanted.task} samples")
+        self.say(f"{place.title}: calibrating on {wanted}")
         graph, items = held.graph(), calibration_items(self.recipe, wanted, self.evaluations, self.say)
         statistics = collect(
             graph, needs, lambda: held.feed(items), wanted.task, held.rework(planner.name, items),
