@@ -96,7 +96,7 @@ steps:
     expected = {
         "1: model:": "did you mean 'bagel-mini'?",
         "2: evalute: unknown key": "did you mean 'evaluate'?",
-        "3: calibration.task: should be 'understanding' or 'generation'": "did you mean",
+        "3: calibration.task: should be 'understanding', 'generation' or 'both'": "did you mean",
         "3: calibration.samples: should be greater than 0; found 0": "whole number above 0",
         "3: calibration.source: unknown evaluation 'scens'": "did you mean 'scenes'?",
         "4: evaluate.0: unknown evaluation 'scenis'": "did you mean 'scenes'?",

@@ -31,7 +31,7 @@ Globs = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_len
 class Calibration(Document):
     """The data that scores what to remove."""
 
-    task: Task | Literal["both"] = Field(
+    task: Literal["understanding", "generation", "both"] = Field(
         default="understanding",
         description="What the model does while it is observed; both: the one, then the other, for a part that serves "
         "both (the understanding part of a unified model reads prompts as well).",
