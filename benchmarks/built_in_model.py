@@ -3,6 +3,8 @@
     python benchmarks/built_in_model.py --runs runs          # what is there already is not run again
     python benchmarks/built_in_model.py --runs runs --write  # tables, the printed report, the picture of samples
 
+It also prints what steps are above others, paired, for the recipe of experts and for runs of it in RUNS/seed-*.
+
 The recipe of experts is the longest of the three runs.
 """
 
@@ -34,6 +36,13 @@ ROWS = (
 SHOWN = (
     ("dense", "baseline"), ("half static", "static-half"), ("half, refitted", "static-half-refit"),
     ("experts, half at work", "split-32-16"), ("experts, adapted", "adapted-32-16"),
+)
+# Pairs of steps whose difference the pages state.
+PAIRS = (
+    ("static-half-refit", "static-half"), ("split-32-16", "static-half-refit"), ("split-32-16", "baseline"),
+    ("adapted-32-16", "static-half-adapted"), ("adapted-32-16", "baseline"), ("split-48-16-shared", "split-32-16"),
+    ("adapted-48-16-shared", "static-half-adapted"), ("adapted-48-16-shared", "baseline"),
+    ("adapted-32-8", "static-quarter-adapted"),
 )
 HEAD = "| generation channels at work | untrained: score | loss | adapted: score | loss |"
 TILE, LABEL, GAP, TOP, SHOWN_PROMPTS = 112, 130, 6, 44, 6
@@ -87,6 +96,24 @@ def experts_table(run: Path) -> str:
 
     lines = [f"| {label} |{cells(cut)}{cells(adapted)}" for label, cut, adapted in ROWS]
     return "\n".join([HEAD, "|---|---|---|---|---|", *lines]) + "\n"
+
+
+def pairs_table(run: Path) -> str:
+    """What one step is above another in generation, paired over the same items: score and held-out loss."""
+    from umcompress.documents.scores import Score, change
+
+    steps = steps_of(run)
+    lines = ["| one step over another | score | loss |", "|---|---|---|"]
+    for new, old in PAIRS:
+        if not {new, old} <= steps.keys():
+            continue
+        cells = []
+        for read in (lambda step: step["scores"], lambda step: step["evaluations"]["task_loss"]):
+            one, other = (Score.model_validate(read(steps[name])["generation"]) for name in (new, old))
+            by = change(one, other)
+            cells.append(f"{by.value:+.3f} ({by.low:+.3f} to {by.high:+.3f})")
+        lines.append(f"| {new} over {old} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def samples(run: Path) -> Image.Image:
@@ -148,6 +175,8 @@ def main() -> None:
     asked = parser.parse_args()
     made(asked.runs)
     print(score_table(asked.runs / "scores"))
+    for run in (asked.runs / "bagel-mini-moe", *sorted(asked.runs.glob("seed-*"))):
+        print(pairs_table(run))
     print(experts_table(asked.runs / "bagel-mini-moe"))
     if asked.write:
         write(asked.runs)

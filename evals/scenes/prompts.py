@@ -24,6 +24,7 @@ PREFIXES = (
 SUFFIXES = ("", "on a grey background", "please")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _EVALUATION_SHARE = 5
 
 

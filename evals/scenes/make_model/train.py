@@ -1,6 +1,6 @@
 """Train `bagel-mini` from nothing: `python -m umcompress.evals.scenes.make_model.train --out DIR`.
 
-Four stages, resumable and seeded: the autoencoder, the vision tower, understanding, generation.  Writes the model
+Five stages, resumable and seeded: autoencoder, vision tower, understanding, reading, generation.  Writes the model
 folder, the log of all losses, their curves as a picture, and the scores on 1 000 unseen prompts and 2 000
 unseen questions.
 """
@@ -19,6 +19,7 @@ from umcompress.evals.scenes.evaluation import Scenes
 from umcompress.evals.scenes.make_model.train_autoencoder import latent_statistics, train_autoencoder
 from umcompress.evals.scenes.make_model.train_curves import draw_curves
 from umcompress.evals.scenes.make_model.train_model import new_model, train_generation, train_understanding
+from umcompress.evals.scenes.make_model.train_reading import train_reading
 from umcompress.evals.scenes.make_model.train_vision import train_vision
 from umcompress.evals.scenes.make_model.training import Log, Settings
 from umcompress.evals.scenes.tokenizer import build_tokenizer
@@ -96,6 +97,7 @@ def train(settings: Settings, out: Path) -> Bagel:
     model = new_model(configuration(round(scale, 4), round(shift, 4)), autoencoder, settings.seed)
     train_vision(model, settings, out, log)
     model = train_understanding(model, settings, out, log)
+    model = train_reading(model, settings, out, log)
     return train_generation(model, settings, out, log)
 
 

@@ -6,7 +6,8 @@ import json
 import math
 from pathlib import Path
 
-CURVES = (("autoencoder", "total"), ("vision", "loss"), ("understanding", "loss"), ("generation", "loss"))
+CURVES = (("autoencoder", "total"), ("vision", "loss"), ("understanding", "loss"),
+          ("reading", "loss"), ("generation", "loss"))  # fmt: skip
 WIDTH, HEIGHT, MARGIN = 640, 180, 44
 
 

@@ -119,13 +119,19 @@ KINDS = {
 DESCRIBED = 3  # objects of a described picture at most, so that its text is no longer than the longest prompts
 
 
-def _described_picture(rng: np.random.Generator, layout_share: float) -> tuple[str, world.Scene]:
-    """A text and a scene that satisfies it: a prompt, or the dense description, which teaches faster."""
+def generation_text(rng: np.random.Generator, layout_share: float) -> tuple[str, prompts.Prompt | world.Scene]:
+    """A text to paint and what it tells of: a prompt, or the dense description of a scene, which teaches faster."""
     if rng.random() < layout_share:
         scene = world.sample_scene(rng, objects=1 + int(rng.integers(DESCRIBED)))
         return questions.describe(scene), scene
     prompt = prompts.sample_prompt(rng, str(rng.choice(list(KINDS), p=list(KINDS.values()))))
-    return prompt.text, prompts.scene_for_prompt(rng, prompt)
+    return prompt.text, prompt
+
+
+def _described_picture(rng: np.random.Generator, layout_share: float) -> tuple[str, world.Scene]:
+    """A text and a scene that satisfies it."""
+    text, source = generation_text(rng, layout_share)
+    return text, prompts.scene_for_prompt(rng, source) if isinstance(source, prompts.Prompt) else source
 
 
 def flow_loss(model: Bagel, batch: Paintings, settings: Settings, rng: np.random.Generator) -> Tensor:

@@ -35,7 +35,10 @@ class Settings:
     understanding_lr: float = 1.5e-3
     questions: int = 8
     description_share: float = 0.4
-    generation_steps: int = 18_000
+    reading_steps: int = 2_000
+    reading_batch: int = 48
+    reading_lr: float = 1e-3
+    generation_steps: int = 10_000
     generation_batch: int = 64
     generation_lr: float = 2e-3
     pictures: int = 64_000
