@@ -102,14 +102,18 @@ def pairs_table(run: Path) -> str:
     """What one step is above another in generation, paired over the same items: score and held-out loss."""
     from umcompress.documents.scores import Score, change
 
+    def of(step: dict[str, Any]) -> dict[str, Any]:
+        losses = step["evaluations"]["task_loss"]["generation"]
+        return {"scores": step["evaluations"]["scenes"]["generation"], "losses": losses}
+
     steps = steps_of(run)
     lines = ["| one step over another | score | loss |", "|---|---|---|"]
     for new, old in PAIRS:
         if not {new, old} <= steps.keys():
             continue
         cells = []
-        for read in (lambda step: step["scores"], lambda step: step["evaluations"]["task_loss"]):
-            one, other = (Score.model_validate(read(steps[name])["generation"]) for name in (new, old))
+        for table in ("scores", "losses"):
+            one, other = (Score.model_validate(results[table]) for results in (of(steps[new]), of(steps[old])))
             by = change(one, other)
             cells.append(f"{by.value:+.3f} ({by.low:+.3f} to {by.high:+.3f})")
         lines.append(f"| {new} over {old} | {' | '.join(cells)} |")
