@@ -35,7 +35,7 @@ ROWS = (
 )
 SHOWN = (
     ("dense", "baseline"), ("half static", "static-half"), ("half, refitted", "static-half-refit"),
-    ("experts, half at work", "split-32-16"), ("experts, adapted", "adapted-32-16"),
+    ("experts, half at work", "split-48-16-shared"), ("experts, adapted", "adapted-48-16-shared"),
 )
 # Pairs of steps whose difference the pages state.
 PAIRS = (
@@ -45,7 +45,7 @@ PAIRS = (
     ("adapted-32-8", "static-quarter-adapted"),
 )
 HEAD = "| generation channels at work | untrained: score | loss | adapted: score | loss |"
-TILE, LABEL, GAP, TOP, SHOWN_PROMPTS = 112, 130, 6, 44, 6
+TILE, LABEL, GAP, TOP, SHOWN_PROMPTS = 112, 130, 6, 60, 6
 
 
 def command(*parts: str) -> str:
