@@ -42,33 +42,51 @@ def _command(arguments: Sequence[str], current: str, environment: Mapping[str, s
 
 
 class Command:
-    """One that runs; `kill` and `wait` as those of a process that was started."""
+    """One that runs; `kill` and `wait` as those of a process that was started.
+
+    Where a test or a library has set something that libraries read when they are imported, it is started for real.
+    """
 
     def __init__(
         self, *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
         """environment: what is set beside what this process has."""
         self.arguments, self._folder = arguments, tempfile.TemporaryDirectory()
-        changed = {**os.environ, **(environment or {})}
-        assert read_at_import(changed) == AT_START, "what libraries read when they are imported needs a real process"
+        changed, current = {**os.environ, **(environment or {})}, str(cwd or Path.cwd())
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._started: subprocess.Popen[bytes] | None = None
+        if read_at_import(changed) != AT_START:
+            whole = [sys.executable, "-m", "umcompress", *arguments]
+            folder = Path(self._folder.name)
+            with (folder / "out").open("wb") as out, (folder / "errors").open("wb") as errors:
+                self._started = subprocess.Popen(
+                    whole, cwd=current, env=changed, stdout=out, stderr=errors, start_new_session=True
+                )
+            return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        given = (arguments, str(cwd or Path.cwd()), changed, self._folder.name)
-        self._process = context.Process(target=_command, args=given)
+        self._process = context.Process(target=_command, args=(arguments, current, changed, self._folder.name))
         self._process.start()
 
     def kill(self) -> None:
-        assert self._process.pid is not None
+        running = self._process or self._started
+        assert running is not None and running.pid is not None
         with contextlib.suppress(ProcessLookupError):  # it may have come to its end
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(running.pid, signal.SIGKILL)
 
     def wait(self, seconds: float = 600) -> subprocess.CompletedProcess[str]:
-        self._process.join(seconds)
-        assert self._process.exitcode is not None, f"{' '.join(self.arguments)}: still running after {seconds:.0f} s"
+        said = f"{' '.join(self.arguments)}: still running after {seconds:.0f} s"
+        if self._started is not None:
+            code: int | None = self._started.wait(seconds)
+        else:
+            assert self._process is not None
+            self._process.join(seconds)
+            code = self._process.exitcode
+        assert code is not None, said
         files = [Path(self._folder.name, name) for name in ("out", "errors")]
-        said = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
+        texts = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
         self._folder.cleanup()
-        return subprocess.CompletedProcess(list(self.arguments), self._process.exitcode, *said)
+        return subprocess.CompletedProcess(list(self.arguments), code, *texts)
 
 
 def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
