@@ -26,12 +26,17 @@ PRELOADED = [
     "torch", "transformers", "umcompress.run.verify", "umcompress.models.hf.family", "umcompress.models.bagel.family",
     "umcompress.run.apply", "umcompress.report.report_view",
 ]  # fmt: skip
+# lm-eval sets these when it is imported; they are of downloads alone.
+OF_DOWNLOADS = ("HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER")
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "PYTHON", "TORCH_", "HOME", "XDG_")
 
 
 def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     """What libraries have read from the environment when they were imported; how many threads is said to each check."""
-    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
+    return {
+        name: value for name, value in environment.items()
+        if name.startswith(READ_AT_IMPORT) and name not in OF_DOWNLOADS
+    }  # fmt: skip
 
 
 Started = verify.FreshProcess
