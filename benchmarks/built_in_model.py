@@ -3,7 +3,9 @@
     python benchmarks/built_in_model.py --runs runs          # what is there already is not run again
     python benchmarks/built_in_model.py --runs runs --write  # tables, the printed report, the picture of samples
 
-It also prints what steps are above others, paired, for the recipe of experts and for runs of it in RUNS/seed-*.
+It also prints what steps are above others, paired, for the recipe of experts and for runs of it in RUNS/seed-*, as of
+
+    umcompress apply bagel-mini-moe --set steps.2.seed=1 --set steps.7.seed=1 -o runs/seed-1
 
 The recipe of experts is the longest of the three runs.
 """
@@ -102,18 +104,15 @@ def pairs_table(run: Path) -> str:
     """What one step is above another in generation, paired over the same items: score and held-out loss."""
     from umcompress.documents.scores import Score, change
 
-    def of(step: dict[str, Any]) -> dict[str, Any]:
-        losses = step["evaluations"]["task_loss"]["generation"]
-        return {"scores": step["evaluations"]["scenes"]["generation"], "losses": losses}
-
     steps = steps_of(run)
     lines = ["| one step over another | score | loss |", "|---|---|---|"]
     for new, old in PAIRS:
         if not {new, old} <= steps.keys():
             continue
         cells = []
-        for table in ("scores", "losses"):
-            one, other = (Score.model_validate(results[table]) for results in (of(steps[new]), of(steps[old])))
+        for evaluation in ("scenes", "task_loss"):
+            found = (steps[name]["evaluations"][evaluation]["generation"] for name in (new, old))
+            one, other = map(Score.model_validate, found)
             by = change(one, other)
             cells.append(f"{by.value:+.3f} ({by.low:+.3f} to {by.high:+.3f})")
         lines.append(f"| {new} over {old} | {' | '.join(cells)} |")

@@ -205,3 +205,13 @@ def test_passes_as_json_have_what_the_table_has(capsys: pytest.CaptureFixture[st
     assert (score["required"], score["default"]) == (False, "activation")
     assert cli.main(["passes", "channel_prune", "--format", "md"]) == 0
     assert "| keep_ratio | number above 0, at most 1 | required |" in capsys.readouterr().out.replace("\\", "")
+
+
+def test_a_test_starts_a_command_for_real_where_libraries_would_read_otherwise() -> None:
+    from forked_command import Command
+
+    real, forked = (Command("passes", environment=more) for more in ({"HF_HUB_OFFLINE": "0"}, {"COLUMNS": "80"}))
+    assert real.is_real and not forked.is_real
+    one, other = real.wait(), forked.wait()
+    assert one.returncode == other.returncode == 0 and "channel_prune" in one.stdout
+    assert one.stdout == other.stdout

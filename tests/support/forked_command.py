@@ -68,6 +68,11 @@ class Command:
         self._process = context.Process(target=_command, args=(arguments, current, changed, self._folder.name))
         self._process.start()
 
+    @property
+    def is_real(self) -> bool:
+        """Whether a process was started, and not forked."""
+        return self._started is not None
+
     def kill(self) -> None:
         running = self._process or self._started
         assert running is not None and running.pid is not None

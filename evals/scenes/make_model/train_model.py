@@ -77,7 +77,7 @@ def train_understanding(model: Bagel, settings: Settings, out: Path, log: Log) -
         return training_forward(model, understanding_samples(encode, settings, rng)).loss()
 
     for name, weight in model.named_parameters():
-        weight.requires_grad_(not (name.startswith("vae.") or is_generation(name) or name.endswith("pos_embed")))
+        weight.requires_grad_(is_understanding(name))
     stage = Stage("understanding", 3, settings.understanding_steps, settings.understanding_lr, 0.99)
     return run_stage(model, stage, loss, settings, out, log)
 
@@ -164,6 +164,11 @@ def train_generation(model: Bagel, settings: Settings, out: Path, log: Log) -> B
 def is_generation(name: str) -> bool:
     """Whether a weight of the model takes part in painting alone."""
     return "_moe_gen" in name or name.startswith(("time_embedder.", "vae2llm.", "llm2vae."))
+
+
+def is_understanding(name: str) -> bool:
+    """Whether a weight learns before painting does: not of painting, nor of the autoencoder, nor a fixed table."""
+    return not (name.startswith("vae.") or is_generation(name) or name.endswith("pos_embed"))
 
 
 # -- both --------------------------------------------------------------------------------------------------

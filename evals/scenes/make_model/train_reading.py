@@ -17,7 +17,7 @@ from umcompress.evals.scenes.make_model.train_model import (
     Encoder,
     Stage,
     generation_text,
-    is_generation,
+    is_understanding,
     run_stage,
     understanding_samples,
 )
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def told_again(rng: np.random.Generator, prompt: prompts.Prompt) -> str:
-    """The objects of a prompt in random order, noun first: "cup dotted blue right , circle striped red left"."""
+    """The objects of a prompt in random order, noun first: "cup dotted blue right of, star plain red left of"."""
     include = prompt.metadata["include"]
     relation = next((clause["position"][0] for clause in include if "position" in clause), None)
     things = []
@@ -67,7 +67,7 @@ def train_reading(model: Bagel, settings: Settings, out: Path, log: Log) -> Bage
     trained = {
         name: weight
         for name, weight in model.named_parameters()
-        if not (name.startswith("vae.") or is_generation(name) or name.endswith("pos_embed"))
+        if is_understanding(name)
     }
     feed_forwards = [weight for name, weight in trained.items() if is_feed_forward(name)]
 
