@@ -34,7 +34,7 @@ class Calibration(Document):
     task: Literal["understanding", "generation", "both"] = Field(
         default="understanding",
         description="What the model does while it is observed; both: the one, then the other, for a part that serves "
-        "both (the understanding part of a unified model reads prompts as well).",
+        "both, as understanding does in a unified model, where it reads the prompts.",
     )
     samples: PositiveInt = Field(default=64, description="How many items are run; of both tasks, so many each.")
     seed: NonNegativeInt = Field(default=0, description="Draws the items.")
