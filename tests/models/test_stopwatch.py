@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 from fake_runners import Clock
 from scipy.stats import binom
+from tiny_bagel import write_tiny_bagel
 
 from umcompress.models import stopwatch
+from umcompress.models.bagel import runner as bagel_runner
+from umcompress.models.bagel.family import BagelFamily
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +54,23 @@ def test_the_unpruned_model_is_one_by_definition() -> None:
     runner = Clock(9.0, 0.25, 0.25, 0.25)
     found = stopwatch.own_speed(runner, ["understanding"])["understanding"]
     assert found.ratio == 1 and found.measures == {"tokens_per_second": 4.0} and runner.calls == 4
+
+
+def test_decoding_is_timed_once_for_all_models_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The autoencoder is never compressed: every model's seconds hold the same for it."""
+    decoded: list[int] = []
+
+    def decode(model: object, tokens: object, sizes: Sequence[tuple[int, int]]) -> list[object]:
+        decoded.append(len(sizes))
+        time.sleep(0.2)
+        return []
+
+    monkeypatch.setattr(bagel_runner, "_DECODING", {})
+    monkeypatch.setattr(bagel_runner, "decode_images", decode)
+    folder, family = write_tiny_bagel(tmp_path / "model"), BagelFamily()
+    runners = [family.runner(family.load(folder), folder) for _ in range(2)]
+    works = [runner.workload("generation") for runner in (*runners, *runners)]
+    assert len(decoded) == 4
+    assert all(work.seconds > 0.2 and work.measures["image_seconds"] > 0.2 / decoded[0] for work in works)
