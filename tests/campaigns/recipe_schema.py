@@ -79,7 +79,10 @@ def recipes(home: Path, count: int, seed: int = 0) -> tuple[str, list[str]]:
     from umcompress.plan.dry_run import plan_recipe
     from umcompress.recipe.recipe import RecipeHead, parse_recipe
 
-    schema = recipe_schema(RecipeHead, Gate, all_passes(), all_evaluations())
+    def refuse(error: UmcompressError) -> None:
+        raise error
+
+    schema = recipe_schema(RecipeHead, Gate, all_passes(refuse), all_evaluations(refuse))
     faults, planned = list[str](), 0
     for number in range(count):
         draw = random.Random(f"{seed} {number}")

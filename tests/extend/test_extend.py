@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from places import DOCS
 from pydantic import ValidationError
 
 from umcompress import plugins as discover
+from umcompress.cli.main import main
 from umcompress.errors import UsageError
 from umcompress.extend.pass_base import Pass, SitePass, parse_layers
 from umcompress.extend.registry import all_evaluations, all_passes, evaluations, find_evaluation, find_pass, passes
@@ -182,9 +184,22 @@ def test_a_broken_plugin_hurts_only_who_names_it(monkeypatch: pytest.MonkeyPatch
     offer(monkeypatch, ("good", "umcompress.passes.layer_drop:LayerDrop"), ("bad", "no_such_module:Pass"))
     assert passes() == ["bad", "good"]
     assert find_pass("good") is LayerDrop
-    with pytest.raises(UsageError, match=r"pass 'bad'[\s\S]*no_such_module:Pass does not import"):
+    with pytest.raises(UsageError, match=r"pass 'bad'[\s\S]*no_such_module:Pass does not import") as refused:
         find_pass("bad")
-    assert all_passes() == {"good": LayerDrop}
+    told: list[UsageError] = []
+    assert all_passes(told.append) == {"good": LayerDrop}
+    assert [str(error) for error in told] == [str(refused.value)]
+
+
+def test_the_listing_names_a_broken_plugin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who has just written one must not look for it in vain."""
+    offer(monkeypatch, ("good", "umcompress.passes.layer_drop:LayerDrop"), ("bad", "no_such_module:Pass"))
+    assert main(["passes", "--format", "json"]) == 0
+    shown = capsys.readouterr()
+    assert [one["name"] for one in json.loads(shown.out)["passes"]] == ["good"]
+    assert "left out: pass 'bad'" in shown.err and "no_such_module:Pass does not import" in shown.err
 
 
 def test_one_name_with_two_meanings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +215,11 @@ def test_the_same_offer_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_seed_may_be_negative() -> None:
     """What draws cannot begin with one; the recipe says so before anything runs."""
+    told: list[UsageError] = []
+    installed = {**all_passes(told.append), **all_evaluations(told.append)}
+    assert not told
     seeds = {
         f"{name}.{key}": kind.model_json_schema()["properties"][key].get("minimum")
-        for name, kind in {**all_passes(), **all_evaluations()}.items() for key in kind.model_fields if "seed" in key
+        for name, kind in installed.items() for key in kind.model_fields if "seed" in key
     }  # fmt: skip
     assert "scenes.seed" in seeds and seeds == dict.fromkeys(seeds, 0)

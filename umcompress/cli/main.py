@@ -300,6 +300,11 @@ def _export(options: Namespace) -> int:
     return 0
 
 
+def _left_out(error: UmcompressError) -> None:
+    """A plug-in that cannot be used is no reason to show none, and none to be silent."""
+    print(f"umcompress: left out: {error}", file=sys.stderr)
+
+
 def _passes(options: Namespace) -> int:
     from umcompress.extend.registry import all_passes, one_pass
     from umcompress.report.passes_view import describe_pass, list_passes, pass_view, passes_view
@@ -308,7 +313,7 @@ def _passes(options: Namespace) -> int:
         one = describe_pass(options.name, one_pass(options.name))
         _print(one, pass_view(one), options.format)
     else:
-        found = list_passes(all_passes())
+        found = list_passes(all_passes(_left_out))
         _print(found, passes_view(found), options.format)
     return 0
 
@@ -326,7 +331,7 @@ def _evaluations(options: Namespace) -> int:
         one = describe_evaluation(options.name, one_evaluation(options.name))
         _print(one, one_evaluation_view(one), options.format)
     else:
-        found = list_evaluations(all_evaluations())
+        found = list_evaluations(all_evaluations(_left_out))
         _print(found, evaluations_view(found), options.format)
     return 0
 
@@ -344,7 +349,8 @@ def _schema(options: Namespace) -> int:
     from umcompress.extend.registry import all_evaluations, all_passes
     from umcompress.recipe.recipe import RecipeHead
 
-    print(json.dumps(recipe_schema(RecipeHead, Gate, all_passes(), all_evaluations()), indent=2))
+    passes, evaluations = all_passes(_left_out), all_evaluations(_left_out)
+    print(json.dumps(recipe_schema(RecipeHead, Gate, passes, evaluations), indent=2))
     return 0
 
 
@@ -354,15 +360,9 @@ def _generate(options: Namespace) -> int:
     from umcompress.run.ask import generate
 
     written = generate(
-        options.model,
-        options.prompt,
-        Path(options.output),
-        seed=options.seed,
-        steps=options.steps,
-        guidance=options.guidance,
-        force=options.force,
-        trust_remote_code=options.trust_remote_code,
-    )
+        options.model, options.prompt, Path(options.output), seed=options.seed, steps=options.steps,
+        guidance=options.guidance, force=options.force, trust_remote_code=options.trust_remote_code,
+    )  # fmt: skip
     print(written)
     return 0
 

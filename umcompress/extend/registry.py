@@ -55,21 +55,25 @@ def one_evaluation(name: str) -> type[Evaluation]:
     return find_evaluation(name, Path())
 
 
-def all_passes() -> dict[str, type[Pass]]:
-    """Every pass that can be used; one that somebody else broke says so when it is named."""
-    return _usable(passes(), find_pass)
+Told = Callable[[UsageError], None]
+"""What is done with the reason why an installed class cannot be used."""
 
 
-def all_evaluations() -> dict[str, type[Evaluation]]:
-    """Every evaluation that can be used."""
-    return _usable(evaluations(), find_evaluation)
+def all_passes(left_out: Told) -> dict[str, type[Pass]]:
+    """Every pass that can be used.  One that somebody else broke hurts no other: `left_out` is told why."""
+    return _usable(passes(), find_pass, left_out)
 
 
-def _usable(names: Iterable[str], find: Callable[[str], type[T]]) -> dict[str, type[T]]:
+def all_evaluations(left_out: Told) -> dict[str, type[Evaluation]]:
+    """Every evaluation that can be used, as with passes."""
+    return _usable(evaluations(), find_evaluation, left_out)
+
+
+def _usable(names: Iterable[str], find: Callable[[str], type[T]], left_out: Told) -> dict[str, type[T]]:
     found = {}
     for name in names:
         try:
             found[name] = find(name)
-        except UsageError:
-            continue
+        except UsageError as error:
+            left_out(error)
     return found
