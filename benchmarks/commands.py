@@ -3,8 +3,8 @@
     python benchmarks/commands.py [--rounds 5] [--quickstart] [--record]
 
 Of start-up each round runs all commands in turn, and the ratios are medians over rounds. `plan` is that of a Llama of
-80 blocks, from its configuration alone; importing what it imports (torch and transformers) is a line of its own.
-`--quickstart` runs that recipe once, minutes.
+80 blocks and of BAGEL-7B, from their configurations alone, and of quickstart; importing what it imports (torch and
+transformers) is a line of its own. `--quickstart` runs that recipe once, minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from _results import record
+from _results import as_installed, record
 
 STARTS = {
     "python": ("-c", "pass"), "--help": ("-m", "umcompress", "--help"), "passes": ("-m", "umcompress", "passes"),
@@ -30,14 +30,21 @@ LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672,
     "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
 }  # fmt: skip
+BAGEL_TEXT = {
+    "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+    "intermediate_size": 18944, "vocab_size": 152064,
+}  # fmt: skip
+BAGEL_VISION = {
+    "hidden_size": 1152, "image_size": 980, "intermediate_size": 4304, "num_attention_heads": 16,
+    "num_hidden_layers": 27, "patch_size": 14,
+}  # fmt: skip
 
 
 def seconds(arguments: Sequence[str]) -> float:
     """Processor time of Python with these arguments, its own children included, with bytecode as installed."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command, quiet = [sys.executable, "-P", *arguments], subprocess.DEVNULL
     before = os.times()
-    subprocess.run(command, env=environment, stdout=quiet, stderr=quiet, check=True)
+    subprocess.run(command, env=as_installed(), stdout=quiet, stderr=quiet, check=True)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
@@ -59,12 +66,24 @@ def starts(rounds: int, report: Path | None) -> dict[str, dict[str, float]]:
 
 
 def plans(rounds: int, folder: Path) -> dict[str, dict[str, float]]:
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(json.dumps({"model": str(folder), "steps": [{"pass": "layer_drop", "drop": [3, 4]}]}))
+    llama, bagel = folder / "llama", folder / "bagel"
+    llama.mkdir()
+    bagel.mkdir()
+    (llama / "config.json").write_text(json.dumps(LLAMA))
+    (bagel / "llm_config.json").write_text(json.dumps(BAGEL_TEXT))
+    (bagel / "vit_config.json").write_text(json.dumps(BAGEL_VISION))
+    whats = {"plan of quickstart": "quickstart"}
+    cut = {"pass": "layer_drop", "drop": [3, 4]}
+    for name, model, step in (
+        ("plan of 80 Llama blocks", llama, cut),
+        ("plan of BAGEL-7B's skeleton", bagel, cut | {"component": "generation", "unit": "feed_forward"}),
+    ):
+        recipe = folder / f"{model.name}.yaml"
+        recipe.write_text(json.dumps({"model": str(model), "steps": [step]}))
+        whats[name] = str(recipe)
     base = statistics.median(seconds(IMPORTS) for _ in range(rounds))
     found = {"imports of plan": {"seconds": base, "over python": 0.0}}
-    for name, what in {"plan of 80 blocks": str(recipe), "plan of quickstart": "quickstart"}.items():
+    for name, what in whats.items():
         whole = statistics.median(seconds(("-m", "umcompress", "plan", what)) for _ in range(rounds))
         found[f"{name}, beside the imports"] = {"seconds": whole - base, "over python": 0.0}
     return found

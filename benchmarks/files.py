@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from _results import record
+from _results import as_installed, record
 from out_of_core import LLAMA, Shape, make
 
 TINY = Shape(256, 688, 4)
@@ -84,7 +84,7 @@ class Took(NamedTuple):
 def took(command: Sequence[str], leaves: Path) -> Took:
     """Run a command that makes `leaves`, which is removed again."""
     started, before = time.monotonic(), os.times()
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(command, env=as_installed(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     after = os.times()
     wall = time.monotonic() - started
     shutil.rmtree(leaves)
