@@ -13,10 +13,11 @@ RESULTS = Path(__file__).parent / "results.md"
 
 
 def commit() -> str:
-    """The checkout's commit; a star says that files had been changed."""
+    """The checkout's commit; a star says that files had been changed, others than those of results."""
     here = Path(__file__).parent
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    changed = ["git", "status", "--porcelain", "-uno", ".", ":/", f":(exclude){RESULTS.name}"]
+    dirty = subprocess.run(changed, cwd=here, capture_output=True, text=True)
     return head.stdout.strip() + ("*" if dirty.stdout.strip() else "")
 
 
