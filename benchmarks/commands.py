@@ -3,8 +3,8 @@
     python benchmarks/commands.py [--rounds 5] [--quickstart] [--record]
 
 Of start-up each round runs all commands in turn, and the ratios are medians over rounds. `plan` is that of a Llama of
-80 blocks and of BAGEL-7B, from their configurations alone, and of quickstart; importing what it imports (torch and
-transformers) is a line of its own. `--quickstart` runs that recipe once, minutes.
+80 blocks and of BAGEL-7B, from their configurations alone, and of quickstart; importing what each imports (torch and,
+but for BAGEL, transformers) is a line of its own. `--quickstart` runs that recipe once, minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,19 @@ STARTS = {
     "python": ("-c", "pass"), "--help": ("-m", "umcompress", "--help"), "passes": ("-m", "umcompress", "passes"),
     "evaluations": ("-m", "umcompress", "evaluations"), "schema": ("-m", "umcompress", "schema"),
 }  # fmt: skip
-IMPORTS = ("-c", "import torch, transformers.modeling_utils; from torch.utils.flop_counter import FlopCounterMode")
+IMPORTED = """
+import json, sys
+from umcompress.cli.main import main
+assert main(sys.argv[1:]) == 0
+print(json.dumps(list(sys.modules)))
+"""
+IMPORT = """
+import contextlib, importlib, json, sys
+from pathlib import Path
+for name in json.loads(Path(sys.argv[1]).read_text()):
+    with contextlib.suppress(ImportError):  # some are made by others as they are imported
+        importlib.import_module(name)
+"""
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672,
     "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
@@ -65,27 +77,42 @@ def starts(rounds: int, report: Path | None) -> dict[str, dict[str, float]]:
     }
 
 
+def imported(plan: Sequence[str]) -> list[str]:
+    """What a plan has imported when it is done, in that order."""
+    lines = subprocess.run(
+        [sys.executable, "-P", "-c", IMPORTED, *plan], env=as_installed(), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    found: list[str] = json.loads(lines[-1])
+    return found
+
+
 def plans(rounds: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Each plan beside a process that imports what it imports and does nothing else, in turn."""
     llama, bagel = folder / "llama", folder / "bagel"
     llama.mkdir()
     bagel.mkdir()
     (llama / "config.json").write_text(json.dumps(LLAMA))
     (bagel / "llm_config.json").write_text(json.dumps(BAGEL_TEXT))
     (bagel / "vit_config.json").write_text(json.dumps(BAGEL_VISION))
-    whats = {"plan of quickstart": "quickstart"}
+    whats = {"quickstart": "quickstart"}
     cut = {"pass": "layer_drop", "drop": [3, 4]}
     for name, model, step in (
-        ("plan of 80 Llama blocks", llama, cut),
-        ("plan of BAGEL-7B's skeleton", bagel, cut | {"component": "generation", "unit": "feed_forward"}),
+        ("80 Llama blocks", llama, cut),
+        ("BAGEL-7B's skeleton", bagel, cut | {"component": "shared"}),
     ):
         recipe = folder / f"{model.name}.yaml"
         recipe.write_text(json.dumps({"model": str(model), "steps": [step]}))
         whats[name] = str(recipe)
-    base = statistics.median(seconds(IMPORTS) for _ in range(rounds))
-    found = {"imports of plan": {"seconds": base, "over python": 0.0}}
+    found = {}
     for name, what in whats.items():
-        whole = statistics.median(seconds(("-m", "umcompress", "plan", what)) for _ in range(rounds))
-        found[f"{name}, beside the imports"] = {"seconds": whole - base, "over python": 0.0}
+        modules = folder / "modules.json"
+        modules.write_text(json.dumps(imported(("plan", what))))
+        imports = ("-c", IMPORT, str(modules))
+        timed = [(seconds(("-m", "umcompress", "plan", what)), seconds(imports)) for _ in range(rounds)]
+        alone = statistics.median(base for _, base in timed)
+        beside = statistics.median(whole - base for whole, base in timed)
+        found[f"imports of the plan of {name}"] = {"seconds": alone, "over python": 0.0}
+        found[f"plan of {name}, beside its imports"] = {"seconds": beside, "over python": 0.0}
     return found
 
 
