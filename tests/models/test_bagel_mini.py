@@ -13,8 +13,8 @@ from umcompress.evals.scenes.evaluation import Scenes
 from umcompress.models.registry import resolve_folder
 from umcompress.models.source import open_source
 
-# Of generation, pairs of objects with looks of their own are learned last: their kinds have no floor yet.
-FLOORS = {"generation": (0.60, 0.0), "understanding": (0.94, 0.75)}
+# Mean and lowest kind. Of generation, pairs of objects with looks of their own are learned last.
+FLOORS = {"generation": (0.74, 0.55), "understanding": (0.94, 0.75)}
 
 
 def test_it_is_small_and_safe() -> None:
@@ -29,7 +29,7 @@ def test_it_is_far_above_chance(tmp_path: Path) -> None:
     scores = Scenes(prompts=60, questions=100).run(source.runner(source.load()), tmp_path, lambda text: None)
     for task, score in scores.items():
         assert score.chance is not None
-        assert score.value > max({"generation": 0.4, "understanding": 0.85}[task], score.chance + 0.3), task
+        assert score.value > max({"generation": 0.6, "understanding": 0.85}[task], score.chance + 0.3), task
 
 
 @pytest.mark.slow

@@ -38,10 +38,10 @@ class Settings:
     reading_steps: int = 2_000
     reading_batch: int = 48
     reading_lr: float = 1e-3
-    generation_steps: int = 10_000
+    generation_steps: int = 28_000
     generation_batch: int = 64
     generation_lr: float = 2e-3
-    pictures: int = 64_000
+    pictures: int = 128_000
     layout_share: float = 0.4
     warm_up: int = 100
     weight_decay: float = 0.01
