@@ -29,11 +29,12 @@ def as_installed() -> dict[str, str]:
 def record(
     benchmark: str, arguments: Mapping[str, object], rows: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """One table: a line a row, a column a figure."""
+    """One table: a line a row, a column a figure.  Where things lie on this machine is nobody's business: no paths."""
     import torch
 
     columns = list(next(iter(rows.values())))
-    given = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    told = {key: value for key, value in arguments.items() if key != "record" and not isinstance(value, Path)}
+    given = ", ".join(f"{key} {value}" for key, value in told.items())
     lines = [
         f"\n## {benchmark}, {datetime.date.today().isoformat()}\n",
         f"commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}, "

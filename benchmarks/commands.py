@@ -86,25 +86,31 @@ def imported(plan: Sequence[str]) -> list[str]:
     return found
 
 
+def planned(folder: Path) -> dict[str, str]:
+    """What is planned, by name: two recipes over configurations without weights, and quickstart."""
+    drop = {"pass": "layer_drop", "drop": [3, 4]}
+    found = {"quickstart": "quickstart"}
+    for name, files, step in (
+        ("80 Llama blocks", {"config.json": LLAMA}, drop),
+        (
+            "BAGEL-7B's skeleton", {"llm_config.json": BAGEL_TEXT, "vit_config.json": BAGEL_VISION},
+            drop | {"component": "shared"},
+        ),
+    ):
+        model = folder / name
+        model.mkdir()
+        for file, content in files.items():
+            (model / file).write_text(json.dumps(content))
+        recipe = folder / f"{name}.yaml"
+        recipe.write_text(json.dumps({"model": str(model), "steps": [step]}))
+        found[name] = str(recipe)
+    return found
+
+
 def plans(rounds: int, folder: Path) -> dict[str, dict[str, float]]:
     """Each plan beside a process that imports what it imports and does nothing else, in turn."""
-    llama, bagel = folder / "llama", folder / "bagel"
-    llama.mkdir()
-    bagel.mkdir()
-    (llama / "config.json").write_text(json.dumps(LLAMA))
-    (bagel / "llm_config.json").write_text(json.dumps(BAGEL_TEXT))
-    (bagel / "vit_config.json").write_text(json.dumps(BAGEL_VISION))
-    whats = {"quickstart": "quickstart"}
-    cut = {"pass": "layer_drop", "drop": [3, 4]}
-    for name, model, step in (
-        ("80 Llama blocks", llama, cut),
-        ("BAGEL-7B's skeleton", bagel, cut | {"component": "shared"}),
-    ):
-        recipe = folder / f"{model.name}.yaml"
-        recipe.write_text(json.dumps({"model": str(model), "steps": [step]}))
-        whats[name] = str(recipe)
     found = {}
-    for name, what in whats.items():
+    for name, what in planned(folder).items():
         modules = folder / "modules.json"
         modules.write_text(json.dumps(imported(("plan", what))))
         imports = ("-c", IMPORT, str(modules))

@@ -281,7 +281,7 @@ class BagelRunner(Runner):
         entry = (self.model.config.autoencoder.model_dump_json(), tuple(sizes), weight.dtype, weight.device)
         if entry not in _DECODING:
             timed = [self._seconds(lambda: decode_images(self.model, x, sizes)) for _ in range(4)]
-            _DECODING[entry] = statistics.median(timed[1:])
+            _DECODING[entry] = statistics.median(timed[1:])  # the first warms up
         return _DECODING[entry]
 
     def _seconds(self, work: Callable[[], object]) -> float:
